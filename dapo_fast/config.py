@@ -1,0 +1,282 @@
+"""Every setting of a run: one YAML file, checked whole before anything is loaded.
+
+Defaults are the paper's (arXiv 2412.18279, section 4) where it names a value. A stage takes its own section.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dapo_fast.errors import InputError
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class ModelSettings(Section):
+    """The policy to improve."""
+
+    path: str | None = None  # Hugging Face directory; None: the built-in task's model, from scratch
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, float32 elsewhere
+    attention: Literal["auto", "flex", "tree_sdpa", "varlen", "dense"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class DataSettings(Section):
+    """Problems to train on and problems held out."""
+
+    task: str | None = None  # a built-in task ("arithmetic"); it generates its own problems
+    problems: str | None = None  # JSONL file, benchmark name or hub id
+    heldout: str | None = None  # the same, for evaluation; None: no held-out measurement
+    template: str = "chat"  # "chat", "plain", "none" or a string with {prompt}
+    limit: int | None = Field(None, ge=1)  # problems used in an iteration
+    heldout_limit: int | None = Field(None, ge=1)
+
+
+class OptimSettings(Section):
+    """AdamW, its schedule and the batch: shared by sft, critic and actor."""
+
+    lr: float = Field(5e-7, gt=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float = Field(1.0, gt=0)
+    optimizer_state: Literal["float32", "bfloat16", "int8"] = "float32"
+    epochs: int = Field(1, ge=1)
+    steps: int | None = Field(None, ge=1)  # optimizer steps; None: as many as the epochs give
+    pack_tokens: int = Field(16384, ge=16)  # token budget of one pack: one forward and backward on a rank
+    save_every: int = Field(50, ge=1)  # optimizer steps between checkpoints
+    keep_checkpoints: int = Field(2, ge=1)
+    lora_rank: int = Field(0, ge=0)  # 0: full training
+    lora_alpha: float = Field(16.0, gt=0)
+
+
+class SftSettings(OptimSettings):
+    """Supervised start, completion-only. ``steps`` 0 leaves it out."""
+
+    data: str | None = None  # JSONL of {"prompt", "response"}; a built-in task brings its own gold traces
+    batch_sequences: int = Field(64, ge=1)
+    lr: float = Field(1e-5, gt=0)
+    steps: int | None = Field(0, ge=0)
+
+
+class EngineSettings(Section):
+    """Who samples."""
+
+    kind: Literal["in_process", "http"] = "in_process"
+    urls: list[str] = []  # http: base URLs of OpenAI-compatible servers
+    model_name: str | None = None  # http: the name the server serves the model under
+    concurrency: int = Field(64, ge=1)  # http: requests in flight per server
+    timeout_s: float = Field(600.0, gt=0)
+    retries: int = Field(8, ge=0)
+    max_rows: int = Field(512, ge=1)  # in_process: sequences decoded side by side
+
+    @model_validator(mode="after")
+    def _urls_for_http(self) -> EngineSettings:
+        if self.kind == "http" and not self.urls:
+            raise ValueError("urls: kind 'http' needs at least one base URL")
+        return self
+
+
+class CollectSettings(Section):
+    """A.1 generation and A.2 completion."""
+
+    samples: int = Field(32, ge=1)  # responses sampled for each problem
+    kept: int = Field(6, ge=1)  # of which kept as trunks, correct and wrong balanced
+    completions: int = Field(16, ge=1)  # from every state
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int = Field(2048, ge=1)
+    splitter: str = "line"  # "line", "blank_line", "sentence" or "regex:…"
+    shard_problems: int = Field(16, ge=1)  # problems in a shard: the unit that a kill can cost
+    every_state: int = Field(1, ge=1)  # complete every k-th state
+    reuse_samples: bool = False  # the generator's samples serve as completions of s_0
+    count_trunk: bool = False  # a trunk's own outcome is one more sample of each of its states
+    skip_decided: bool = False  # stop completing a state once its verdict is sure beyond decided_error
+    decided_error: float = Field(0.01, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _kept_of_samples(self) -> CollectSettings:
+        if self.kept > self.samples:
+            raise ValueError(f"kept: cannot keep {self.kept} of {self.samples} samples")
+        return self
+
+
+class CriticSettings(OptimSettings):
+    """A.3, the value model."""
+
+    init: str = "actor"  # "actor", "scratch" or a Hugging Face directory
+    loss: Literal["bce", "mse"] = "bce"
+    lr: float = Field(5e-6, gt=0)
+    batch_states: int = Field(512, ge=1)
+    heldout_fraction: float = Field(0.05, ge=0, lt=1)  # of problems, for held-out loss, AUC and Brier score
+
+
+class AdvantageSettings(Section):
+    """B.1, step advantages and which states they keep."""
+
+    gap: float = Field(0.1, ge=0)  # keep states with max Â − min Â ≥ gap
+    unique: bool = True  # train once on each unique action
+    source: Literal["critic", "mc", "response"] = (
+        "critic"  # who says Q: the critic, MC values, the trunk's reward
+    )
+    pack_tokens: int = Field(16384, ge=16)
+
+
+class ActorSettings(OptimSettings):
+    """B.2, the squared loss."""
+
+    beta: float = Field(0.01, gt=0)
+    lr: float = Field(5e-7, gt=0)
+    batch_pairs: int = Field(2048, ge=1)
+    state_wise: bool = True  # all actions of one state in the same batch
+
+
+class ParallelSettings(Section):
+    """How a model is laid over devices. The mathematics does not depend on it."""
+
+    replicas: int = Field(1, ge=1)  # hybrid sharding: groups that each hold a whole copy
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    compile: bool = False
+    cpu_offload: bool = False
+    tracker: Literal["none", "wandb", "trackio"] = "none"
+
+
+class EvaluateSettings(Section):
+    """Greedy and sampled accuracy; the paper's settings are greedy, zero-shot, 2048 new tokens."""
+
+    max_tokens: int = Field(2048, ge=1)
+    samples: int = Field(0, ge=0)  # sampled responses a problem; 0: greedy only
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    batch_problems: int = Field(256, ge=1)  # problems between two saves
+
+
+class Config(Section):
+    """The whole of a run."""
+
+    seed: int = 0
+    iterations: int = Field(1, ge=1)
+    keep_best: bool = True  # keep the previous policy where the new one is worse beyond its interval
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    sft: SftSettings = SftSettings()
+    engine: EngineSettings = EngineSettings()
+    collect: CollectSettings = CollectSettings()
+    critic: CriticSettings = CriticSettings()
+    advantages: AdvantageSettings = AdvantageSettings()
+    actor: ActorSettings = ActorSettings()
+    parallel: ParallelSettings = ParallelSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    by_iteration: dict[int, dict[str, Any]] = {}  # {2: {actor: {beta: 0.1}}} changes settings from then on
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.data.task is None and self.data.problems is None:
+            raise ValueError("data: name a built-in task (data.task) or a source of problems (data.problems)")
+        if self.data.task is not None and self.data.problems is not None:
+            raise ValueError("data: task and problems exclude each other")
+        if self.data.task is None and self.model.path is None:
+            raise ValueError("model.path: needed, since only a built-in task brings its own model")
+        for iteration in self.by_iteration:
+            if not 1 <= iteration <= self.iterations:
+                raise ValueError(f"by_iteration.{iteration}: the run has iterations 1 to {self.iterations}")
+            self.at(iteration)
+        return self
+
+    def at(self, iteration: int) -> Config:
+        """The settings in force in ``iteration`` (1 is the first): ``by_iteration`` merged in up to it."""
+        merged = self.model_dump(exclude={"by_iteration"})
+        for index in sorted(i for i in self.by_iteration if i <= iteration):
+            merged = _merge(merged, self.by_iteration[index])
+        return Config.model_validate(merged)
+
+    def digest(self) -> str:
+        """A short hash of every setting: results of different configs never mix."""
+        return digest(self.model_dump(mode="json"))
+
+
+def digest(value: Any) -> str:
+    """A short, stable hash of JSON data."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _merge(base: dict, change: dict) -> dict:
+    merged = copy.deepcopy(base)
+    for key, value in change.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+PRESET_DIRECTORY = Path(__file__).parent / "presets"
+
+
+def preset_names() -> list[str]:
+    """Names that ``load_config(preset=…)`` takes."""
+    return sorted(path.stem for path in PRESET_DIRECTORY.glob("*.yaml"))
+
+
+def load_config(
+    path: str | Path | None = None, preset: str | None = None, overrides: list[str] | None = None
+) -> Config:
+    """Read a config: a preset, a YAML file over it, then ``section.key=value`` over both.
+
+    Raises:
+        InputError: naming the file or argument and every wrong key at once.
+    """
+    values: dict = {}
+    if preset is not None:
+        if preset not in preset_names():
+            raise InputError(f"--preset {preset}: unknown; there are {', '.join(preset_names())}")
+        values = yaml.safe_load((PRESET_DIRECTORY / f"{preset}.yaml").read_text())
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(Path(path).read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"{path}: not a readable YAML file ({error})") from error
+        if not isinstance(loaded, dict):
+            raise InputError(f"{path}: a config is a mapping of sections, this is {type(loaded).__name__}")
+        values = _merge(values, loaded)
+    for override in overrides or []:
+        values = _merge(values, _override(override))
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
+        ]
+        raise InputError(f"{path or preset or 'config'}: " + "; ".join(lines)) from error
+
+
+def _override(text: str) -> dict:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise InputError(f"{text}: an override is section.key=value")
+    try:
+        result: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"{text}: value is not YAML ({error})") from error
+    # YAML 1.1 reads 1e-3 as text.
+    if isinstance(result, str):
+        try:
+            result = float(result)
+        except ValueError:
+            result = str(result)
+    for part in reversed(key.split(".")):
+        result = {part: result}
+    return result

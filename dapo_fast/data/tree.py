@@ -1,0 +1,112 @@
+"""The step tree: the one structure that collection writes, the critic reads and the actor trains on.
+
+The prompt is the root. Its kept responses are trunks; at each step boundary of a trunk hangs a state, and on each
+state hang its unique candidate steps. A state is a token prefix: trunks that share a prefix share its state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Trunk:
+    """A kept response, cut into steps.
+
+    Attributes:
+        ids: Response token ids, the end token included when the response finished.
+        step_ends: Cumulative token offsets, increasing; step t is ``ids[step_ends[t-1]:step_ends[t]]`` and the last
+            entry is ``len(ids)``.
+        reward: Verified reward in {0, 1}; 0 when truncated.
+        finished: Whether an end token closed the response.
+    """
+
+    ids: list[int]
+    step_ends: list[int]
+    reward: float
+    finished: bool
+
+
+@dataclass(slots=True)
+class Candidate:
+    """One unique first step among the completions of a state: an action of the paper.
+
+    Attributes:
+        ids: Token ids of the step, its line break or end token included.
+        count: How many of the state's completions begin with it.
+        terminal: The step ends the response, by an end token or by truncation inside it.
+        reward: Verified reward of a terminal step; 0 for a truncated one and for every other.
+        q: Q(s, a): ``reward`` if terminal, else the critic's value of the state that the step leads to.
+        advantage: Q minus the mean of Q over the state's completions (duplicates counted).
+        ref_logp: log π_ref(a|s), nats, summed over the step's tokens.
+        logp_after: The same under the trained policy.
+    """
+
+    ids: list[int]
+    count: int
+    terminal: bool
+    reward: float
+    q: float | None = None
+    advantage: float | None = None
+    ref_logp: float | None = None
+    logp_after: float | None = None
+
+
+@dataclass(slots=True)
+class State:
+    """A prefix at a step boundary, with the Monte Carlo estimate of its success rate.
+
+    Attributes:
+        trunk: Index of the first trunk that passes through this state.
+        step: Number of steps before the state (0: the prompt alone).
+        rewards: Verified reward of each completion sampled from here.
+        candidates: Unique first steps of those completions.
+        value: The critic's V(s).
+        kept: Whether the advantage-gap filter kept the state; None before advantages are computed.
+    """
+
+    trunk: int
+    step: int
+    rewards: list[float]
+    candidates: list[Candidate]
+    value: float | None = None
+    kept: bool | None = None
+
+    @property
+    def mc(self) -> float:
+        """MC(s), the mean reward of the completions, in [0, 1]."""
+        return sum(self.rewards) / len(self.rewards)
+
+
+@dataclass(slots=True)
+class Tree:
+    """Everything collected for one problem.
+
+    Attributes:
+        problem_id: Identifier of the problem.
+        prompt: The problem's text, for people.
+        answer: The expected answer, for people.
+        prompt_ids: Token ids of the templated prompt.
+        trunks: Kept responses.
+        states: Unique states of the trunks, ordered by trunk, then step.
+        sampled: Responses sampled in A.1.
+        correct: How many of them were correct.
+    """
+
+    problem_id: str
+    prompt: str
+    answer: str
+    prompt_ids: list[int]
+    trunks: list[Trunk]
+    states: list[State]
+    sampled: int
+    correct: int
+
+    def response_prefix(self, state: State) -> list[int]:
+        """Token ids of the response up to ``state``, without the prompt."""
+        trunk = self.trunks[state.trunk]
+        return trunk.ids[: trunk.step_ends[state.step - 1]] if state.step else []
+
+    def prefix_ids(self, state: State) -> list[int]:
+        """Token ids of ``state``: the prompt and the response up to it."""
+        return self.prompt_ids + self.response_prefix(state)
