@@ -128,9 +128,7 @@ class AdvantageSettings(Section):
 
     gap: float = Field(0.1, ge=0)  # keep states with max Â − min Â ≥ gap
     unique: bool = True  # train once on each unique action
-    source: Literal["critic", "mc", "response"] = (
-        "critic"  # who says Q: the critic, MC values, the trunk's reward
-    )
+    source: Literal["critic", "mc", "response"] = "critic"  # who says Q: the critic, MC values, the trunk's reward
     pack_tokens: int = Field(16384, ge=16)
 
 

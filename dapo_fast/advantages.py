@@ -1,0 +1,163 @@
+"""B.1: from values to step advantages, and which states they keep (paper, section 3 and the three tricks)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dapo_fast.config import AdvantageSettings
+from dapo_fast.data.store import read_shard, shard_meta, shard_paths, write_shard
+from dapo_fast.data.tree import Candidate, State, Tree
+from dapo_fast.errors import InputError
+
+log = logging.getLogger("dapo_fast.advantages")
+
+
+def state_advantages(state: State) -> list[float]:
+    """Â(s, a_i) = Q_i − mean_j Q_j over the state's completions, one value a unique candidate.
+
+    The mean runs over completions, so that a candidate sampled three times counts three times; duplicates are dropped
+    only afterwards (the paper's second trick).
+    """
+    total = sum(candidate.count for candidate in state.candidates)
+    mean = sum(candidate.count * _q(candidate.q) for candidate in state.candidates) / total
+    return [_q(candidate.q) - mean for candidate in state.candidates]
+
+
+def _q(value: float | None) -> float:
+    if value is None:
+        raise ValueError("a candidate has no Q yet: run the critic over the tree first")
+    return value
+
+
+def critic_advantages(tree: Tree, gap: float, unique: bool = True) -> None:
+    """Fill ``advantage`` of every candidate and ``kept`` of every state: kept if max Â − min Â ≥ ``gap``.
+
+    A state whose candidates are all the same step has no contrast and is never kept, whatever the gap.
+    With ``unique`` off, a candidate stands as often as it was sampled.
+    """
+    for state in tree.states:
+        if not state.candidates:
+            state.kept = False
+            continue
+        advantages = state_advantages(state)
+        for candidate, advantage in zip(state.candidates, advantages, strict=True):
+            candidate.advantage = advantage
+        state.kept = len(advantages) > 1 and max(advantages) - min(advantages) >= gap
+        if not unique:
+            state.candidates = [replace(c, count=1) for c in state.candidates for _ in range(c.count)]
+
+
+def trunk_advantages(tree: Tree, source: str) -> None:
+    """Advantages without a critic, as baselines: the actions are the trunks' own steps.
+
+    ``"mc"``: Â = MC(s∘a) − MC(s), with the reward for a last step (VinePPO's signal).
+    ``"response"``: Â = the response's reward − the mean reward of the problem's samples, the same for each of its
+    steps (offline GRPO's signal). States are kept where an advantage is not zero; there is no gap to filter by.
+    """
+    by_prefix = {tuple(tree.response_prefix(state)): state for state in tree.states}
+    for state in tree.states:
+        prefix = tuple(tree.response_prefix(state))
+        outcomes: dict[tuple[int, ...], list[float]] = {}
+        for trunk in tree.trunks:
+            starts = (0, *trunk.step_ends[:-1])
+            if len(prefix) not in starts or tuple(trunk.ids[: len(prefix)]) != prefix:
+                continue
+            end = trunk.step_ends[starts.index(len(prefix))]
+            after = by_prefix.get(tuple(trunk.ids[:end]))
+            from_states = source == "mc" and end < len(trunk.ids)
+            if from_states and (after is None or not after.rewards):
+                continue
+            outcome = after.mc if from_states and after is not None else trunk.reward
+            outcomes.setdefault(tuple(trunk.ids[len(prefix) : end]), []).append(outcome)
+        baseline = state.mc if source == "mc" else tree.correct / tree.sampled
+        ends = {tuple(trunk.ids[: trunk.step_ends[-1]]) for trunk in tree.trunks}
+        state.candidates = []
+        for ids, seen in outcomes.items():
+            q = sum(seen) / len(seen)
+            terminal = prefix + ids in ends
+            reward = q if terminal else 0.0
+            candidate = Candidate(list(ids), len(seen), terminal, reward, q=q, advantage=q - baseline)
+            state.candidates.append(candidate)
+        state.kept = any(candidate.advantage for candidate in state.candidates)
+
+
+def compute_advantages(
+    trees_directory: str | Path,
+    out_directory: str | Path,
+    settings: AdvantageSettings,
+    fill_q: Callable[[Sequence[Tree]], None] | None,
+    digest: str,
+) -> dict:
+    """Read the collected store, fill Q, advantages and ``kept``, write the same shards to ``out_directory``.
+
+    Args:
+        fill_q: Sets ``q`` of every candidate (and ``value`` of every state) of a shard's trees; needed for
+            ``settings.source == "critic"``, not called for the baselines.
+        digest: Identifies the settings; a finished shard of another digest is an error, one of this digest is kept.
+
+    Returns:
+        Counts: states, kept states, pairs, and why states were dropped.
+    """
+    out = Path(out_directory)
+    done = out / "done.json"
+    if done.exists():
+        summary = json.loads(done.read_text())
+        if summary["digest"] != digest:
+            raise InputError(f"{done}: made with other settings; use a new run directory")
+        return summary
+    for path in shard_paths(trees_directory):
+        target = out / path.name
+        if target.exists():
+            if shard_meta(target).get("digest") != digest:
+                raise InputError(f"{target}: made with other settings; use a new run directory")
+            continue
+        trees = read_shard(path)
+        if settings.source == "critic":
+            if fill_q is None:
+                raise ValueError("fill_q: source 'critic' needs one")
+            fill_q(trees)
+        for tree in trees:
+            if settings.source == "critic":
+                critic_advantages(tree, settings.gap, settings.unique)
+            else:
+                trunk_advantages(tree, settings.source)
+        write_shard(target, trees, {"digest": digest})
+    summary = {"digest": digest} | count_states(t for p in shard_paths(out) for t in read_shard(p))
+    write_json(done, summary)
+    log.info(
+        "advantages: %(kept)d of %(states)d states pass the gap (%(all_wrong)d all wrong, %(all_right)d all right, "
+        "%(single)d with one candidate only), %(pairs)d pairs",
+        summary,
+    )
+    return summary
+
+
+def count_states(trees: Iterable[Tree]) -> dict:
+    """How many states there are, how many are kept, and what the others look like."""
+    counts = {"states": 0, "kept": 0, "pairs": 0, "all_wrong": 0, "all_right": 0, "single": 0}
+    for tree in trees:
+        for state in tree.states:
+            counts["states"] += 1
+            counts["all_wrong"] += bool(state.rewards) and state.mc == 0
+            counts["all_right"] += bool(state.rewards) and state.mc == 1
+            counts["single"] += len(state.candidates) < 2
+            if state.kept:
+                counts["kept"] += 1
+                counts["pairs"] += len(state.candidates)
+    return counts
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Publish JSON atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,126 @@
+"""Built-in task: arithmetic modulo 7, left to right, one to three operators a line.
+
+Prompt ``=6*3-6-3-0-2``; each line of a response is ``consumed=result remaining``: ``6*3=4-6-3-0-2``, then
+``4-6=5-3-0-2`` and so on until one digit is left. Gold traces reduce one, two or three operators at once, so a policy
+trained on them chooses, at every line, between a safe step and shortcuts that a small model mostly gets wrong: a
+decision problem whose step advantages are known to matter, small enough to train on two cores.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2Config
+
+from dapo_fast.data.problems import Problem
+
+MODULUS = 7
+OPERATORS = 5
+STEP_SIZES = (1, 2, 3)
+STEP_SIZE_WEIGHTS = (0.4, 0.4, 0.2)
+MAX_RESPONSE_TOKENS = 48
+_APPLY = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
+_FINAL = re.compile(r"=([0-6])\Z")
+
+
+def _reduce(value: int, operations: list[str]) -> int:
+    for operation in operations:
+        value = _APPLY[operation[0]](value, int(operation[1])) % MODULUS
+    return value
+
+
+class Arithmetic:
+    """The task: its tokenizer, model, problems, gold traces and verifier."""
+
+    kind = "arithmetic"
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """One token for each digit, each operator with its digit, ``=``, line break, and four specials."""
+        digits = [str(d) for d in range(MODULUS)]
+        tokens = ["<pad>", "<bos>", "<eos>", "<unk>", "=", "\n", *digits]
+        tokens += [operator + digit for operator in _APPLY for digit in digits]
+        tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<unk>"))
+        pieces = Regex(r"[+\-*][0-6]|[0-6]|=|\n")
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(pieces, behavior="isolated")
+        tokenizer.decoder = decoders.Fuse()
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            pad_token="<pad>",
+            bos_token="<bos>",
+            eos_token="<eos>",
+            unk_token="<unk>",
+            clean_up_tokenization_spaces=False,
+        )
+
+    def model_config(self) -> Qwen2Config:
+        """A Qwen2 of 2 layers and width 96, to be trained from scratch."""
+        tokenizer = self.tokenizer()
+        return Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=96,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=128,
+            tie_word_embeddings=False,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+
+    def _expression(self, rng: random.Random) -> tuple[int, list[str]]:
+        first = rng.randrange(MODULUS)
+        return first, [rng.choice("+-*") + str(rng.randrange(MODULUS)) for _ in range(OPERATORS)]
+
+    def problems(self, count: int, seed: int, split: str = "train") -> list[Problem]:
+        """``count`` distinct problems; splits never share one."""
+        rng = random.Random(f"arithmetic/{seed}/{split}")
+        seen: set[str] = set()
+        found: list[Problem] = []
+        while len(found) < count:
+            first, operations = self._expression(rng)
+            prompt = f"={first}{''.join(operations)}"
+            if prompt in seen or self._split(prompt) != split:
+                continue
+            seen.add(prompt)
+            answer = str(_reduce(first, operations))
+            found.append(Problem(id=prompt[1:], prompt=prompt, answer=answer, kind=self.kind))
+        return found
+
+    @staticmethod
+    def _split(prompt: str) -> str:
+        # A hash of the text, so that held-out expressions are unseen by SFT and training alike.
+        return "heldout" if random.Random(prompt).random() < 0.1 else "train"
+
+    def _trace(self, first: int, operations: list[str], rng: random.Random) -> str:
+        lines = []
+        value = first
+        while operations:
+            size = min(rng.choices(STEP_SIZES, STEP_SIZE_WEIGHTS)[0], len(operations))
+            consumed, operations = operations[:size], operations[size:]
+            result = self._result(value, consumed, rng)
+            lines.append(f"{value}{''.join(consumed)}={result}{''.join(operations)}")
+            value = result
+        return "\n".join(lines)
+
+    def _result(self, value: int, consumed: list[str], rng: random.Random) -> int:
+        return _reduce(value, consumed)
+
+    def gold(self, count: int, seed: int, step: int) -> list[tuple[str, str]]:
+        """``count`` fresh (prompt, response) pairs for optimizer step ``step``, none of them held out."""
+        rng = random.Random(f"{self.kind}/gold/{seed}/{step}")
+        pairs: list[tuple[str, str]] = []
+        while len(pairs) < count:
+            first, operations = self._expression(rng)
+            prompt = f"={first}{''.join(operations)}"
+            if self._split(prompt) == "train":
+                pairs.append((prompt, self._trace(first, operations, rng)))
+        return pairs
+
+    def verify(self, problem: Problem, response: str) -> bool:
+        """Whether the response's last line ends in ``=`` and the right digit."""
+        match = _FINAL.search(response)
+        return match is not None and match.group(1) == problem.answer
