@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +11,7 @@ from dapo_fast.config import AdvantageSettings
 from dapo_fast.data.store import read_shard, shard_meta, shard_paths, write_shard
 from dapo_fast.data.tree import Candidate, State, Tree
 from dapo_fast.errors import InputError
+from dapo_fast.rundir import read_json, write_json
 
 log = logging.getLogger("dapo_fast.advantages")
 
@@ -106,7 +105,7 @@ def compute_advantages(
     out = Path(out_directory)
     done = out / "done.json"
     if done.exists():
-        summary = json.loads(done.read_text())
+        summary = read_json(done)
         if summary["digest"] != digest:
             raise InputError(f"{done}: made with other settings; use a new run directory")
         return summary
@@ -150,14 +149,3 @@ def count_states(trees: Iterable[Tree]) -> dict:
                 counts["kept"] += 1
                 counts["pairs"] += len(state.candidates)
     return counts
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Publish JSON atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

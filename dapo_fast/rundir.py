@@ -1,0 +1,139 @@
+"""A run directory: where each stage lives, and the rule that results of different settings never mix."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from dapo_fast.config import Config, digest
+from dapo_fast.errors import InputError
+
+# Settings that move work around or bound its size, and leave the mathematics as it is: they may change between a kill
+# and the resume, a batch of another pack size still being the same batch.
+_FREE = {"save_every", "keep_checkpoints", "pack_tokens", "attention", "device"}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Publish JSON atomically: a reader sees the whole file or the one before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a file that ``write_json`` made; InputError names one that is not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable ({error})") from error
+
+
+class RunDirectory:
+    """One run: its config, its lock, and the directories of its stages.
+
+    Layout: ``config.yaml``, ``run.log``, ``results.json``, ``sft/``, ``iterN/{collect,critic,advantages,actor,
+    evaluate}/``; ``iter0/evaluate`` measures the policy before the first iteration.
+    """
+
+    def __init__(self, path: str | Path, config: Config | None) -> None:
+        """Open ``path``; ``config`` None takes the one saved there.
+
+        Raises:
+            InputError: no config is given and none is saved.
+        """
+        self.path = Path(path)
+        saved = self.path / "config.yaml"
+        if config is None:
+            if not saved.exists():
+                raise InputError(f"{self.path}: no config.yaml here; start the run with --config FILE or --preset NAME")
+            config = Config.model_validate(yaml.safe_load(saved.read_text()))
+        self.config = config
+
+    def save_config(self) -> None:
+        """Write the settings in force to ``config.yaml``."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        temporary = self.path / "config.yaml.tmp"
+        temporary.write_text(yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
+        os.replace(temporary, self.path / "config.yaml")
+
+    def lock(self) -> None:
+        """Hold the directory until this process ends; InputError if another process does."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held for the life of the process
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"{self.path}: another process is working in this run directory") from error
+
+    def stage(self, iteration: int, name: str) -> Path:
+        """Where stage ``name`` of ``iteration`` keeps its files."""
+        return self.path / "sft" if name == "sft" else self.path / f"iter{iteration}" / name
+
+    def claim(self, directory: Path, settings: dict[str, Any]) -> str:
+        """Bind ``directory`` to ``settings`` and return their digest.
+
+        Raises:
+            InputError: the directory holds results of other settings; names the keys that differ.
+        """
+        settings = _without_free(json.loads(json.dumps(settings)))
+        path = directory / "stage.json"
+        if path.exists():
+            before = read_json(path)["settings"]
+            changed = [f"{key} ({old!r}, now {new!r})" for key, old, new in _differences(before, settings)]
+            if changed:
+                raise InputError(
+                    f"{directory}: holds results of other settings: {', '.join(changed)}; "
+                    "use a new run directory, or put the settings back"
+                )
+        else:
+            write_json(path, {"digest": digest(settings), "settings": settings})
+        return digest(settings)
+
+
+def _without_free(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_free(v) for k, v in value.items() if k not in _FREE}
+    return value
+
+
+def _differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(before.keys() | now.keys())
+        return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{key}.{k}".lstrip("."))]
+    return [] if before == now else [(key, before, now)]
+
+
+class _TqdmHandler(logging.StreamHandler):
+    """Log lines above the progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def log_to(directory: Path | None, quiet: bool = False) -> None:
+    """Send the project's log to stderr and to ``directory/run.log``."""
+    logger = logging.getLogger("dapo_fast")
+    logger.setLevel(logging.INFO)
+    logger.handlers.clear()
+    logger.propagate = False
+    screen = _TqdmHandler()
+    screen.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    screen.setLevel(logging.WARNING if quiet else logging.INFO)
+    logger.addHandler(screen)
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(directory / "run.log")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logger.addHandler(file)
