@@ -144,6 +144,7 @@ class ActorSettings(OptimSettings):
 class ParallelSettings(Section):
     """How a model is laid over devices. The mathematics does not depend on it."""
 
+    processes: int = Field(1, ge=1)  # ranks that `run` starts through torchrun for sft, critic and actor
     replicas: int = Field(1, ge=1)  # hybrid sharding: groups that each hold a whole copy
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     compile: bool = False

@@ -1,0 +1,33 @@
+# `make train` and `make test` need nothing but Python 3.11 or newer.
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= runs/arithmetic
+SEED ?= 0
+BIN := $(VENV)/bin
+
+.PHONY: train test bench lint clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dapo-fast needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $@
+
+# The whole of Algorithm 1 on the built-in task: problems in, a better model and a report out.
+train: $(VENV)/.installed
+	$(BIN)/dapo-fast run $(RUN) --preset arithmetic seed=$(SEED)
+
+test: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m pytest benchmarks
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,227 @@
+"""The command line: ``dapo-fast`` and ``python -m dapo_fast`` (which torchrun can start)."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from dapo_fast.config import Config, load_config, preset_names
+from dapo_fast.errors import InputError
+from dapo_fast.rundir import RunDirectory, log_to
+
+log = logging.getLogger("dapo_fast.cli")
+
+_STAGES = {
+    "sft": "supervised start, completion-only",
+    "collect": "A.1 and A.2: sample responses, and completions from every state",
+    "critic": "A.3: train the value model on Monte Carlo success rates",
+    "advantages": "B.1: Q by the critic, step advantages, the gap filter",
+    "actor": "B.2: train the policy with the squared loss",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command."""
+    parser = argparse.ArgumentParser(
+        prog="dapo-fast",
+        description="Direct Advantage-Based Policy Optimization (arXiv 2412.18279, not ByteDance's DAPO).",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text)
+
+    def settings(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--config", metavar="FILE", help="YAML file of settings")
+        sub.add_argument("--preset", metavar="NAME", help=f"settings to start from: {', '.join(preset_names())}")
+        sub.add_argument("overrides", nargs="*", metavar="SECTION.KEY=VALUE", help="settings over both")
+
+    sub = command("run", "the whole of Algorithm 1, iterated, in one run directory; resumes where it was killed")
+    sub.add_argument("run", metavar="RUN", help="run directory")
+    settings(sub)
+    for name, text in _STAGES.items():
+        sub = command(name, text)
+        sub.add_argument("run", metavar="RUN", help="run directory")
+        sub.add_argument("--iteration", type=int, default=0 if name == "sft" else 1, metavar="N", help="from 1 on")
+        settings(sub)
+    sub = command("evaluate", "greedy and sampled accuracy, of a run's policy or of any model on a benchmark")
+    sub.add_argument("run", nargs="?", metavar="RUN", help="run directory; without it --model, --benchmark and --out")
+    sub.add_argument("--iteration", type=int, default=0, metavar="N", help="policy after iteration N; 0: the base")
+    sub.add_argument("--model", metavar="DIR", help="Hugging Face model directory")
+    sub.add_argument("--benchmark", metavar="NAME|PATH", help="benchmark by name, hub id or local file")
+    sub.add_argument("--out", metavar="DIR", help="where results go; a second run resumes them")
+    sub.add_argument("--limit", type=int, metavar="N", help="only the first N problems")
+    settings(sub)
+    sub = command("estimate", "memory a rank will need, from the model's config alone; loads nothing")
+    sub.add_argument("model", metavar="DIR", help="directory with the model's config.json")
+    sub.add_argument("--processes", type=int, default=1, metavar="N", help="ranks")
+    settings(sub)
+    sub = command("report", "one self-contained HTML page of a run, and PNGs")
+    sub.add_argument("run", metavar="RUN", help="run directory")
+    return parser
+
+
+def _config(args: argparse.Namespace, base: list[str] | None = None) -> Config | None:
+    if args.config is None and args.preset is None and not args.overrides and not base:
+        return None
+    return load_config(args.config, args.preset, [*(base or []), *args.overrides])
+
+
+def _open_run(args: argparse.Namespace) -> RunDirectory:
+    saved = Path(args.run) / "config.yaml"
+    if args.config is None and args.preset is None and saved.exists():
+        return RunDirectory(args.run, load_config(saved, None, args.overrides))
+    return RunDirectory(args.run, _config(args))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. Exit code 0 when done, 2 for bad input, 130 when interrupted."""
+    args = _parse(argv)
+    try:
+        return _dispatch(args)
+    except InputError as error:
+        print(f"dapo-fast {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"dapo-fast {args.command}: interrupted; the same command resumes", file=sys.stderr)
+        return 130
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = build_parser()
+    # Overrides may follow options: argparse takes a late positional only this way.
+    args, rest = parser.parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
+    if unknown or (rest and not hasattr(args, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    if args.command == "evaluate" and args.run and "=" in args.run:
+        args.overrides, args.run = [args.run, *args.overrides], None
+    return args
+
+
+def _dispatch(args: argparse.Namespace) -> int:
+    first = os.environ.get("RANK", "0") == "0"
+    if args.command == "estimate":
+        return _estimate(args)
+    if args.command == "evaluate" and args.run is None:
+        return _evaluate_model(args)
+    if args.command == "report":
+        from dapo_fast.report import write_report
+
+        log_to(None)
+        print(write_report(RunDirectory(args.run, None).path))
+        return 0
+    directory = _open_run(args)
+    if first and not os.environ.get("DAPO_FAST_LOCKED"):
+        directory.lock()
+    log_to(directory.path if first else None, quiet=not first)
+
+    from dapo_fast.pipeline import ChildFailedError, Pipeline
+
+    pipeline = Pipeline(directory)
+    if args.command == "run":
+        try:
+            rows = pipeline.run()
+        except ChildFailedError as error:
+            print(f"dapo-fast run: {error}", file=sys.stderr)
+            return error.code
+        print(results_table(rows))
+        print(f"report: {directory.path / 'report.html'}")
+        return 3 if any(row.get("stopped") for row in rows) else 0
+    if args.command != "sft" and not 0 <= args.iteration <= directory.config.iterations:
+        raise InputError(f"--iteration {args.iteration}: the run has iterations 1 to {directory.config.iterations}")
+    if first and not (directory.path / "config.yaml").exists():
+        directory.save_config()
+    result = getattr(pipeline, args.command)(args.iteration)
+    if first and isinstance(result, dict):
+        print(_summary(args.command, result))
+    return 0
+
+
+def _evaluate_model(args: argparse.Namespace) -> int:
+    missing = [name for name in ("model", "benchmark", "out") if getattr(args, name) is None]
+    if missing:
+        raise InputError(f"evaluate: name a RUN, or all of --model, --benchmark and --out (missing: --{missing[0]})")
+    config = _config(args, [f"model.path={args.model}", f"data.problems={args.benchmark}"])
+    if config is None:
+        raise InputError("evaluate: no settings")
+    from dapo_fast.data.problems import format_prompt, load_problems
+    from dapo_fast.evaluate import evaluate
+    from dapo_fast.rewards import verifier_for
+    from dapo_fast.rollout.engine import make_engine
+
+    out = Path(args.out)
+    problems = load_problems(args.benchmark, limit=args.limit)
+    if not (Path(args.model) / "config.json").exists():
+        raise InputError(f"--model {args.model}: not a Hugging Face model directory (no config.json)")
+    directory = RunDirectory(out, config)
+    directory.lock()
+    log_to(out)
+    settings = {
+        "stage": "evaluate",
+        "model": args.model,
+        "benchmark": args.benchmark,
+        "limit": args.limit,
+        "template": config.data.template,
+        "seed": config.seed,
+        "evaluate": config.evaluate.model_dump(),
+    }
+    digest = directory.claim(out, settings)
+    engine = make_engine(config.engine, args.model, config.model)
+    summary = evaluate(
+        problems,
+        engine,
+        config.evaluate,
+        out,
+        encode=lambda problem: format_prompt(problem, engine.tokenizer, config.data.template),
+        verify=verifier_for(problems[0].kind),
+        seed=config.seed,
+        digest=digest,
+    )
+    print(_summary("evaluate", summary))
+    return 0
+
+
+def _estimate(args: argparse.Namespace) -> int:
+    from dapo_fast.train.memory import estimate
+
+    config = _config(args, [f"model.path={args.model}", "data.problems=none"])
+    assert config is not None
+    print(estimate(args.model, config, args.processes))
+    return 0
+
+
+def _accuracy(value: dict[str, Any] | None) -> str:
+    if not value:
+        return "not measured"
+    return f"{value['accuracy']:6.1%} [{value['low']:.1%}, {value['high']:.1%}]"
+
+
+def results_table(rows: list[dict]) -> str:
+    """Held-out accuracy before and after each iteration, with 95% Wilson intervals, as text."""
+    lines = [f"{'policy':<14} {'greedy':<24} {'sampled':<24} {'pairs':>7}  note"]
+    for row in rows:
+        name = "base" if row["iteration"] == 0 else f"iteration {row['iteration']}"
+        pairs = row.get("advantages", {}).get("pairs", "")
+        note = "" if row.get("accepted", True) else row.get("stopped") or "worse: previous policy kept"
+        lines.append(
+            f"{name:<14} {_accuracy(row.get('greedy')):<24} {_accuracy(row.get('sampled')):<24} {pairs:>7}  {note}"
+        )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _summary(command: str, result: dict) -> str:
+    if "greedy" in result:
+        return results_table([{"iteration": 0, **result}]).replace("base ", "model")
+    pieces = [f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in result.items() if _plain(v)]
+    return f"{command}: " + " ".join(pieces)
+
+
+def _plain(value: object) -> bool:
+    return isinstance(value, (int, float, str)) and not isinstance(value, bool)

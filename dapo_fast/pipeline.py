@@ -1,0 +1,464 @@
+"""Algorithm 1, stage by stage: each function does one stage of one iteration in a run directory, and resumes it.
+
+A stage loads only what it needs, binds its directory to the settings that decide its result, and leaves at once when
+it is done already. ``run`` is the whole loop.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dapo_fast.advantages import compute_advantages
+from dapo_fast.config import Config
+from dapo_fast.data.problems import Problem, format_prompt, load_problems
+from dapo_fast.data.tree import Tree
+from dapo_fast.errors import InputError
+from dapo_fast.evaluate import evaluate
+from dapo_fast.report import write_report
+from dapo_fast.rewards import verifier_for
+from dapo_fast.rollout.collect import collect
+from dapo_fast.rollout.engine import Engine, make_engine
+from dapo_fast.rundir import RunDirectory, read_json, write_json
+from dapo_fast.tasks import get_task
+from dapo_fast.train.actor import train_actor
+from dapo_fast.train.critic import ValueFiller, train_critic
+from dapo_fast.train.sft import train_sft
+
+log = logging.getLogger("dapo_fast.pipeline")
+
+STAGES = ("sft", "collect", "critic", "advantages", "actor", "evaluate")
+
+
+class Pipeline:
+    """The stages of one run directory."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self.directory = directory
+        self.config = directory.config
+
+    # Where things are ----------------------------------------------------------------------------------------
+
+    def policy(self, iteration: int) -> Path:
+        """The policy after ``iteration`` (0: the one the run starts from)."""
+        if iteration == 0:
+            return self.directory.stage(0, "sft") / "model" if self._has_sft() else Path(self._model_path())
+        decision = self.directory.path / f"iter{iteration}" / "decision.json"
+        if decision.exists() and not read_json(decision)["accepted"]:
+            return self.policy(iteration - 1)
+        return self.directory.stage(iteration, "actor") / "model"
+
+    def _has_sft(self) -> bool:
+        return bool(self.config.sft.steps) or self.config.sft.data is not None
+
+    def _model_path(self) -> str:
+        if self.config.model.path is None:
+            raise InputError("model.path: not set, and sft.steps is 0: there is no policy to start from")
+        return self.config.model.path
+
+    def _need(self, path: Path, stage: str, iteration: int) -> Path:
+        if not path.exists():
+            command = f"dapo-fast {stage} {self.directory.path}" + (f" --iteration {iteration}" if iteration else "")
+            raise InputError(f"{path}: missing; run `{command}` first")
+        return path
+
+    # What decides a stage's result: its own settings and the digest of what it reads -------------------------
+
+    def _claim(self, iteration: int, stage: str, settings: dict[str, Any]) -> tuple[Path, str]:
+        directory = self.directory.stage(iteration, stage)
+        if _rank() == 0:
+            self.directory.claim(directory, settings)
+        _barrier_free_wait(directory / "stage.json")
+        return directory, str(read_json(directory / "stage.json")["digest"])
+
+    def _upstream(self, directory: Path) -> str:
+        return str(read_json(directory / "stage.json")["digest"])
+
+    def _policy_digest(self, iteration: int) -> str:
+        path = self.policy(iteration)
+        stage = path.parent / "stage.json"
+        return self._upstream(path.parent) if stage.exists() else f"model {path}"
+
+    # Problems ------------------------------------------------------------------------------------------------
+
+    def _problems(self, iteration: int) -> list[Problem]:
+        data = self.config.data
+        if data.task is not None:
+            return get_task(data.task).problems(data.limit or 600, self.config.seed + iteration)
+        problems = load_problems(str(data.problems))
+        if data.limit is not None and data.limit < len(problems):
+            order = torch.randperm(len(problems), generator=torch.Generator().manual_seed(self.config.seed + iteration))
+            problems = [problems[i] for i in sorted(order[: data.limit].tolist())]
+        return problems
+
+    def _heldout(self) -> list[Problem]:
+        data = self.config.data
+        if data.task is not None:
+            return get_task(data.task).problems(data.heldout_limit or 1000, self.config.seed, split="heldout")
+        return load_problems(data.heldout, limit=data.heldout_limit) if data.heldout else []
+
+    def check_inputs(self) -> None:
+        """Read every problem file and model directory named by the config, before any work."""
+        self._problems(1)
+        self._heldout()
+        if self.config.data.task is None or not self._has_sft():
+            path = Path(self._model_path())
+            if not (path / "config.json").exists():
+                raise InputError(f"model.path {path}: not a Hugging Face model directory (no config.json)")
+
+    def _engine(self, policy: Path) -> Engine:
+        return make_engine(self.config.engine, policy, self.config.model)
+
+    def _encode(self, engine: Engine) -> Callable[[Problem], list[int]]:
+        return lambda problem: format_prompt(problem, engine.tokenizer, self.config.data.template)
+
+    # The stages ----------------------------------------------------------------------------------------------
+
+    def sft(self, iteration: int = 0) -> Path:
+        """Supervised start: from the built-in task's gold traces, or from ``sft.data``."""
+        config = self.config
+        settings = {
+            "stage": "sft",
+            "seed": config.seed,
+            "model": config.model.model_dump(),
+            "task": config.data.task,
+            "template": config.data.template,
+            "sft": config.sft.model_dump(),
+        }
+        out, digest = self._claim(0, "sft", settings)
+        start: Path
+        if config.model.path is None:
+            task = get_task(str(config.data.task))
+            start = out / "start"
+            if _rank() == 0 and not (start / "config.json").exists():
+                _write_initial_model(task, start, config.seed)
+            _barrier_free_wait(start / "config.json")
+        else:
+            start = Path(config.model.path)
+        stream = None
+        if config.sft.data is None:
+            if config.data.task is None:
+                raise InputError("sft.data: needed, since only a built-in task brings its own gold traces")
+            stream = _gold_stream(config)
+        train_sft(
+            start,
+            config.sft,
+            config.parallel,
+            config.model,
+            out,
+            seed=config.seed,
+            digest=digest,
+            stream=stream,
+            template=config.data.template,
+        )
+        return out / "model"
+
+    def collect(self, iteration: int) -> dict:
+        """A.1 and A.2: responses, and completions from every state, by the policy of the iteration before."""
+        config = self.config.at(iteration)
+        _one_process("collect")
+        policy = self._need(self.policy(iteration - 1), "actor" if iteration > 1 else "sft", iteration - 1)
+        settings = {
+            "stage": "collect",
+            "seed": config.seed,
+            "iteration": iteration,
+            "policy": self._policy_digest(iteration - 1),
+            "data": config.data.model_dump(exclude={"heldout", "heldout_limit"}),
+            "collect": config.collect.model_dump(),
+            "engine": config.engine.kind,
+        }
+        out, digest = self._claim(iteration, "collect", settings)
+        if (out / "done.json").exists():
+            return read_json(out / "done.json")
+        problems = self._problems(iteration)
+        engine = self._engine(policy)
+        summary = collect(
+            problems,
+            engine,
+            config.collect,
+            out,
+            encode=self._encode(engine),
+            verify=verifier_for(problems[0].kind),
+            seed=config.seed + 1000 * iteration,
+            digest=digest,
+        )
+        del engine
+        _free_memory()
+        return summary
+
+    def critic(self, iteration: int) -> dict:
+        """A.3: the value model, on (state, MC)."""
+        config = self.config.at(iteration)
+        trees = self.directory.stage(iteration, "collect")
+        self._need(trees / "done.json", "collect", iteration)
+        init: str | Path = config.critic.init
+        if init == "actor":
+            init = self.policy(iteration - 1)
+        settings = {
+            "stage": "critic",
+            "seed": config.seed,
+            "trees": self._upstream(trees),
+            "critic": config.critic.model_dump(),
+            "dtype": config.model.dtype,
+        }
+        out, digest = self._claim(iteration, "critic", settings)
+        return train_critic(
+            trees,
+            init,
+            self.policy(iteration - 1),
+            config.critic,
+            config.parallel,
+            config.model,
+            out,
+            seed=config.seed + 1000 * iteration,
+            digest=digest,
+        )
+
+    def advantages(self, iteration: int) -> dict:
+        """B.1: Q by the critic, advantages, unique actions, the gap filter."""
+        config = self.config.at(iteration)
+        _one_process("advantages")
+        trees = self.directory.stage(iteration, "collect")
+        self._need(trees / "done.json", "collect", iteration)
+        needs_critic = config.advantages.source == "critic"
+        critic = self.directory.stage(iteration, "critic")
+        settings = {
+            "stage": "advantages",
+            "trees": self._upstream(trees),
+            "advantages": config.advantages.model_dump(),
+        }
+        if needs_critic:
+            self._need(critic / "model", "critic", iteration)
+            settings["critic"] = self._upstream(critic)
+        out, digest = self._claim(iteration, "advantages", settings)
+        if (out / "done.json").exists():
+            return read_json(out / "done.json")
+        fill: Callable[[Sequence[Tree]], None] | None = None
+        if needs_critic:
+            fill = ValueFiller(critic / "model", config.model, config.advantages.pack_tokens)
+        summary = compute_advantages(trees, out, config.advantages, fill, digest)
+        del fill
+        _free_memory()
+        return summary
+
+    def actor(self, iteration: int) -> dict:
+        """B.2: reference log-probs once, then the squared loss. Only the actor is in memory."""
+        config = self.config.at(iteration)
+        trees = self.directory.stage(iteration, "advantages")
+        self._need(trees / "done.json", "advantages", iteration)
+        if not read_json(trees / "done.json")["kept"]:
+            raise NoContrastError(f"{trees}: {_why_no_state(read_json(trees / 'done.json'))}")
+        settings = {
+            "stage": "actor",
+            "seed": config.seed,
+            "advantages": self._upstream(trees),
+            "policy": self._policy_digest(iteration - 1),
+            "actor": config.actor.model_dump(),
+            "dtype": config.model.dtype,
+        }
+        out, digest = self._claim(iteration, "actor", settings)
+        return train_actor(
+            trees,
+            self.policy(iteration - 1),
+            config.actor,
+            config.parallel,
+            config.model,
+            out,
+            seed=config.seed + 1000 * iteration,
+            digest=digest,
+        )
+
+    def evaluate(self, iteration: int) -> dict | None:
+        """Greedy and sampled accuracy of the actor that ``iteration`` trained, on the held-out problems."""
+        config = self.config.at(iteration) if iteration else self.config
+        _one_process("evaluate")
+        problems = self._heldout()
+        if not problems:
+            return None
+        policy = self.policy(0) if iteration == 0 else self.directory.stage(iteration, "actor") / "model"
+        self._need(policy, "actor" if iteration else "sft", iteration)
+        stage = policy.parent / "stage.json"
+        settings = {
+            "stage": "evaluate",
+            "seed": config.seed,
+            "policy": self._upstream(policy.parent) if stage.exists() else f"model {policy}",
+            "data": config.data.model_dump(include={"task", "heldout", "heldout_limit", "template"}),
+            "evaluate": config.evaluate.model_dump(),
+            "engine": config.engine.kind,
+        }
+        out, digest = self._claim(iteration, "evaluate", settings)
+        if (out / "summary.json").exists():
+            return read_json(out / "summary.json")
+        engine = self._engine(policy)
+        summary = evaluate(
+            problems,
+            engine,
+            config.evaluate,
+            out,
+            encode=self._encode(engine),
+            verify=verifier_for(problems[0].kind),
+            seed=config.seed,
+            digest=digest,
+        )
+        del engine
+        _free_memory()
+        return summary
+
+    # All of it -----------------------------------------------------------------------------------------------
+
+    def run(self) -> list[dict]:
+        """Every stage of every iteration. Returns the rows of the results table."""
+        self.directory.save_config()
+        self.check_inputs()
+        if self._has_sft():
+            self._stage("sft", 0)
+        rows = [{"iteration": 0, "accepted": True, **(self._stage("evaluate", 0) or {})}]
+        write_json(self.directory.path / "results.json", rows)
+        for iteration in range(1, self.config.iterations + 1):
+            rows.append(self._iterate(iteration))
+            write_json(self.directory.path / "results.json", rows)
+            if rows[-1].get("stopped"):
+                log.warning("iteration %d: %s; the policy stays as it was", iteration, rows[-1]["stopped"])
+                break
+        write_report(self.directory.path)
+        return rows
+
+    def _iterate(self, iteration: int) -> dict:
+        row: dict[str, Any] = {"iteration": iteration}
+        row["collect"] = self._stage("collect", iteration)
+        if self.config.at(iteration).advantages.source == "critic":
+            row["critic"] = self._stage("critic", iteration)
+        row["advantages"] = self._stage("advantages", iteration)
+        try:
+            self._stage("actor", iteration)
+        except NoContrastError as error:
+            return row | {"accepted": False, "stopped": str(error)}
+        measured = self._stage("evaluate", iteration)
+        return row | (measured or {}) | self._decide(iteration, measured)
+
+    def _decide(self, iteration: int, measured: dict | None) -> dict:
+        """Keep the new policy, unless it is worse than the one before by more than the intervals allow."""
+        decision: dict[str, Any] = {"accepted": True, "reason": "not measured: no held-out problems"}
+        if measured is not None:
+            previous_iteration = next(i for i in reversed(range(iteration)) if i == 0 or self._accepted(i))
+            previous = read_json(self.directory.stage(previous_iteration, "evaluate") / "summary.json")
+            # The objective is the expected reward of the policy, so sampled accuracy decides where it was measured.
+            mode = "sampled" if "sampled" in measured else "greedy"
+            new, old = measured[mode], previous[mode]
+            worse = new["high"] < old["low"]
+            reason = f"{mode} accuracy {_interval(new)} after iteration {iteration}, {_interval(old)} before"
+            decision = {"accepted": not (worse and self.config.keep_best), "reason": reason}
+            if worse:
+                fate = "the previous policy is kept" if self.config.keep_best else "it is kept all the same"
+                log.warning("iteration %d made the policy worse: %s; %s", iteration, reason, fate)
+        write_json(self.directory.path / f"iter{iteration}" / "decision.json", decision)
+        return decision
+
+    def _accepted(self, iteration: int) -> bool:
+        return bool(read_json(self.directory.path / f"iter{iteration}" / "decision.json")["accepted"])
+
+    def _stage(self, name: str, iteration: int) -> Any:
+        """Run a stage here, or under torchrun where training asks for several processes."""
+        log.info("%s%s", name, f", iteration {iteration}" if name != "sft" else "")
+        processes = self.config.parallel.processes
+        if processes == 1 or name not in ("sft", "critic", "actor"):
+            result = getattr(self, name)(iteration)
+            _free_memory()
+            return result
+        if name == "actor":
+            done = read_json(self.directory.stage(iteration, "advantages") / "done.json")
+            if not done["kept"]:
+                raise NoContrastError(_why_no_state(done))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command += ["-m", "dapo_fast", name, str(self.directory.path), "--iteration", str(iteration)]
+        # This process holds the lock for its children.
+        code = subprocess.run(command, env=os.environ | {"DAPO_FAST_LOCKED": "1"}, check=False).returncode
+        if code:
+            raise ChildFailedError(f"{name}: torchrun ended with exit code {code}; its messages are above", code)
+        done = self.directory.stage(iteration, name) / "done.json"
+        return read_json(done)
+
+
+def _interval(measured: dict) -> str:
+    return f"{measured['accuracy']:.1%} [{measured['low']:.1%}, {measured['high']:.1%}]"
+
+
+class NoContrastError(InputError):
+    """No state passes the gap filter: there is nothing to train the actor on."""
+
+
+class ChildFailedError(RuntimeError):
+    """A stage that ran under torchrun failed."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def _why_no_state(counts: dict) -> str:
+    return (
+        f"no state passes the advantage gap: of {counts['states']} states {counts['all_wrong']} have only wrong "
+        f"completions, {counts['all_right']} only right ones and {counts['single']} a single candidate step; "
+        "the actor has nothing to learn from. Sample more, raise the temperature, or take problems that the policy "
+        "solves sometimes"
+    )
+
+
+def _gold_stream(config: Config) -> Callable[[int], list[tuple[list[int], list[int]]]]:
+    """Fresh gold traces of the built-in task for every optimizer step, as token ids."""
+    task = get_task(str(config.data.task))
+    tokenizer = task.tokenizer()
+
+    def batch(step: int) -> list[tuple[list[int], list[int]]]:
+        pairs = task.gold(config.sft.batch_sequences, config.seed, step)
+        prompts = tokenizer([p for p, _ in pairs], add_special_tokens=False)["input_ids"]
+        responses = tokenizer([r for _, r in pairs], add_special_tokens=False)["input_ids"]
+        return [(p, [*r, tokenizer.eos_token_id]) for p, r in zip(prompts, responses, strict=True)]
+
+    return batch
+
+
+def _write_initial_model(task: Any, directory: Path, seed: int) -> None:
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(task.model_config())
+    temporary = directory.with_name(directory.name + ".tmp")
+    model.save_pretrained(temporary)
+    task.tokenizer().save_pretrained(temporary)
+    os.replace(temporary, directory)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _one_process(stage: str) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(f"{stage}: runs in one process; only sft, critic and actor run under torchrun")
+
+
+def _barrier_free_wait(path: Path, seconds: float = 60.0) -> None:
+    """Wait for a file that rank 0 writes before there is a process group."""
+    import time
+
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise InputError(f"{path}: rank 0 did not write it within {seconds:.0f} s; see its message")
+        time.sleep(0.05)
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
