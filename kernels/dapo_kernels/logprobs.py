@@ -1,0 +1,105 @@
+"""Log-probabilities of tokens and steps from hidden states and the lm_head weight, without the N×V logits."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dapo_kernels import checks
+from dapo_kernels.chunk_torch import segment_sums, spread
+from dapo_kernels.segment_loss import Backend, Call, Gradients, gather_rows
+
+
+def linear_token_logprobs(
+    hidden: Tensor,  # (N, H), or (T, H) with `rows`
+    weight: Tensor,  # (V, H)
+    targets: Tensor,  # (N,) int64
+    *,
+    bias: Tensor | None = None,
+    rows: Tensor | None = None,  # (N,) int64: token i is predicted by hidden[rows[i]]
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    ignore_index: int = -100,
+    chunk_rows: int | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """(N,) fp32 log-probabilities, never positive, 0 for ignored targets; differentiable in hidden, weight and bias.
+
+    One GEMM forward. The gradient of a token is known only in backward, which computes the logits again: four GEMMs
+    in training, so a loss over them is cheaper as an objective of linear_segment_loss. Arguments and errors as there.
+    """
+    checks.linear(hidden, weight, targets, bias, rows, softcap, temperature, ignore_index)
+    call = Call(hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu")
+    return _TokenLogprobs.apply(hidden, weight, bias, call)
+
+
+def linear_step_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    cu_steps: Tensor,  # (S+1,) int32 or int64
+    *,
+    bias: Tensor | None = None,
+    rows: Tensor | None = None,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    ignore_index: int = -100,
+    chunk_rows: int | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """(S,) fp32 sums of token log-probabilities over cu_steps[s]:cu_steps[s+1]; differentiable as the token ones."""
+    checks.linear(hidden, weight, targets, bias, rows, softcap, temperature, ignore_index)
+    checks.cu_segments("cu_steps", cu_steps, targets.numel(), hidden)
+    call = Call(
+        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu_steps"
+    )
+    tokens = _TokenLogprobs.apply(hidden, weight, bias, call)
+    return _SegmentSums.apply(tokens, cu_steps.to(hidden.device, non_blocking=True))
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, call: Call) -> Tensor:
+        ctx.call = call
+        ctx.save_for_backward(hidden, weight, bias)
+        token_logps = torch.empty(call.targets.numel(), dtype=call.logits_dtype, device=hidden.device)
+        with torch.autocast(hidden.device.type, enabled=False):
+            chunks = call.chunks(None, 1)
+            hidden, weight, bias = call.operands()
+            logits = call.logits(weight, bias, chunks)
+            for piece in (piece for chunk in chunks for piece in chunk.pieces):
+                x = gather_rows(hidden, piece, weight.dtype)
+                targets = call.targets[piece.start : piece.stop]
+                token_logps[piece.start : piece.stop] = logits.forward(x, targets, piece, False)
+        return token_logps
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        call = ctx.call
+        call.hidden, call.weight, call.bias = ctx.saved_tensors
+        gradients = Gradients(call, ctx.needs_input_grad[:3])
+        with torch.autocast(upstream.device.type, enabled=False):
+            chunks = call.chunks(None, 1)
+            hidden, weight, bias = call.operands()
+            logits = call.logits(weight, bias, chunks)
+            for piece in (piece for chunk in chunks for piece in chunk.pieces):
+                x = gather_rows(hidden, piece, weight.dtype)
+                logits.forward(x, call.targets[piece.start : piece.stop], piece, True)
+                share = upstream[piece.start : piece.stop].to(call.logits_dtype)
+                gradients.add(logits.backward(share, weight.dtype), x, weight, piece)
+        return *gradients.cast(call), None
+
+
+class _SegmentSums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, cu_segments: Tensor) -> Tensor:
+        ctx.save_for_backward(cu_segments)
+        ctx.tokens = tokens.numel()
+        return segment_sums(tokens, cu_segments)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        (cu_segments,) = ctx.saved_tensors
+        return spread(upstream, cu_segments, ctx.tokens), None

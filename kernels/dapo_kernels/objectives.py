@@ -1,0 +1,152 @@
+"""Objectives for linear_segment_loss: each a few lines over one chunk's segment or token log-probabilities.
+
+An objective is any callable `(segment_logps, token_logps, start, stop) -> scalar`, where start:stop are the chunk's
+segments. These hold their per-segment data and slice it.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dapo_kernels import checks
+from dapo_kernels.segment_loss import Backend, Call, segment_loss
+
+
+@dataclass(frozen=True)
+class DirectAdvantage:
+    """½ Σ (Â/β − u)² / normalizer with u = log π(a|s) − log π_ref(a|s) (arXiv 2412.18279, the actor's loss)."""
+
+    advantages: Tensor  # (S,) Â(s, a)
+    ref_logps: Tensor  # (S,) log π_ref(a|s)
+    beta: float
+    normalizer: float | Tensor
+
+    def __call__(self, segment_logps: Tensor, token_logps: Tensor, start: int, stop: int) -> Tensor:
+        u = segment_logps - self.ref_logps[start:stop]
+        return 0.5 * (self.advantages[start:stop] / self.beta - u).square().sum() / self.normalizer
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """−Σ log π(token) / normalizer."""
+
+    normalizer: float | Tensor
+
+    def __call__(self, segment_logps: Tensor, token_logps: Tensor, start: int, stop: int) -> Tensor:
+        return -token_logps.sum() / self.normalizer
+
+
+@dataclass(frozen=True)
+class ClippedPolicyGradient:
+    """−Σ min(r·A, clip(r, 1−low, 1+high)·A) / normalizer, with r = π/π_old per token.
+
+    low = high is PPO's and GRPO's clip (arXiv 1707.06347, 2402.03300); high > low is "clip-higher" (arXiv 2503.14476).
+    For linear_segment_loss with cu_segments=None, so that start:stop are tokens. A weight per token ≥ 0 (GRPO's one
+    over the response's length) is folded into its advantage; an ignored token's advantage must be 0.
+    """
+
+    advantages: Tensor  # (N,)
+    old_logps: Tensor  # (N,)
+    low: float = 0.2
+    high: float = 0.2
+    normalizer: float | Tensor = 1.0
+
+    def __call__(self, segment_logps: Tensor, token_logps: Tensor, start: int, stop: int) -> Tensor:
+        advantages = self.advantages[start:stop]
+        ratio = (token_logps - self.old_logps[start:stop]).exp()
+        clipped = ratio.clamp(1 - self.low, 1 + self.high)
+        return -torch.minimum(ratio * advantages, clipped * advantages).sum() / self.normalizer
+
+
+@dataclass(frozen=True)
+class DPO:
+    """−Σ log σ(β·(u_chosen − u_rejected)) / normalizer (arXiv 2305.18290).
+
+    Segments are sequences: 2i is the chosen one of pair i, 2i + 1 the rejected one.
+    """
+
+    ref_logps: Tensor  # (S,)
+    beta: float
+    normalizer: float | Tensor = 1.0
+    segments_per_group = 2
+
+    def __call__(self, segment_logps: Tensor, token_logps: Tensor, start: int, stop: int) -> Tensor:
+        u = (segment_logps - self.ref_logps[start:stop]).view(-1, 2)
+        return -F.logsigmoid(self.beta * (u[:, 0] - u[:, 1])).sum() / self.normalizer
+
+
+class DirectAdvantageLoss(NamedTuple):
+    """What linear_direct_advantage_loss returns."""
+
+    loss: Tensor  # 0-d, differentiable in hidden, weight and bias
+    step_logps: Tensor  # (S,) fp32, detached: log π(a|s)
+
+
+def linear_direct_advantage_loss(
+    hidden: Tensor,  # (N, H) one row a scored token, or (T, H) with `rows`; bf16, fp16, fp32 or fp64
+    weight: Tensor,  # (V, H) lm_head
+    targets: Tensor,  # (N,) int64
+    cu_steps: Tensor,  # (S+1,) int32: step s owns tokens cu_steps[s]:cu_steps[s+1]
+    advantages: Tensor,  # (S,) Â
+    ref_logps: Tensor,  # (S,) log π_ref(a|s)
+    beta: float = 0.01,
+    normalizer: float | Tensor | None = None,
+    *,
+    bias: Tensor | None = None,
+    rows: Tensor | None = None,  # (N,) int64: token i is predicted by hidden[rows[i]]
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    ignore_index: int = -100,
+    chunk_rows: int | None = None,
+    backend: Backend = "auto",
+) -> DirectAdvantageLoss:
+    """The actor's loss of Direct Advantage-Based Policy Optimization: ½ Σ_s (Â_s/β − u_s)² / normalizer.
+
+    u_s = log π(a_s|s) − ref_logps[s], and log π of a step is the sum over its tokens (arXiv 2412.18279). `normalizer`
+    is the GLOBAL number of steps in the optimizer's batch, a number or a 0-d tensor; None: the S of this call.
+    Everything else as in linear_segment_loss.
+
+    Raises ValueError naming the argument: hidden, weight, targets, cu_steps, advantages, ref_logps, beta, ….
+    """
+    checks.linear(hidden, weight, targets, bias, rows, softcap, temperature, ignore_index)
+    checks.cu_segments("cu_steps", cu_steps, targets.numel(), hidden)
+    steps = cu_steps.numel() - 1
+    checks.per_segment("advantages", advantages, steps, hidden)
+    checks.per_segment("ref_logps", ref_logps, steps, hidden)
+    if not (isinstance(beta, int | float) and 0 < beta < float("inf")):
+        raise ValueError(f"beta: must be a positive number, got {beta!r}")
+    if normalizer is None:
+        normalizer = max(steps, 1)
+    call = Call(
+        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu_steps"
+    )
+    out = segment_loss(call, cu_steps, DirectAdvantage(advantages, ref_logps, beta, normalizer), 1)
+    return DirectAdvantageLoss(out.loss, out.segment_logps)
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    normalizer: float | Tensor | None = None,
+    *,
+    bias: Tensor | None = None,
+    rows: Tensor | None = None,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    ignore_index: int = -100,
+    chunk_rows: int | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """−Σ log π(token) / normalizer, a scalar; None: the number of tokens that are not ignored (at least 1).
+
+    Arguments and errors as in linear_segment_loss.
+    """
+    checks.linear(hidden, weight, targets, bias, rows, softcap, temperature, ignore_index)
+    if normalizer is None:
+        normalizer = (targets != ignore_index).sum().clamp(min=1)
+    call = Call(hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu")
+    return segment_loss(call, None, CrossEntropy(normalizer), 1).loss

@@ -1,0 +1,103 @@
+"""Where the chunks of logits are cut: at segment boundaries, each chunk small enough for its logits buffer."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from dapo_kernels import checks
+
+# On a GPU a chunk's fp32 logits fill at most this; GEMMs keep their speed from about a thousand rows on.
+# (2^30 bytes is 1,765 rows of Qwen's 152,064 words. Its best value on an H200: not measured.)
+GPU_CHUNK_BYTES, GPU_MAX_ROWS, GPU_MIN_ROWS = 1 << 30, 4096, 512
+# On a CPU: GEMMs are at full speed from 256 rows on, and smaller buffers stay nearer to the cache.
+CPU_CHUNK_BYTES, CPU_MIN_ROWS = 1 << 26, 256
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Entries start:stop, whose logits are in memory at once."""
+
+    start: int
+    stop: int
+    rows: Tensor | None  # (U,) int64 the hidden rows they read, each once; None: rows start:stop themselves
+    order: Tensor | None  # (n,) int64 the entries, counted from start, sorted by their row
+    row_starts: Tensor | None  # (U+1,) int32: row u's entries are order[row_starts[u]:row_starts[u+1]]
+    row_of: Tensor | None  # (n,) int64: entry i reads row rows[row_of[i]]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Whole segments start:stop, in one piece; in more than one only where a group is longer than a chunk may be."""
+
+    start: int
+    stop: int
+    pieces: list[Piece]
+
+
+def default_chunk_rows(vocabulary: int, device: torch.device) -> int:
+    """Rows of fp32 logits held at once, where the caller does not say."""
+    if device.type == "cpu":
+        return max(CPU_MIN_ROWS, CPU_CHUNK_BYTES // (4 * vocabulary))
+    return max(GPU_MIN_ROWS, min(GPU_MAX_ROWS, GPU_CHUNK_BYTES // (4 * vocabulary)) // 128 * 128)
+
+
+def make_chunks(
+    cu_segments: Tensor | None,
+    rows: Tensor | None,
+    entries: int,
+    chunk_rows: int,
+    per_group: int,
+    device: torch.device,
+    name: str = "cu_segments",
+) -> list[Chunk]:
+    """Cut 0:entries greedily. cu_segments None: every entry is a segment. `name` is what errors call cu_segments.
+
+    Reads cu_segments and rows on the host: where they lie on a GPU and there is more than one chunk to cut, that waits
+    for the device once. Callers who keep them on the CPU never wait.
+    """
+    if cu_segments is None:
+        spans = [(a, min(a + chunk_rows, entries)) * 2 for a in range(0, entries, chunk_rows)]
+    elif entries <= chunk_rows:
+        segments = cu_segments.numel() - 1
+        spans = [(0, segments, 0, entries)] if segments else []
+    else:
+        on_host = cu_segments.cpu()
+        if cu_segments.device.type != "cpu":
+            checks.offsets(name, on_host, entries)
+        spans = _cut(on_host.tolist(), chunk_rows, per_group)
+    rows_on_host = None if rows is None else rows.cpu()
+    chunks = []
+    for start, stop, first, last in spans:
+        pieces = [_piece(a, min(a + chunk_rows, last), rows_on_host, device) for a in range(first, last, chunk_rows)]
+        chunks.append(Chunk(start, stop, pieces))
+    return chunks
+
+
+def _cut(offsets: list[int], chunk_rows: int, per_group: int) -> list[tuple[int, int, int, int]]:
+    segments = len(offsets) - 1
+    boundaries = [*range(0, segments, per_group), segments]
+    spans, start = [], 0
+    for here, after in pairwise(boundaries):
+        if offsets[after] - offsets[start] > chunk_rows and here > start:
+            spans.append((start, here, offsets[start], offsets[here]))
+            start = here
+    spans.append((start, segments, offsets[start], offsets[segments]))
+    return spans
+
+
+def _piece(start: int, stop: int, rows: Tensor | None, device: torch.device) -> Piece:
+    if rows is None:
+        return Piece(start, stop, None, None, None, None)
+    # Sibling candidates' first tokens are all predicted by one trunk row: its logits are computed once for all.
+    in_order, order = torch.sort(rows[start:stop].long(), stable=True)
+    unique, inverse, counts = torch.unique_consecutive(in_order, return_inverse=True, return_counts=True)
+    row_of = torch.empty_like(inverse)
+    row_of[order] = inverse
+    row_starts = torch.zeros(unique.numel() + 1, dtype=torch.int32)
+    torch.cumsum(counts, 0, out=row_starts[1:])
+    tensors = (unique, order, row_starts, row_of)
+    if device.type != "cpu":
+        tensors = tuple(t.pin_memory().to(device, non_blocking=True) for t in tensors)
+    return Piece(start, stop, *tensors)

@@ -1,0 +1,82 @@
+"""Every operation in plain PyTorch, any dtype, autograd throughout: the definition the fused ones are tested against.
+
+Holds the N×V logits. Written for reading, not for speed.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def token_logprobs(
+    hidden: Tensor,  # (N, H), or (T, H) with rows
+    weight: Tensor,  # (V, H)
+    targets: Tensor,  # (N,)
+    *,
+    bias: Tensor | None = None,
+    rows: Tensor | None = None,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    ignore_index: int = -100,
+) -> Tensor:
+    """(N,) log softmax(logits)[target], 0 where ignored."""
+    logits = (hidden if rows is None else hidden[rows]) @ weight.T
+    if bias is not None:
+        logits = logits + bias
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    log_p = torch.log_softmax(logits / temperature, dim=-1)
+    ignored = targets == ignore_index
+    picked = log_p.gather(1, targets.long().masked_fill(ignored, 0)[:, None])[:, 0]
+    return picked.masked_fill(ignored, 0)
+
+
+def step_logprobs(token_logps: Tensor, cu_steps: Tensor) -> Tensor:
+    """(S,) sums over cu_steps[s]:cu_steps[s+1]."""
+    bounds = cu_steps.tolist()
+    if len(bounds) == 1:
+        return token_logps[:0]
+    return torch.stack([token_logps[a:b].sum() for a, b in pairwise(bounds)])
+
+
+def segment_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    cu_segments: Tensor,
+    objective: Callable[[Tensor, Tensor, int, int], Tensor],
+    **options: object,
+) -> Tensor:
+    """The objective of all segments at once."""
+    tokens = token_logprobs(hidden, weight, targets, **options)
+    return objective(step_logprobs(tokens, cu_segments), tokens, 0, cu_segments.numel() - 1)
+
+
+def direct_advantage_loss(
+    step_logps: Tensor, advantages: Tensor, ref_logps: Tensor, beta: float, normalizer: float
+) -> Tensor:
+    """½ Σ (Â/β − (log π − log π_ref))² / normalizer."""
+    u = step_logps - ref_logps
+    return 0.5 * ((advantages / beta - u) ** 2).sum() / normalizer
+
+
+def value_loss(
+    hidden: Tensor,  # (T, H)
+    weight: Tensor,  # (H,)
+    bias: Tensor,  # 0-d or (1,)
+    rows: Tensor,  # (M,)
+    targets: Tensor,  # (M,)
+    normalizer: float,
+    kind: Literal["bce", "mse"] = "bce",
+) -> tuple[Tensor, Tensor]:
+    """Loss, and the (M,) logits."""
+    logits = hidden[rows] @ weight.reshape(-1) + bias
+    if kind == "bce":
+        loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+    else:
+        loss = ((logits.sigmoid() - targets) ** 2).sum()
+    return loss / normalizer, logits

@@ -1,0 +1,291 @@
+"""The segment-aligned engine: hidden states, lm_head weight and an objective over segments → loss and gradients."""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dapo_kernels import checks
+from dapo_kernels.chunk_torch import TorchLogits, add_outer, segment_sums, spread
+from dapo_kernels.plan import Chunk, Piece, default_chunk_rows, make_chunks
+
+log = logging.getLogger("dapo_fast.kernels")
+
+Backend = Literal["auto", "triton", "torch"]
+Objective = Callable[[Tensor, Tensor, int, int], Tensor]
+
+
+class SegmentLoss(NamedTuple):
+    """What linear_segment_loss returns."""
+
+    loss: Tensor  # 0-d, differentiable in hidden, weight and bias
+    segment_logps: Tensor  # (S,) fp32, detached: for metrics
+    token_logps: Tensor  # (N,) fp32, detached
+
+
+def linear_segment_loss(
+    hidden: Tensor,  # (N, H), or (T, H) with `rows`; bf16, fp16, fp32 or fp64
+    weight: Tensor,  # (V, H) lm_head, hidden's dtype (any under autocast)
+    targets: Tensor,  # (N,) int64 or int32
+    cu_segments: Tensor | None,  # (S+1,) int32 or int64; None: every token is a segment
+    objective: Objective,
+    *,
+    bias: Tensor | None = None,  # (V,)
+    rows: Tensor | None = None,  # (N,) int64: token i is predicted by hidden[rows[i]]
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    ignore_index: int = -100,
+    segments_per_group: int | None = None,
+    chunk_rows: int | None = None,
+    backend: Backend = "auto",
+) -> SegmentLoss:
+    """A loss over log-probabilities of segments, with its gradients, never holding the N×V logits.
+
+    Segment s owns tokens cu_segments[s]:cu_segments[s+1]; its log-probability is their sum (0 where it has none).
+    Logits are `hidden @ weight.T + bias`, then `softcap * tanh(logits / softcap)`, then divided by temperature.
+
+    `objective(segment_logps, token_logps, start, stop)` gets the (stop-start,) log-probabilities of segments
+    start:stop, and those of their tokens, and returns a scalar; the loss is the sum over chunks. It may be any
+    differentiable PyTorch function whose value for the whole batch is that sum: no dependence between segments of
+    different chunks, except that `segments_per_group` adjacent segments (a preference pair: 2) always come together
+    (None: the objective's attribute of that name, or 1). An ignored token (target == ignore_index) has log-probability
+    0 and no gradient.
+
+    Where a gradient is needed, it is made in this call, chunk by chunk: three GEMMs, or fewer where hidden or weight
+    needs none; without gradients one. Logits and their reductions are fp32 (fp64 for fp64 inputs); the weight's
+    gradient is summed in fp32 and cast once. A group longer than `chunk_rows` is still exact: its logits are computed
+    twice (a fourth GEMM for its tokens). The result is differentiable once.
+
+    On a GPU, keep cu_segments and rows on the CPU if you can: cutting chunks reads them on the host.
+    Same inputs, same bits, on the same device and thread count.
+
+    Raises ValueError, naming the argument, for wrong shapes, dtypes, devices; values (targets, cu_segments, rows) are
+    checked on a CPU, and on a GPU under DAPO_KERNELS_DEBUG=1.
+    """
+    checks.linear(hidden, weight, targets, bias, rows, softcap, temperature, ignore_index)
+    if cu_segments is not None:
+        checks.cu_segments("cu_segments", cu_segments, targets.numel(), hidden)
+    if segments_per_group is None:
+        segments_per_group = getattr(objective, "segments_per_group", 1)
+    call = Call(
+        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu_segments"
+    )
+    return segment_loss(call, cu_segments, objective, segments_per_group)
+
+
+@dataclass
+class Call:
+    """The arguments that every linear function has, checked."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    targets: Tensor
+    rows: Tensor | None
+    softcap: float | None
+    temperature: float
+    ignore_index: int
+    chunk_rows: int | None
+    backend: Backend
+    cu_name: str
+
+    def __post_init__(self) -> None:
+        if self.chunk_rows is not None and self.chunk_rows < 1:
+            raise ValueError(f"chunk_rows: must be at least 1, got {self.chunk_rows}")
+        device = self.hidden.device.type
+        autocast = torch.is_autocast_enabled(device)
+        self.dtype = torch.get_autocast_dtype(device) if autocast else self.hidden.dtype
+        self.logits_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self.triton = choose_triton(self.backend, self.hidden.device, self.dtype)
+
+    def chunks(self, cu_segments: Tensor | None, per_group: int) -> list[Chunk]:
+        rows = self.chunk_rows or default_chunk_rows(self.weight.shape[0], self.hidden.device)
+        return make_chunks(
+            cu_segments, self.rows, self.targets.numel(), rows, per_group, self.hidden.device, self.cu_name
+        )
+
+    def operands(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """hidden, weight and bias as the GEMMs read them."""
+        hidden, weight = self.hidden.to(self.dtype), self.weight.to(self.dtype)
+        if not self.triton and hidden.device.type == "cpu":
+            # A CPU has no GEMM from low precision into fp32: widen the weight once, and each chunk of hidden.
+            weight = weight.to(self.logits_dtype)
+        bias = None if self.bias is None else self.bias.to(self.logits_dtype)
+        return hidden, weight, bias
+
+    def logits(self, weight: Tensor, bias: Tensor | None, chunks: list[Chunk]) -> "TorchLogits":
+        """The backend's buffer, large enough for the largest piece."""
+        pieces = [piece for chunk in chunks for piece in chunk.pieces]
+        size = max((p.stop - p.start if p.rows is None else p.rows.numel() for p in pieces), default=0)
+        kind = TorchLogits
+        if self.triton:
+            from dapo_kernels.chunk_triton import TritonLogits as kind
+        return kind(weight, bias, self.softcap, self.temperature, self.ignore_index, size, self.logits_dtype)
+
+
+def choose_triton(backend: Backend, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the Triton kernels run: on a GPU, in up to fp32; elsewhere only in their interpreter."""
+    if backend not in ("auto", "triton", "torch"):
+        raise ValueError(f"backend: expected auto, triton or torch, got {backend!r}")
+    possible = device.type == "cuda" or os.environ.get("TRITON_INTERPRET", "0") == "1"
+    if backend == "triton" and not possible:
+        raise ValueError(f"backend: triton needs a GPU (or TRITON_INTERPRET=1), but hidden is on {device}")
+    if backend == "triton" and dtype == torch.float64:
+        raise ValueError("backend: the Triton kernels reduce in fp32; fp64 runs on the torch path")
+    chosen = backend == "triton" or (backend == "auto" and device.type == "cuda" and dtype != torch.float64)
+    log.debug("linear log-probabilities on the %s path (%s)", "triton" if chosen else "torch", device)
+    return chosen
+
+
+def gather_rows(hidden: Tensor, piece: Piece, dtype: torch.dtype) -> Tensor:
+    """The hidden rows (U, H) that the piece's entries read, each once."""
+    if piece.rows is None:
+        rows = hidden[piece.start : piece.stop]
+    else:
+        # On a GPU a wrong row is found only when debugging; clamped, it still never reads out of bounds.
+        index = piece.rows.clamp(0, hidden.shape[0] - 1) if hidden.is_cuda else piece.rows
+        rows = hidden.index_select(0, index)
+    return rows.to(dtype)
+
+
+class Gradients:
+    """The gradients of hidden, weight and bias, filled piece by piece; None where not needed."""
+
+    def __init__(self, call: Call, needs: tuple[bool, bool, bool]) -> None:
+        like, total = call.hidden, call.logits_dtype
+        self.hidden = self.weight = self.bias = None
+        if needs[0]:
+            # Rows that several pieces read are summed, so in fp32; without `rows` each is written once, cast.
+            self.hidden = torch.zeros_like(like, dtype=like.dtype if call.rows is None else total)
+        if needs[1]:
+            self.weight = torch.zeros(call.weight.shape, dtype=total, device=like.device)
+        if needs[2]:
+            self.bias = torch.zeros(call.bias.shape, dtype=total, device=like.device)
+
+    def add(self, dlogits: Tensor, x: Tensor, weight: Tensor, piece: Piece) -> None:
+        if self.weight is not None:
+            add_outer(self.weight, dlogits, x)
+        if self.bias is not None:
+            self.bias += dlogits.sum(0, dtype=self.bias.dtype)
+        if self.hidden is None:
+            return
+        if piece.rows is None:
+            out = self.hidden[piece.start : piece.stop]
+            if out.dtype == dlogits.dtype:
+                torch.mm(dlogits, weight, out=out)
+            else:
+                out.copy_(torch.mm(dlogits, weight))
+        else:
+            # A piece's rows are distinct, so the order of the additions is that of the pieces: deterministic.
+            index = piece.rows.clamp(0, self.hidden.shape[0] - 1) if x.is_cuda else piece.rows
+            self.hidden.index_add_(0, index, torch.mm(dlogits, weight).to(self.hidden.dtype))
+
+    def cast(self, call: Call) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """In the dtypes of the arguments."""
+        like = (call.hidden, call.weight, call.bias)
+        return tuple(None if g is None else g.to(t.dtype) for g, t in zip((self.hidden, self.weight, self.bias), like))
+
+
+def segment_loss(call: Call, cu_segments: Tensor | None, objective: Objective, per_group: int) -> SegmentLoss:
+    """linear_segment_loss after its checks."""
+    needs = tuple(
+        torch.is_grad_enabled() and t is not None and t.requires_grad for t in (call.hidden, call.weight, call.bias)
+    )
+    return SegmentLoss(
+        *_SegmentLoss.apply(call.hidden, call.weight, call.bias, call, cu_segments, objective, per_group, needs)
+    )
+
+
+class _SegmentLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        call: Call,
+        cu_segments: Tensor | None,
+        objective: Objective,
+        per_group: int,
+        needs: tuple[bool, bool, bool],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.autocast(hidden.device.type, enabled=False):
+            loss, segments, tokens, gradients = compute(call, cu_segments, objective, per_group, needs)
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(segments, tokens)
+        ctx.set_materialize_grads(False)
+        return loss, segments, tokens
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if upstream is None:
+            return (None,) * 8
+        return *(None if g is None else g * upstream for g in ctx.saved_tensors), None, None, None, None, None
+
+
+def compute(
+    call: Call, cu_segments: Tensor | None, objective: Objective, per_group: int, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
+    """Loss, (S,) segment and (N,) token log-probabilities, and the gradients of hidden, weight and bias."""
+    chunks = call.chunks(cu_segments, per_group)
+    hidden, weight, bias = call.operands()
+    logits = call.logits(weight, bias, chunks)
+    gradients = Gradients(call, needs)
+    segments_total = call.targets.numel() if cu_segments is None else cu_segments.numel() - 1
+    token_logps = torch.empty(call.targets.numel(), dtype=call.logits_dtype, device=hidden.device)
+    segment_logps = torch.zeros(segments_total, dtype=call.logits_dtype, device=hidden.device)
+    loss = torch.zeros((), dtype=call.logits_dtype, device=hidden.device)
+    cu = None if cu_segments is None else cu_segments.to(hidden.device, non_blocking=True)
+    training = any(needs)
+
+    for chunk in chunks:
+        pieces = chunk.pieces
+        if len(pieces) > 1:
+            log.debug("segments %d:%d are longer than a chunk: logits computed twice", chunk.start, chunk.stop)
+        for piece in pieces:
+            x = gather_rows(hidden, piece, weight.dtype)
+            targets = call.targets[piece.start : piece.stop]
+            token_logps[piece.start : piece.stop] = logits.forward(x, targets, piece, training)
+        tokens = token_logps[pieces[0].start : pieces[-1].stop] if pieces else token_logps[:0]
+        offsets = None if cu is None else cu[chunk.start : chunk.stop + 1]
+        if offsets is not None and pieces:
+            offsets = offsets - pieces[0].start
+        part, segments, coefficients = evaluate(objective, tokens, offsets, chunk, training)
+        loss += part
+        segment_logps[chunk.start : chunk.stop] = segments
+        if not training:
+            continue
+        for piece in pieces:
+            if len(pieces) > 1:
+                x = gather_rows(hidden, piece, weight.dtype)
+                logits.forward(x, call.targets[piece.start : piece.stop], piece, True)
+            share = coefficients[piece.start - pieces[0].start : piece.stop - pieces[0].start]
+            gradients.add(logits.backward(share, weight.dtype), x, weight, piece)
+    return loss, segment_logps, token_logps, gradients.cast(call)
+
+
+def evaluate(
+    objective: Objective, tokens: Tensor, offsets: Tensor | None, chunk: Chunk, training: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The objective of one chunk: loss, (k,) segment log-probabilities, and the (n,) gradient of each token's."""
+    segments = segment_sums(tokens, offsets)
+    with torch.set_grad_enabled(training):
+        of_segments = segments.detach().requires_grad_(training)
+        of_tokens = tokens.detach().requires_grad_(training)
+        loss = objective(of_segments, of_tokens, chunk.start, chunk.stop)
+        if not isinstance(loss, Tensor) or loss.dim() != 0:
+            raise ValueError(f"objective: must return a scalar tensor, got {getattr(loss, 'shape', type(loss))}")
+        if not training:
+            return loss, segments, None
+        if not loss.requires_grad:
+            return loss, segments, torch.zeros_like(tokens)
+        d_segments, d_tokens = torch.autograd.grad(loss, (of_segments, of_tokens), allow_unused=True)
+    coefficients = torch.zeros_like(tokens) if d_tokens is None else d_tokens
+    if d_segments is not None:
+        coefficients = coefficients + spread(d_segments, offsets, tokens.numel())
+    return loss.detach(), segments, coefficients

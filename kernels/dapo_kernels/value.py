@@ -1,0 +1,138 @@
+"""The critic's scalar head read at given rows, with its loss against soft labels."""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dapo_kernels import checks
+from dapo_kernels.segment_loss import Backend, choose_triton
+
+
+class ValueLoss(NamedTuple):
+    """What linear_value_loss returns."""
+
+    loss: Tensor  # 0-d, differentiable in hidden, weight and bias
+    values: Tensor  # (M,) fp32, detached: sigmoid(logits), the probability of a correct end
+    logits: Tensor  # (M,) fp32, detached
+
+
+def linear_value_loss(
+    hidden: Tensor,  # (T, H) bf16, fp16, fp32 or fp64
+    weight: Tensor,  # (H,) or (1, H)
+    bias: Tensor | None,  # (1,) or 0-d
+    rows: Tensor,  # (M,) int64: the rows of hidden to read
+    targets: Tensor,  # (M,) in [0, 1], Monte Carlo values
+    normalizer: float | Tensor | None = None,
+    *,
+    kind: Literal["bce", "mse"] = "bce",
+    backend: Backend = "auto",
+) -> ValueLoss:
+    """Σ_i [−m_i log V_i − (1−m_i) log(1−V_i)] / normalizer, V_i = sigmoid(hidden[rows[i]]·weight + bias).
+
+    The critic's loss (arXiv 2412.18279); kind="mse" is Σ (V_i − m_i)² / normalizer, its ablation. `normalizer` is the
+    GLOBAL number of values (None: M). All arithmetic in fp32 (fp64 for fp64 inputs); rows may repeat, in any order.
+    Gradients are made in this call. Deterministic.
+
+    Raises ValueError naming hidden, weight, bias, rows, targets or kind; values are checked as in linear_segment_loss.
+    """
+    checks.tensor("hidden", hidden, (None, None), checks.FLOATS)
+    width = hidden.shape[1]
+    if isinstance(weight, Tensor) and weight.dim() == 2:
+        checks.tensor("weight", weight, (1, width), checks.FLOATS)
+    else:
+        checks.tensor("weight", weight, (width,), checks.FLOATS)
+    checks.same_device("weight", weight, hidden)
+    if bias is not None:
+        checks.tensor("bias", bias, (1,) if getattr(bias, "shape", ()) else (), checks.FLOATS)
+        checks.same_device("bias", bias, hidden)
+    checks.tensor("rows", rows, (None,), checks.INTEGERS)
+    checks.same_device("rows", rows, hidden)
+    checks.tensor("targets", targets, (rows.numel(),), checks.FLOATS)
+    checks.same_device("targets", targets, hidden)
+    if kind not in ("bce", "mse"):
+        raise ValueError(f"kind: expected bce or mse, got {kind!r}")
+    if rows.numel() and checks.reads_values(rows):
+        low, high = (int(v) for v in torch.aminmax(rows))
+        if low < 0 or high >= hidden.shape[0]:
+            raise ValueError(f"rows: {low}..{high} is outside hidden's rows 0..{hidden.shape[0] - 1}")
+        if not bool(((targets >= 0) & (targets <= 1)).all()):
+            raise ValueError("targets: soft labels must lie in [0, 1]")
+    if normalizer is None:
+        normalizer = max(rows.numel(), 1)
+    triton = choose_triton(backend, hidden.device, hidden.dtype)
+    needs = tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in (hidden, weight, bias))
+    return ValueLoss(*_ValueLoss.apply(hidden, weight, bias, rows, targets, normalizer, kind, triton, needs))
+
+
+class _ValueLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        rows: Tensor,
+        targets: Tensor,
+        normalizer: float | Tensor,
+        kind: str,
+        triton: bool,
+        needs: tuple[bool, bool, bool],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        compute = _torch_value
+        if triton:
+            from dapo_kernels.ops.value import value as compute
+        with torch.autocast(hidden.device.type, enabled=False):
+            loss, logits, gradients = compute(hidden, weight, bias, rows, targets, normalizer, kind, needs)
+        values = logits.sigmoid()
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(values, logits)
+        ctx.set_materialize_grads(False)
+        return loss, values, logits
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if upstream is None:
+            return (None,) * 9
+        return *(None if g is None else g * upstream for g in ctx.saved_tensors), *(None,) * 6
+
+
+def _torch_value(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor,
+    targets: Tensor,
+    normalizer: float | Tensor,
+    kind: str,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
+    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    x = hidden.index_select(0, rows.clamp(0, max(hidden.shape[0] - 1, 0))).to(dtype)
+    head, targets = weight.reshape(-1).to(dtype), targets.to(dtype)
+    logits = torch.mv(x, head)
+    if bias is not None:
+        logits = logits + bias.to(dtype)
+    if kind == "bce":
+        loss = (F.softplus(logits) - targets * logits).sum() / normalizer
+        slope = (logits.sigmoid() - targets) / normalizer
+    else:
+        values = logits.sigmoid()
+        loss = (values - targets).square().sum() / normalizer
+        slope = 2 * (values - targets) * values * (1 - values) / normalizer
+    d_hidden = d_weight = d_bias = None
+    if needs[0]:
+        d_hidden = torch.zeros_like(hidden, dtype=dtype)
+        if hidden.is_cuda:
+            # index_add_ is not deterministic on a GPU where rows repeat; index_put_ sorts them first.
+            d_hidden.index_put_((rows,), torch.outer(slope, head), accumulate=True)
+        else:
+            d_hidden.index_add_(0, rows, torch.outer(slope, head))
+        d_hidden = d_hidden.to(hidden.dtype)
+    if needs[1]:
+        d_weight = torch.mv(x.t(), slope).reshape(weight.shape).to(weight.dtype)
+    if needs[2]:
+        d_bias = slope.sum().reshape(bias.shape).to(bias.dtype)
+    return loss, logits, (d_hidden, d_weight, d_bias)
