@@ -30,9 +30,7 @@ _CANDIDATE = pa.struct(
         ("logp_after", pa.float32()),
     ]
 )
-_TRUNK = pa.struct(
-    [("ids", _TOKENS), ("step_ends", _TOKENS), ("reward", pa.float32()), ("finished", pa.bool_())]
-)
+_TRUNK = pa.struct([("ids", _TOKENS), ("step_ends", _TOKENS), ("reward", pa.float32()), ("finished", pa.bool_())])
 _STATE = pa.struct(
     [
         ("trunk", pa.int32()),

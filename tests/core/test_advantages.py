@@ -1,0 +1,116 @@
+"""B.1 against numbers worked out by hand."""
+
+import json
+
+import pytest
+
+from dapo_fast.advantages import compute_advantages, count_states, critic_advantages, state_advantages, trunk_advantages
+from dapo_fast.config import AdvantageSettings
+from dapo_fast.data.store import read_trees, shard_meta, write_shard
+from dapo_fast.data.tree import Candidate, State, Tree, Trunk
+from dapo_fast.errors import InputError
+
+
+def candidate(token, count=1, q=None, terminal=False, reward=0.0):
+    return Candidate([token], count, terminal, reward, q=q)
+
+
+def tree(states, trunks=None):
+    trunks = trunks or [Trunk([10, 11, 2], [1, 2, 3], 1.0, True)]
+    return Tree("p", "prompt", "answer", [1, 2], trunks, states, sampled=4, correct=1)
+
+
+def test_mean_counts_duplicates_and_terminals_take_their_reward():
+    state = State(
+        0, 0, [1.0, 0.0, 0.0, 1.0], [candidate(5, 2, 0.8), candidate(6, 1, 0.2), candidate(7, 1, 1.0, True, 1.0)]
+    )
+    # mean = (2*0.8 + 0.2 + 1.0) / 4 = 0.7; over unique candidates it would be 0.6667
+    assert state_advantages(state) == pytest.approx([0.1, -0.5, 0.3])
+
+
+def test_unique_actions_are_dropped_after_the_mean():
+    states = [State(0, 0, [1.0], [candidate(5, 3, 0.5), candidate(6, 1, 0.9)])]
+    once = tree(states)
+    critic_advantages(once, gap=0.1)
+    assert [c.advantage for c in once.states[0].candidates] == pytest.approx([-0.1, 0.3])
+
+    often = tree([State(0, 0, [1.0], [candidate(5, 3, 0.5), candidate(6, 1, 0.9)])])
+    critic_advantages(often, gap=0.1, unique=False)
+    assert [c.advantage for c in often.states[0].candidates] == pytest.approx([-0.1, -0.1, -0.1, 0.3])
+    assert [c.count for c in often.states[0].candidates] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("gap", "kept"), [(0.0, True), (0.25, True), (0.2501, False)])
+def test_gap_is_inclusive(gap, kept):
+    one = tree([State(0, 0, [1.0], [candidate(5, 1, 0.5), candidate(6, 1, 0.75)])])
+    critic_advantages(one, gap)
+    assert one.states[0].kept is kept
+
+
+def test_a_single_candidate_has_no_contrast():
+    one = tree([State(0, 0, [1.0], [candidate(5, 4, 0.5)]), State(0, 1, [], [])])
+    critic_advantages(one, gap=0.0)
+    assert [s.kept for s in one.states] == [False, False]
+    assert one.states[0].candidates[0].advantage == 0.0
+
+
+def test_candidate_without_q_is_named():
+    with pytest.raises(ValueError, match="no Q yet"):
+        state_advantages(State(0, 0, [1.0], [candidate(5)]))
+
+
+def two_trunks():
+    trunks = [Trunk([10, 11, 2], [1, 2, 3], 1.0, True), Trunk([10, 12, 2], [1, 2, 3], 0.0, True)]
+    states = [
+        State(0, 0, [1.0, 0.0], []),
+        State(0, 1, [1.0, 1.0, 1.0, 0.0], []),
+        State(0, 2, [1.0, 1.0], []),
+        State(1, 2, [0.0, 0.5], []),
+    ]
+    return tree(states, trunks)
+
+
+def test_advantages_from_monte_carlo_values():
+    one = two_trunks()
+    trunk_advantages(one, "mc")
+    steps = [{tuple(c.ids): round(c.advantage, 6) for c in s.candidates} for s in one.states]
+    # s_0 = 0.5 -> shared s_1 = 0.75 -> 1.0 and 0.25; the last steps by reward
+    assert steps == [{(10,): 0.25}, {(11,): 0.25, (12,): -0.5}, {(2,): 0.0}, {(2,): -0.25}]
+    assert [s.kept for s in one.states] == [True, True, False, True]
+    assert [c.terminal for s in one.states for c in s.candidates] == [False, False, False, True, True]
+
+
+def test_advantages_from_responses():
+    one = two_trunks()
+    trunk_advantages(one, "response")
+    steps = [{tuple(c.ids): round(c.advantage, 6) for c in s.candidates} for s in one.states]
+    # mean reward of the samples is 1/4; the first step leads to one right and one wrong response
+    assert steps == [{(10,): 0.25}, {(11,): 0.75, (12,): -0.25}, {(2,): 0.75}, {(2,): -0.25}]
+
+
+def test_store_is_filled_once_and_bound_to_its_settings(tmp_path):
+    states = [State(0, 0, [1.0, 0.0], [candidate(5), candidate(6)]), State(0, 1, [0.0], [candidate(7)])]
+    write_shard(tmp_path / "in" / "shard-00000.parquet", [tree(states)])
+    calls = []
+
+    def fill(trees):
+        calls.append(len(trees))
+        for one in trees:
+            for state in one.states:
+                state.value = 0.5
+                for position, action in enumerate(state.candidates):
+                    action.q = float(position)
+
+    def compute(digest):
+        return compute_advantages(tmp_path / "in", tmp_path / "out", AdvantageSettings(), fill, digest)
+
+    summary = compute("a")
+    assert summary == {"digest": "a", "states": 2, "kept": 1, "pairs": 2, "all_wrong": 1, "all_right": 0, "single": 1}
+    assert compute("a") == summary and calls == [1]
+    kept = [s for t in read_trees(tmp_path / "out") for s in t.states if s.kept]
+    assert [c.advantage for c in kept[0].candidates] == pytest.approx([-0.5, 0.5])
+    assert shard_meta(tmp_path / "out" / "shard-00000.parquet")["digest"] == "a"
+    assert json.loads((tmp_path / "out" / "done.json").read_text())["digest"] == "a"
+    with pytest.raises(InputError, match="other settings"):
+        compute("b")
+    assert count_states(read_trees(tmp_path / "out"))["pairs"] == 2
