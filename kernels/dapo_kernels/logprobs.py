@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from dapo_kernels import checks
-from dapo_kernels.chunk_torch import segment_sums, spread
-from dapo_kernels.segment_loss import Backend, Call, Gradients, gather_rows
+from dapo_kernels.chunk_torch import spread
+from dapo_kernels.segment_loss import Backend, Call, Gradients, gather_rows, on_device
 
 
 def linear_token_logprobs(
@@ -54,7 +54,7 @@ def linear_step_logprobs(
         hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu_steps"
     )
     tokens = _TokenLogprobs.apply(hidden, weight, bias, call)
-    return _SegmentSums.apply(tokens, cu_steps.to(hidden.device, non_blocking=True))
+    return _SegmentSums.apply(tokens, cu_steps.to(hidden.device, non_blocking=True), call)
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -63,7 +63,7 @@ class _TokenLogprobs(torch.autograd.Function):
         ctx.call = call
         ctx.save_for_backward(hidden, weight, bias)
         token_logps = torch.empty(call.targets.numel(), dtype=call.logits_dtype, device=hidden.device)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with torch.autocast(hidden.device.type, enabled=False), on_device(hidden):
             chunks = call.chunks(None, 1)
             hidden, weight, bias = call.operands()
             logits = call.logits(weight, bias, chunks)
@@ -79,7 +79,7 @@ class _TokenLogprobs(torch.autograd.Function):
         call = ctx.call
         call.hidden, call.weight, call.bias = ctx.saved_tensors
         gradients = Gradients(call, ctx.needs_input_grad[:3])
-        with torch.autocast(upstream.device.type, enabled=False):
+        with torch.autocast(upstream.device.type, enabled=False), on_device(upstream):
             chunks = call.chunks(None, 1)
             hidden, weight, bias = call.operands()
             logits = call.logits(weight, bias, chunks)
@@ -93,13 +93,14 @@ class _TokenLogprobs(torch.autograd.Function):
 
 class _SegmentSums(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, cu_segments: Tensor) -> Tensor:
+    def forward(ctx: Any, tokens: Tensor, cu_segments: Tensor, call: Call) -> Tensor:
         ctx.save_for_backward(cu_segments)
         ctx.tokens = tokens.numel()
-        return segment_sums(tokens, cu_segments)
+        with on_device(tokens):
+            return call.sums(tokens, cu_segments)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         (cu_segments,) = ctx.saved_tensors
-        return spread(upstream, cu_segments, ctx.tokens), None
+        return spread(upstream, cu_segments, ctx.tokens), None, None

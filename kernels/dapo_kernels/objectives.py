@@ -28,6 +28,20 @@ class DirectAdvantage:
         u = segment_logps - self.ref_logps[start:stop]
         return 0.5 * (self.advantages[start:stop] / self.beta - u).square().sum() / self.normalizer
 
+    def fused(
+        self, tokens: Tensor, offsets: Tensor | None, start: int, stop: int, loss: Tensor, training: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """What __call__ and its gradient are in one Triton kernel: adds to `loss`, returns (k,) and (n,) gradients.
+
+        The engine calls this instead of __call__ where Triton runs and an objective has it.
+        """
+        from dapo_kernels.ops.direct_advantage import direct_advantage
+
+        if offsets is None:
+            offsets = torch.arange(stop - start + 1, device=tokens.device)
+        advantages, references = self.advantages[start:stop], self.ref_logps[start:stop]
+        return direct_advantage(tokens, offsets, advantages, references, self.beta, self.normalizer, loss, training)
+
 
 @dataclass(frozen=True)
 class CrossEntropy:

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -117,6 +118,14 @@ class Call:
         bias = None if self.bias is None else self.bias.to(self.logits_dtype)
         return hidden, weight, bias
 
+    def sums(self, tokens: Tensor, offsets: Tensor | None) -> Tensor:
+        """Token log-probabilities (n,) to those of segments, by the backend."""
+        if self.triton and offsets is not None:
+            from dapo_kernels.ops.segment_sum import segment_sum
+
+            return segment_sum(tokens, offsets)
+        return segment_sums(tokens, offsets)
+
     def logits(self, weight: Tensor, bias: Tensor | None, chunks: list[Chunk]) -> "TorchLogits":
         """The backend's buffer, large enough for the largest piece."""
         pieces = [piece for chunk in chunks for piece in chunk.pieces]
@@ -139,6 +148,11 @@ def choose_triton(backend: Backend, device: torch.device, dtype: torch.dtype) ->
     chosen = backend == "triton" or (backend == "auto" and device.type == "cuda" and dtype != torch.float64)
     log.debug("linear log-probabilities on the %s path (%s)", "triton" if chosen else "torch", device)
     return chosen
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager:
+    """Triton launches on the current device, which need not be the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def gather_rows(hidden: Tensor, piece: Piece, dtype: torch.dtype) -> Tensor:
@@ -213,7 +227,7 @@ class _SegmentLoss(torch.autograd.Function):
         per_group: int,
         needs: tuple[bool, bool, bool],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.autocast(hidden.device.type, enabled=False):
+        with torch.autocast(hidden.device.type, enabled=False), on_device(hidden):
             loss, segments, tokens, gradients = compute(call, cu_segments, objective, per_group, needs)
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(segments, tokens)
@@ -255,8 +269,11 @@ def compute(
         offsets = None if cu is None else cu[chunk.start : chunk.stop + 1]
         if offsets is not None and pieces:
             offsets = offsets - pieces[0].start
-        part, segments, coefficients = evaluate(objective, tokens, offsets, chunk, training)
-        loss += part
+        if call.triton and hasattr(objective, "fused"):
+            segments, coefficients = objective.fused(tokens, offsets, chunk.start, chunk.stop, loss, training)
+        else:
+            part, segments, coefficients = evaluate(objective, tokens, offsets, chunk, training, call.sums)
+            loss += part
         segment_logps[chunk.start : chunk.stop] = segments
         if not training:
             continue
@@ -270,10 +287,15 @@ def compute(
 
 
 def evaluate(
-    objective: Objective, tokens: Tensor, offsets: Tensor | None, chunk: Chunk, training: bool
+    objective: Objective,
+    tokens: Tensor,
+    offsets: Tensor | None,
+    chunk: Chunk,
+    training: bool,
+    sums: Callable[[Tensor, Tensor | None], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The objective of one chunk: loss, (k,) segment log-probabilities, and the (n,) gradient of each token's."""
-    segments = segment_sums(tokens, offsets)
+    segments = sums(tokens, offsets)
     with torch.set_grad_enabled(training):
         of_segments = segments.detach().requires_grad_(training)
         of_tokens = tokens.detach().requires_grad_(training)

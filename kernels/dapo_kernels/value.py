@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dapo_kernels import checks
-from dapo_kernels.segment_loss import Backend, choose_triton
+from dapo_kernels.segment_loss import Backend, choose_triton, on_device
 
 
 class ValueLoss(NamedTuple):
@@ -83,7 +83,7 @@ class _ValueLoss(torch.autograd.Function):
         compute = _torch_value
         if triton:
             from dapo_kernels.ops.value import value as compute
-        with torch.autocast(hidden.device.type, enabled=False):
+        with torch.autocast(hidden.device.type, enabled=False), on_device(hidden):
             loss, logits, gradients = compute(hidden, weight, bias, rows, targets, normalizer, kind, needs)
         values = logits.sigmoid()
         ctx.save_for_backward(*gradients)

@@ -1,0 +1,66 @@
+"""One chunk of logits through the Triton kernels: same interface as chunk_torch.TorchLogits."""
+
+import torch
+from torch import Tensor
+
+from dapo_kernels.chunk_torch import project
+from dapo_kernels.ops.dlogits import dlogits
+from dapo_kernels.ops.logprob import logprob
+from dapo_kernels.plan import Piece
+
+
+class TritonLogits:
+    """A reusable buffer of fp32 logits of up to `rows` hidden rows; dlogits are written into the same memory."""
+
+    def __init__(
+        self,
+        weight: Tensor,  # (V, H)
+        bias: Tensor | None,  # (V,) fp32
+        softcap: float | None,
+        temperature: float,
+        ignore_index: int,
+        rows: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self.weight, self.bias = weight, bias if bias is None else bias.contiguous()
+        self.softcap, self.temperature, self.ignore_index = softcap, temperature, ignore_index
+        # Rows start at multiples of 64 bytes whatever V is, so that GEMMs can use their fastest loads.
+        width = -(-weight.shape[0] // 16) * 16
+        self.buffer = torch.empty(rows, width, dtype=dtype, device=weight.device)
+
+    def forward(self, x: Tensor, targets: Tensor, piece: Piece, keep: bool) -> Tensor:
+        """Log-probabilities (n,) of targets (n,) given x (U, H)."""
+        self.logits = self.buffer[: x.shape[0], : self.weight.shape[0]]
+        project(x, self.weight, self.logits)
+        self.targets, self.piece = targets.contiguous(), piece
+        logps, self.picked, self.lse = logprob(
+            self.logits,
+            self.bias,
+            self.targets,
+            piece.order,
+            piece.row_starts,
+            self.softcap,
+            self.temperature,
+            self.ignore_index,
+        )
+        return logps
+
+    def backward(self, gradient: Tensor, dtype: torch.dtype) -> Tensor:
+        """dlogits (U, V) in `dtype` from the gradient (n,) of each log-probability; overwrites the logits."""
+        rows, vocabulary = self.logits.shape
+        out = self.buffer.view(dtype)[:rows, :vocabulary]
+        dlogits(
+            self.logits,
+            out,
+            self.bias,
+            self.targets,
+            self.piece.order,
+            self.piece.row_starts,
+            gradient.contiguous(),
+            self.picked,
+            self.lse,
+            self.softcap,
+            self.temperature,
+            self.ignore_index,
+        )
+        return out

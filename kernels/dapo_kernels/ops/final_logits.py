@@ -1,0 +1,16 @@
+"""From a raw logit, as the GEMM left it, to the one the softmax sees; shared by the kernels that read logits."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _final_logits(raw, bias, softcap, inverse_temperature, HAS_SOFTCAP: tl.constexpr):
+    z = raw + bias
+    slope = inverse_temperature
+    if HAS_SOFTCAP:
+        # tanh through the sigmoid: saturates to ±1 without overflowing.
+        tanh = 2 / (1 + tl.exp(-2 * (z / softcap))) - 1
+        z = softcap * tanh
+        slope = inverse_temperature * (1 - tanh * tanh)
+    return z * inverse_temperature, slope  # the logit, and its derivative by the raw one

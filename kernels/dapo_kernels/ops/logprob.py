@@ -1,0 +1,108 @@
+"""Logits → log-sum-exp of each row and log-probability of each row's targets, in one pass over the logits."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dapo_kernels.ops.final_logits import _final_logits
+
+# One program a row. 16 fp32 values a thread are in flight: enough to keep the memory busy, no spills.
+BLOCK, WARPS = 4096, 8
+
+
+@triton.jit
+def logprob_kernel(
+    logits_ptr,  # (U, V) fp32, raw
+    row_stride,
+    bias_ptr,  # (V,) fp32
+    targets_ptr,  # (n,)
+    order_ptr,  # (n,) entries sorted by row
+    starts_ptr,  # (U+1,) row u owns order[starts[u]:starts[u+1]]
+    logps_ptr,  # (n,) fp32 out
+    picked_ptr,  # (n,) fp32 out: the targets' final logits
+    lse_ptr,  # (U,) fp32 out
+    V,
+    softcap,
+    inverse_temperature,
+    ignore_index,
+    HAS_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_ORDER: tl.constexpr,  # False: entry u is row u's only one
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0)
+    # A chunk of logits may have more than 2^31 elements.
+    logits = logits_ptr + row.to(tl.int64) * row_stride
+    highest = float("-inf")
+    total = 0.0
+    for start in range(0, V, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        inside = columns < V
+        raw = tl.load(logits + columns, mask=inside, other=0.0)
+        bias = tl.load(bias_ptr + columns, mask=inside, other=0.0) if HAS_BIAS else 0.0
+        z, _ = _final_logits(raw, bias, softcap, inverse_temperature, HAS_SOFTCAP)
+        z = tl.where(inside, z, float("-inf"))
+        new = tl.maximum(highest, tl.max(z, 0))
+        # Words masked out by a bias of -inf: no difference of infinities while nothing finite has come.
+        origin = tl.where(new == float("-inf"), 0.0, new)
+        total = total * tl.exp(highest - origin) + tl.sum(tl.exp(z - origin), 0)
+        highest = new
+    lse = highest + tl.log(total)
+    tl.store(lse_ptr + row, lse)
+
+    first = row
+    last = row + 1
+    if HAS_ORDER:
+        first = tl.load(starts_ptr + row)
+        last = tl.load(starts_ptr + row + 1)
+    for k in range(first, last):
+        entry = tl.load(order_ptr + k) if HAS_ORDER else k
+        target = tl.load(targets_ptr + entry).to(tl.int64)
+        column = tl.minimum(tl.maximum(target, 0), V - 1)  # never out of bounds, whatever the target
+        raw = tl.load(logits + column)
+        bias = tl.load(bias_ptr + column) if HAS_BIAS else 0.0
+        z, _ = _final_logits(raw, bias, softcap, inverse_temperature, HAS_SOFTCAP)
+        # Rounding must not make a probability above one.
+        logp = tl.minimum(z - lse, 0.0)
+        tl.store(logps_ptr + entry, tl.where(target == ignore_index, 0.0, logp))
+        tl.store(picked_ptr + entry, z)
+
+
+def logprob(
+    logits: Tensor,  # (U, V) fp32, unit column stride
+    bias: Tensor | None,  # (V,) fp32
+    targets: Tensor,  # (n,)
+    order: Tensor | None,  # (n,) int64
+    starts: Tensor | None,  # (U+1,) int32
+    softcap: float | None,
+    temperature: float,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities (n,), the targets' final logits (n,), and log-sum-exps (U,)."""
+    rows, vocabulary = logits.shape
+    logps = torch.empty(targets.numel(), dtype=torch.float32, device=logits.device)
+    picked = torch.empty_like(logps)
+    lse = torch.empty(rows, dtype=torch.float32, device=logits.device)
+    if rows:
+        logprob_kernel[(rows,)](
+            logits,
+            logits.stride(0),
+            bias,
+            targets,
+            order,
+            starts,
+            logps,
+            picked,
+            lse,
+            vocabulary,
+            softcap or 1.0,
+            1 / temperature,
+            ignore_index,
+            HAS_BIAS=bias is not None,
+            HAS_SOFTCAP=softcap is not None,
+            HAS_ORDER=order is not None,
+            BLOCK=min(BLOCK, triton.next_power_of_2(vocabulary)),
+            num_warps=WARPS,
+        )
+    return logps, picked, lse
