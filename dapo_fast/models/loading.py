@@ -1,0 +1,134 @@
+"""Loading models so that they can read packs."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from dapo_fast.errors import InputError
+from dapo_fast.models.attention import check_plugged_in, check_supported, implementation
+from dapo_fast.models.value import ValueModel
+
+log = logging.getLogger("dapo_fast.models")
+
+
+def resolve_device(device: str) -> torch.device:
+    """``"auto"`` is CUDA where there is one."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("model.device: 'cuda' is demanded, but there is no CUDA device")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """``"auto"`` is bfloat16 on CUDA and float32 elsewhere."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+
+
+def load_config_of(directory: str | Path) -> PreTrainedConfig:
+    """The config of a model directory or hub id, checked for attention that trees can honour."""
+    try:
+        config = AutoConfig.from_pretrained(directory)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{directory}: not a readable model directory ({error})") from error
+    check_supported(config, str(directory))
+    return config
+
+
+def load_causal_lm(
+    directory: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "auto",
+    attention: str = "auto",
+) -> PreTrainedModel:
+    """A causal LM from a Hugging Face directory or hub id, ready to read packs.
+
+    Args:
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or a torch device.
+        dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or a torch dtype.
+        attention: ``"auto"``, or the backend to use and no other (``ModelSettings.attention``).
+
+    Raises:
+        InputError: no model there, or one whose attention a tree cannot honour.
+    """
+    device, dtype, name = _resolved(device, dtype, attention)
+    load_config_of(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation=name)
+    return _ready(model, directory, device)
+
+
+def new_causal_lm(
+    config: PreTrainedConfig,
+    seed: int,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "auto",
+    attention: str = "auto",
+) -> PreTrainedModel:
+    """A causal LM with random weights, a function of ``config`` and ``seed`` alone."""
+    device, dtype, name = _resolved(device, dtype, attention)
+    check_supported(config, "config")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=name)
+    return _ready(model, "config", device)
+
+
+def load_value_model(
+    directory: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "auto",
+    attention: str = "auto",
+    init: str = "saved",
+    seed: int = 0,
+) -> ValueModel:
+    """A value model, ready to read packs.
+
+    Args:
+        directory: A Hugging Face directory or hub id.
+        init: ``"saved"``: ``directory`` is a value model that was saved; ``"causal_lm"``: the backbone of a causal LM
+            with a head of zeros; ``"scratch"``: the causal LM's config only, random weights from ``seed``.
+
+    Raises:
+        InputError: as ``load_causal_lm``; or ``directory`` is not of the kind that ``init`` says.
+    """
+    device, dtype, name = _resolved(device, dtype, attention)
+    config = load_config_of(directory)
+    options = {"dtype": dtype, "attn_implementation": name}
+    if init == "saved":
+        value_model = ValueModel.from_pretrained(directory, **options)
+    elif init == "causal_lm":
+        value_model = ValueModel.from_causal_lm(directory, **options)
+    elif init == "scratch":
+        value_model = ValueModel.from_config(config, seed, **options)
+    else:
+        raise ValueError(f"init: expected saved, causal_lm or scratch, got {init!r}")
+    _ready(value_model.model, directory, device)
+    return value_model
+
+
+def _resolved(
+    device: str | torch.device, dtype: str | torch.dtype, attention: str
+) -> tuple[torch.device, torch.dtype, str]:
+    device = resolve_device(device) if isinstance(device, str) else device
+    return device, resolve_dtype(dtype, device), implementation(attention)
+
+
+def _ready(model: PreTrainedModel, source: str | Path, device: torch.device) -> PreTrainedModel:
+    check_plugged_in(model, str(source))
+    if device.type == "cuda":
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+        # The losses are dapo_kernels'; only what runs in every layer is Liger's.
+        _apply_liger_kernel_to_instance(
+            model, rope=True, rms_norm=True, swiglu=True, cross_entropy=False, fused_linear_cross_entropy=False
+        )
+        log.info("Liger RMSNorm, RoPE and SwiGLU for %s", type(model).__name__)
+    return model.to(device).eval()

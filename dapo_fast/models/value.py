@@ -1,0 +1,89 @@
+"""The critic: a causal backbone and a scalar head read at the last token of a state.
+
+Saved as a Hugging Face token-classification directory with one label, which plain transformers loads as well.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForTokenClassification, PreTrainedConfig, PreTrainedModel
+
+from dapo_fast.errors import InputError
+
+
+class ValueModel(nn.Module):
+    """V(s) = sigmoid(value_head(hidden state of the last token of s)).
+
+    Attributes:
+        model: The Hugging Face model (``…ForTokenClassification``, one label) that holds every parameter.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        head = getattr(model, "score", None)
+        if not isinstance(head, nn.Linear) or head.out_features != 1:
+            raise InputError(f"{type(model).__name__}: not a value model (a token classifier with one label)")
+        self.model = model
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        return self.model.config
+
+    @property
+    def backbone(self) -> nn.Module:
+        """Token ids → hidden states (1, T, H)."""
+        return self.model.base_model
+
+    @property
+    def value_head(self) -> nn.Linear:
+        """H → 1; its output is the logit of V."""
+        return self.model.score
+
+    @classmethod
+    def from_causal_lm(cls, directory: str | Path, **options: Any) -> ValueModel:
+        """The backbone of a causal LM, with a head of zeros: V = 0.5 everywhere, whatever the seed."""
+        model = _token_classifier(directory, options, {"num_labels": 1, "classifier_dropout": 0.0})
+        return cls(model)._zero_head()
+
+    @classmethod
+    def from_config(
+        cls, config: PreTrainedConfig, seed: int, dtype: torch.dtype = torch.float32, **options: Any
+    ) -> ValueModel:
+        """A backbone of random weights drawn from ``seed`` alone, with a head of zeros."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            config = type(config).from_dict(config.to_dict() | {"num_labels": 1, "classifier_dropout": 0.0})
+            model = AutoModelForTokenClassification.from_config(config, dtype=dtype, **options)
+        return cls(model)._zero_head()
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, **options: Any) -> ValueModel:
+        """A value model that ``save_pretrained`` wrote."""
+        model = _token_classifier(directory, options, {})
+        architecture = (model.config.architectures or [""])[0]
+        if model.config.num_labels != 1 or not architecture.endswith("ForTokenClassification"):
+            raise InputError(f"{directory}: not a value model, its config says {architecture or 'no architecture'}")
+        return cls(model)
+
+    def save_pretrained(self, directory: str | Path, **options: Any) -> None:
+        """Write a Hugging Face directory; ``state_dict`` may be given with the names of ``self.model``."""
+        self.model.save_pretrained(directory, **options)
+
+    def _zero_head(self) -> ValueModel:
+        nn.init.zeros_(self.value_head.weight)
+        if self.value_head.bias is not None:
+            nn.init.zeros_(self.value_head.bias)
+        return self
+
+
+def _token_classifier(directory: str | Path, options: dict[str, Any], config: dict[str, Any]) -> PreTrainedModel:
+    try:
+        return AutoModelForTokenClassification.from_pretrained(directory, **config, **options)
+    except ValueError as error:
+        raise InputError(f"{directory}: transformers has no token classifier for this model ({error})") from error
+    except OSError as error:
+        raise InputError(f"{directory}: not a readable model directory ({error})") from error
