@@ -1,0 +1,177 @@
+"""What a run directory holds, read as far as it goes: a stage that has not run is None, a corrupt file is an error."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from dapo_fast.config import Config
+from dapo_fast.errors import InputError
+from dapo_fast.rundir import read_json
+
+
+@dataclass(slots=True)
+class Stage:
+    """One stage's directory.
+
+    Attributes:
+        name: "sft", "collect", "critic", "advantages", "actor" or "evaluate".
+        iteration: From 1 on; 0 for sft and for the evaluation of the policy that the run starts from.
+        path: Its directory, which may not exist.
+        done: Its done.json (summary.json for "evaluate"); None while it has not finished.
+        metrics: One dict an optimizer step, from metrics.jsonl; empty for stages that do not train.
+    """
+
+    name: str
+    iteration: int
+    path: Path
+    done: dict[str, Any] | None
+    metrics: list[dict[str, Any]]
+
+    @property
+    def started(self) -> bool:
+        """Whether the stage has left any file."""
+        return self.path.is_dir()
+
+
+@dataclass(slots=True)
+class Iteration:
+    """One round of Algorithm 1.
+
+    Attributes:
+        number: From 1 on; 0 is the policy that the run starts from, of which there is only ``evaluate``.
+        stages: By name.
+        heldout: The critic on held-out states (critic/heldout.json); None if not there.
+        decision: Whether the new policy was accepted, and why; None before that.
+        stopped: Why the iteration ended early, or None.
+    """
+
+    number: int
+    stages: dict[str, Stage]
+    heldout: dict[str, Any] | None
+    decision: dict[str, Any] | None
+    stopped: str | None
+
+    @property
+    def measured(self) -> dict[str, Any] | None:
+        """The evaluation's summary: {"greedy": {...}, "sampled": {...}}."""
+        return self.stages["evaluate"].done
+
+    @property
+    def name(self) -> str:
+        """What figures and tables call it."""
+        return "base" if self.number == 0 else f"iteration {self.number}"
+
+
+@dataclass(slots=True)
+class Run:
+    """A run directory: its settings, its supervised start, and the iterations that have left files."""
+
+    path: Path
+    config: Config
+    sft: Stage
+    iterations: list[Iteration]
+
+    @property
+    def has_sft(self) -> bool:
+        """Whether the settings ask for a supervised start."""
+        return bool(self.config.sft.steps) or self.config.sft.data is not None
+
+    @property
+    def rounds(self) -> list[Iteration]:
+        """The iterations without iteration 0."""
+        return [iteration for iteration in self.iterations if iteration.number]
+
+    def command(self, stage: str, iteration: int = 0) -> str:
+        """The command line that makes what is missing."""
+        number = f" --iteration {iteration}" if iteration else ""
+        return f"dapo-fast {stage} {self.path}{number}"
+
+    def policy_directories(self, iteration: int) -> list[Path]:
+        """Where the tokenizer of the policy that sampled ``iteration``'s trees may be, likeliest first."""
+        trained = [self.path / f"iter{i}" / "actor" / "model" for i in range(iteration - 1, 0, -1)]
+        start = [self.path / "sft" / "model", self.path / "sft" / "start"] if self.has_sft else []
+        given = [Path(self.config.model.path)] if self.config.model.path else []
+        return [*trained, *start, *given]
+
+
+_TRAINED = ("sft", "critic", "actor")
+_OF_ITERATION = ("collect", "critic", "advantages", "actor", "evaluate")
+
+
+def read_run(path: str | Path) -> Run:
+    """Read the run at ``path``; InputError names what is not a run, or the file that is corrupt."""
+    path = Path(path)
+    config = _read_config(path / "config.yaml")
+    numbers = [0] + [i for i in range(1, config.iterations + 1) if (path / f"iter{i}").is_dir()]
+    stopped = _read_stopped(path / "results.json")
+    iterations = [_read_iteration(path, number, stopped.get(number)) for number in numbers]
+    return Run(path, config, _read_stage(path / "sft", "sft", 0), iterations)
+
+
+def _read_config(path: Path) -> Config:
+    if not path.exists():
+        raise InputError(f"{path.parent}: no config.yaml here, so not a run directory")
+    try:
+        return Config.model_validate(yaml.safe_load(path.read_text()))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
+        raise InputError(f"{path}: not the settings of a run ({error})") from error
+
+
+def _read_stopped(path: Path) -> dict[int, str]:
+    rows = read_json(path) if path.exists() else []
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "iteration" in row for row in rows):
+        raise InputError(f"{path}: not a list of one row an iteration")
+    return {row["iteration"]: row["stopped"] for row in rows if row.get("stopped")}
+
+
+def _read_iteration(run: Path, number: int, stopped: str | None) -> Iteration:
+    path = run / f"iter{number}"
+    stages = {name: _read_stage(path / name, name, number) for name in _OF_ITERATION}
+    heldout = _read_object(path / "critic" / "heldout.json")
+    return Iteration(number, stages, heldout, _read_object(path / "decision.json"), stopped)
+
+
+def _read_stage(path: Path, name: str, iteration: int) -> Stage:
+    done = _read_object(path / ("summary.json" if name == "evaluate" else "done.json"))
+    return Stage(name, iteration, path, done, read_metrics(path / "metrics.jsonl") if name in _TRAINED else [])
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object")
+    return value
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; none if it is not there.
+
+    The last line of a run in flight may be half written, and is then left out; any other that is not a JSON object is
+    an InputError.
+    """
+    if not path.exists():
+        return []
+    try:
+        lines = path.read_text().splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable ({error})") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if number == len(lines) and not line.endswith("\n"):
+            break
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: not JSON ({error})") from error
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise InputError(f'{path}, line {number}: not an object with a "step"')
+        rows.append(row)
+    return rows
