@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dapo_fast.errors import InputError
 from dapo_fast.tasks.arithmetic import Arithmetic
+from dapo_fast.tasks.instruments import Instruments
 
-TASKS = {task.kind: task for task in (Arithmetic(),)}
+TASKS: dict[str, Arithmetic] = {task.kind: task for task in (Arithmetic(), Instruments())}
 
 
 def get_task(name: str) -> Arithmetic:

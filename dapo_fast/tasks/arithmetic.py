@@ -22,10 +22,10 @@ STEP_SIZES = (1, 2, 3)
 STEP_SIZE_WEIGHTS = (0.4, 0.4, 0.2)
 MAX_RESPONSE_TOKENS = 48
 _APPLY = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
-_FINAL = re.compile(r"=([0-6])\Z")
 
 
-def _reduce(value: int, operations: list[str]) -> int:
+def reduce_left_to_right(value: int, operations: list[str]) -> int:
+    """Apply operations such as "*3" one after another, modulo 7."""
     for operation in operations:
         value = _APPLY[operation[0]](value, int(operation[1])) % MODULUS
     return value
@@ -35,14 +35,15 @@ class Arithmetic:
     """The task: its tokenizer, model, problems, gold traces and verifier."""
 
     kind = "arithmetic"
+    marks = "="  # what stands between the consumed part of a line and its result
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """One token for each digit, each operator with its digit, ``=``, line break, and four specials."""
         digits = [str(d) for d in range(MODULUS)]
-        tokens = ["<pad>", "<bos>", "<eos>", "<unk>", "=", "\n", *digits]
+        tokens = ["<pad>", "<bos>", "<eos>", "<unk>", *self.marks, "\n", *digits]
         tokens += [operator + digit for operator in _APPLY for digit in digits]
         tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<unk>"))
-        pieces = Regex(r"[+\-*][0-6]|[0-6]|=|\n")
+        pieces = Regex(rf"[+\-*][0-6]|[0-6]|[{self.marks}]|\n")
         tokenizer.pre_tokenizer = pre_tokenizers.Split(pieces, behavior="isolated")
         tokenizer.decoder = decoders.Fuse()
         return PreTrainedTokenizerFast(
@@ -77,7 +78,7 @@ class Arithmetic:
 
     def problems(self, count: int, seed: int, split: str = "train") -> list[Problem]:
         """``count`` distinct problems; splits never share one."""
-        rng = random.Random(f"arithmetic/{seed}/{split}")
+        rng = random.Random(f"{self.kind}/{seed}/{split}")
         seen: set[str] = set()
         found: list[Problem] = []
         while len(found) < count:
@@ -86,7 +87,7 @@ class Arithmetic:
             if prompt in seen or self._split(prompt) != split:
                 continue
             seen.add(prompt)
-            answer = str(_reduce(first, operations))
+            answer = str(reduce_left_to_right(first, operations))
             found.append(Problem(id=prompt[1:], prompt=prompt, answer=answer, kind=self.kind))
         return found
 
@@ -101,13 +102,10 @@ class Arithmetic:
         while operations:
             size = min(rng.choices(STEP_SIZES, STEP_SIZE_WEIGHTS)[0], len(operations))
             consumed, operations = operations[:size], operations[size:]
-            result = self._result(value, consumed, rng)
+            result = reduce_left_to_right(value, consumed)
             lines.append(f"{value}{''.join(consumed)}={result}{''.join(operations)}")
             value = result
         return "\n".join(lines)
-
-    def _result(self, value: int, consumed: list[str], rng: random.Random) -> int:
-        return _reduce(value, consumed)
 
     def gold(self, count: int, seed: int, step: int) -> list[tuple[str, str]]:
         """``count`` fresh (prompt, response) pairs for optimizer step ``step``, none of them held out."""
@@ -121,6 +119,6 @@ class Arithmetic:
         return pairs
 
     def verify(self, problem: Problem, response: str) -> bool:
-        """Whether the response's last line ends in ``=`` and the right digit."""
-        match = _FINAL.search(response)
+        """Whether the response ends in a mark and the right digit."""
+        match = re.search(rf"[{self.marks}]([0-6])\Z", response)
         return match is not None and match.group(1) == problem.answer
