@@ -1,0 +1,152 @@
+"""Compile every Triton kernel, at the block sizes it ships with, for four GPUs; print registers and spills.
+
+Run it as a program, in a process without TRITON_INTERPRET. Needs no GPU. Exits 1 if a kernel is not listed here, does
+not compile, or spills on sm_90.
+"""
+
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+from dapo_kernels import ops
+from dapo_kernels.ops import direct_advantage, dlogits, logprob, segment_sum, value
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+F32, I32, I64 = "*fp32", "*i32", "*i64"
+HEAD = {"V": "i32", "softcap": "fp32", "inverse_temperature": "fp32", "ignore_index": "i32"}
+ENTRIES = {"bias_ptr": F32, "targets_ptr": I64, "order_ptr": I64, "starts_ptr": I32}
+LOGPROB = {"logits_ptr": F32, "row_stride": "i32", "logps_ptr": F32, "picked_ptr": F32, "lse_ptr": F32}
+DLOGITS = {"logits_ptr": F32, "row_stride": "i32", "out_stride": "i32", "gradient_ptr": F32} | {
+    "picked_ptr": F32,
+    "lse_ptr": F32,
+}
+ALL = {"HAS_BIAS": True, "HAS_SOFTCAP": True, "HAS_ORDER": True}
+PLAIN = {"HAS_BIAS": False, "HAS_SOFTCAP": False, "HAS_ORDER": False}
+
+
+def dlogits_gate(dtype, flags):
+    constants = {**flags, "NARROW": dtype != "fp32", "BLOCK": dlogits.BLOCK}
+    return dlogits.dlogits_kernel, {**DLOGITS, **ENTRIES, **HEAD, "dlogits_ptr": f"*{dtype}"}, constants, dlogits.WARPS
+
+
+def value_gate(dtype, bce):
+    kernel = value.value_kernel
+    pointers = {"hidden_ptr": f"*{dtype}", "weight_ptr": f"*{dtype}", "bias_ptr": f"*{dtype}", "rows_ptr": I64}
+    pointers |= {"order_ptr": I64, "run_ends_ptr": I64, "targets_ptr": F32, "normalizer_ptr": F32, "logits_ptr": F32}
+    pointers |= {"losses_ptr": F32, "slopes_ptr": F32, "d_hidden_ptr": f"*{dtype}"}
+    numbers = {"hidden_stride": "i32", "H": "i32", "T": "i32"}
+    constants = {"HAS_BIAS": True, "HAS_D_HIDDEN": True, "BCE": bce, "BLOCK_WIDTH": value.BLOCK_WIDTH}
+    return kernel, pointers | numbers, constants, value.WARPS
+
+
+# name → (kernel, argument types, constants, warps): every way a kernel is launched that makes different code.
+GATES = {
+    "logprob plain": (logprob.logprob_kernel, {**LOGPROB, **ENTRIES, **HEAD}, {**PLAIN, "BLOCK": logprob.BLOCK}, 8),
+    "logprob bias softcap rows": (
+        logprob.logprob_kernel,
+        {**LOGPROB, **ENTRIES, **HEAD},
+        {**ALL, "BLOCK": logprob.BLOCK},
+        logprob.WARPS,
+    ),
+    **{f"dlogits {dtype} plain": dlogits_gate(dtype, PLAIN) for dtype in ("bf16", "fp16", "fp32")},
+    **{f"dlogits {dtype} bias softcap rows": dlogits_gate(dtype, ALL) for dtype in ("bf16", "fp16", "fp32")},
+    "segment_sum": (
+        segment_sum.segment_sum_kernel,
+        {"tokens_ptr": F32, "offsets_ptr": I32, "sums_ptr": F32, "k": "i32"},
+        {"BLOCK_SEGMENTS": segment_sum.BLOCK_SEGMENTS, "BLOCK_TOKENS": segment_sum.BLOCK_TOKENS},
+        segment_sum.WARPS,
+    ),
+    **{
+        f"direct_advantage {'training' if training else 'forward'}": (
+            direct_advantage.direct_advantage_kernel,
+            {"tokens_ptr": F32, "offsets_ptr": I32, "advantages_ptr": F32, "ref_ptr": F32, "normalizer_ptr": F32}
+            | {"steps_ptr": F32, "loss_ptr": F32, "gradient_ptr": F32, "k": "i32", "beta": "fp32"},
+            {
+                "HAS_GRADIENT": training,
+                "BLOCK_STEPS": direct_advantage.BLOCK_STEPS,
+                "BLOCK_TOKENS": direct_advantage.BLOCK_TOKENS,
+            },
+            direct_advantage.WARPS,
+        )
+        for training in (True, False)
+    },
+    **{f"value {dtype} bce": value_gate(dtype, True) for dtype in ("bf16", "fp32")},
+    "value bf16 mse": value_gate("bf16", False),
+    "value_d_weight": (
+        value.value_d_weight_kernel,
+        {"hidden_ptr": "*bf16", "hidden_stride": "i32", "rows_ptr": I64, "slopes_ptr": F32, "partial_ptr": F32}
+        | {"M": "i32", "H": "i32", "T": "i32"},
+        {"SPLIT_ROWS": value.SPLIT_ROWS, "SPLIT_WIDTH": value.SPLIT_WIDTH},
+        value.WARPS,
+    ),
+}
+
+
+def shipped_kernels():
+    """Every @triton.jit function of dapo_kernels.ops that is launched (a leading underscore: called by kernels)."""
+    found = {}
+    for module in pkgutil.iter_modules(ops.__path__):
+        for name, thing in vars(importlib.import_module(f"{ops.__name__}.{module.name}")).items():
+            if isinstance(thing, JITFunction) and not name.startswith("_"):
+                found[name] = thing
+    return found
+
+
+def compile_for(target, kernel, types, constants, warps):
+    """The compiled kernel. Pointers and strides are declared multiples of 16, as they are for aligned shapes."""
+    types = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
+    indexes = {name: (kernel.arg_names.index(name),) for name in types}
+    aligned = {indexes[n]: [["tt.divisibility", 16]] for n, t in types.items() if t.startswith("*") or "stride" in n}
+    source = ASTSource(kernel, types, {indexes[name]: v for name, v in constants.items()}, aligned)
+    return triton.compile(source, target=target, options={"num_warps": warps})
+
+
+def resources(compiled):
+    """(registers, bytes spilled per thread) from the machine code."""
+    if "cubin" not in compiled.asm:
+        amd = compiled.asm["amdgcn"]
+        spills = sum(int(n) for n in re.findall(r"\.[sv]gpr_spill_count:\s+(\d+)", amd))
+        return int(re.search(r"\.vgpr_count:\s+(\d+)", amd).group(1)), spills
+    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        shown = subprocess.run([cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True)
+    text = shown.stdout + shown.stderr
+    # Spilled registers live on the stack; local memory is what a kernel asks for itself (none of these does).
+    stack, local = (int(re.search(rf"{word}:(\d+)", text).group(1)) for word in ("STACK", "LOCAL"))
+    return int(re.search(r"REG:(\d+)", text).group(1)), stack + local
+
+
+def main():
+    listed = {kernel for kernel, *_ in GATES.values()}
+    missing = [name for name, kernel in shipped_kernels().items() if kernel not in listed]
+    failed = [f"{name}: not in the compile gate's table" for name in missing]
+    print(f"{'kernel':<40}" + "".join(f"{target:>20}" for target in TARGETS))
+    for name, gate in GATES.items():
+        cells = []
+        for target_name, target in TARGETS.items():
+            registers, spilled = resources(compile_for(target, *gate))
+            cells.append(f"{registers} reg {spilled} spill")
+            if spilled and target_name == "sm_90":
+                failed.append(f"{name}: spills {spilled} bytes on sm_90")
+        print(f"{name:<40}" + "".join(f"{cell:>20}" for cell in cells), flush=True)
+    print("\n".join(failed) or f"all {len(shipped_kernels())} kernels compile for {', '.join(TARGETS)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
