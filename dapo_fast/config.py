@@ -77,6 +77,8 @@ class EngineSettings(Section):
     kind: Literal["in_process", "http"] = "in_process"
     urls: list[str] = []  # http: base URLs of OpenAI-compatible servers
     model_name: str | None = None  # http: the name the server serves the model under
+    command: str | None = None  # http: starts the server for the policy at hand, {model} being its directory
+    start_timeout_s: float = Field(1800.0, gt=0)  # http with a command: until the server answers
     concurrency: int = Field(64, ge=1)  # http: requests in flight per server
     timeout_s: float = Field(600.0, gt=0)
     retries: int = Field(8, ge=0)
@@ -86,6 +88,8 @@ class EngineSettings(Section):
     def _urls_for_http(self) -> EngineSettings:
         if self.kind == "http" and not self.urls:
             raise ValueError("urls: kind 'http' needs at least one base URL")
+        if self.command is not None and "{model}" not in self.command:
+            raise ValueError("command: needs {model} where the policy's directory goes")
         return self
 
 
@@ -184,6 +188,8 @@ class Config(Section):
     def _consistent(self) -> Config:
         if self.data.task is None and self.data.problems is None:
             raise ValueError("data: name a built-in task (data.task) or a source of problems (data.problems)")
+        if self.engine.kind == "http" and self.engine.command is None and self.iterations > 1:
+            raise ValueError("engine.command: needed for several iterations, since each samples from a new policy")
         if self.data.task is not None and self.data.problems is not None:
             raise ValueError("data: task and problems exclude each other")
         if self.data.task is None and self.model.path is None:

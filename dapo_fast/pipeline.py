@@ -11,7 +11,8 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from dapo_fast.report import write_report
 from dapo_fast.rewards import verifier_for
 from dapo_fast.rollout.collect import collect
 from dapo_fast.rollout.engine import Engine, make_engine
+from dapo_fast.rollout.server import serving
 from dapo_fast.rundir import RunDirectory, read_json, write_json
 from dapo_fast.tasks import get_task
 from dapo_fast.train.actor import train_actor
@@ -114,8 +116,11 @@ class Pipeline:
             if not (path / "config.json").exists():
                 raise InputError(f"model.path {path}: not a Hugging Face model directory (no config.json)")
 
-    def _engine(self, policy: Path) -> Engine:
-        return make_engine(self.config.engine, policy, self.config.model)
+    @contextmanager
+    def _engine(self, policy: Path, out: Path) -> Iterator[Engine]:
+        with serving(self.config.engine, policy, out / "server.log"):
+            yield make_engine(self.config.engine, policy, self.config.model)
+        _free_memory()
 
     def _encode(self, engine: Engine) -> Callable[[Problem], list[int]]:
         return lambda problem: format_prompt(problem, engine.tokenizer, self.config.data.template)
@@ -179,20 +184,17 @@ class Pipeline:
         if (out / "done.json").exists():
             return read_json(out / "done.json")
         problems = self._problems(iteration)
-        engine = self._engine(policy)
-        summary = collect(
-            problems,
-            engine,
-            config.collect,
-            out,
-            encode=self._encode(engine),
-            verify=verifier_for(problems[0].kind),
-            seed=config.seed + 1000 * iteration,
-            digest=digest,
-        )
-        del engine
-        _free_memory()
-        return summary
+        with self._engine(policy, out) as engine:
+            return collect(
+                problems,
+                engine,
+                config.collect,
+                out,
+                encode=self._encode(engine),
+                verify=verifier_for(problems[0].kind),
+                seed=config.seed + 1000 * iteration,
+                digest=digest,
+            )
 
     def critic(self, iteration: int) -> dict:
         """A.3: the value model, on (state, MC)."""
@@ -297,20 +299,17 @@ class Pipeline:
         out, digest = self._claim(iteration, "evaluate", settings)
         if (out / "summary.json").exists():
             return read_json(out / "summary.json")
-        engine = self._engine(policy)
-        summary = evaluate(
-            problems,
-            engine,
-            config.evaluate,
-            out,
-            encode=self._encode(engine),
-            verify=verifier_for(problems[0].kind),
-            seed=config.seed,
-            digest=digest,
-        )
-        del engine
-        _free_memory()
-        return summary
+        with self._engine(policy, out) as engine:
+            return evaluate(
+                problems,
+                engine,
+                config.evaluate,
+                out,
+                encode=self._encode(engine),
+                verify=verifier_for(problems[0].kind),
+                seed=config.seed,
+                digest=digest,
+            )
 
     # All of it -----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,123 @@
+"""The whole of Algorithm 1 through the command line, small: it learns, resumes, and refuses what it must."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from dapo_fast.cli import main
+from dapo_fast.config import load_config
+
+SMALL = [
+    "seed=1",
+    "iterations=1",
+    "data.limit=120",
+    "data.heldout_limit=200",
+    "sft.steps=260",
+    "sft.batch_sequences=32",
+    "sft.save_every=40",
+    "collect.shard_problems=20",
+    "critic.epochs=3",
+    "actor.steps=60",
+    "actor.save_every=10",
+    "evaluate.samples=2",
+    "by_iteration={}",
+]
+
+
+def run(directory, *more):
+    return main(["run", str(directory), "--preset", "arithmetic", *SMALL, *more])
+
+
+def content(directory):
+    """What a run leaves, bit for bit: models, trees and tables (metrics carry clocks)."""
+    names = ["*.safetensors", "shard-*.parquet", "summary.json"]
+    skip = ("checkpoints", "start")
+    paths = sorted(p for n in names for p in directory.rglob(n) if not any(s in p.parts for s in skip))
+    return {str(p.relative_to(directory)): p.read_bytes() for p in paths}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "whole"
+    assert run(directory) == 0
+    return directory
+
+
+def test_it_learns(finished):
+    before, after = json.loads((finished / "results.json").read_text())
+    assert after["sampled"]["accuracy"] > before["sampled"]["high"]
+    assert after["accepted"] and after["advantages"]["pairs"] > 0
+    assert (finished / "report.html").stat().st_size > 1000
+
+
+def test_a_finished_run_returns_at_once_and_keeps_its_table(finished):
+    before = content(finished)
+    assert run(finished) == 0
+    assert content(finished) == before
+
+
+def test_other_settings_are_refused(finished, capsys):
+    assert run(finished, "actor.beta=0.3") == 2
+    message = capsys.readouterr().err
+    assert "actor.beta" in message and "0.3" in message
+
+
+def test_killed_at_random_it_ends_with_the_same_bits(finished, tmp_path):
+    directory = tmp_path / "killed"
+    command = [sys.executable, "-m", "dapo_fast", "run", str(directory), "--preset", "arithmetic", *SMALL]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    for seconds in (9, 13, 17):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert content(directory) == content(finished)
+
+
+def test_all_wrong_is_a_clear_message_and_not_a_trained_model(tmp_path, capsys):
+    untrained = [
+        "sft.steps=1",
+        "data.limit=4",
+        "data.heldout_limit=8",
+        "collect.shard_problems=4",
+        "collect.max_tokens=3",
+    ]
+    assert run(tmp_path / "run", *untrained) == 3
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert "no state passes the advantage gap" in rows[-1]["stopped"] and not rows[-1]["accepted"]
+    assert not (tmp_path / "run" / "iter1" / "actor" / "model").exists()
+    assert main(["actor", str(tmp_path / "run")]) == 2
+    assert "no state passes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "RUN"], "no config.yaml"),
+        (["run", "RUN", "--preset", "arithmetic", "actor.bta=1"], "actor.bta"),
+        (["run", "RUN", "--preset", "nothing"], "--preset nothing"),
+        (["run", "RUN", "data.problems=none.jsonl", "model.path=none"], "none.jsonl"),
+        (["actor", "RUN", "--preset", "arithmetic"], "dapo-fast advantages"),
+        (["critic", "RUN", "--preset", "arithmetic", "--iteration", "9"], "--iteration 9"),
+        (["evaluate", "--model", "none"], "--benchmark"),
+        (["report", "RUN"], "config.yaml"),
+    ],
+)
+def test_bad_input_exits_with_2_and_one_line(arguments, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([str(tmp_path / "run") if a == "RUN" else a for a in arguments]) == 2
+    message = capsys.readouterr().err.strip()
+    assert words in message and "Traceback" not in message
+
+
+def test_config_of_a_run_is_saved_whole(finished):
+    saved = load_config(finished / "config.yaml")
+    assert saved == load_config(preset="arithmetic", overrides=SMALL)
+    assert yaml.safe_load((finished / "config.yaml").read_text())["actor"]["beta"] == 0.05
