@@ -1,0 +1,184 @@
+"""B.2, the actor: the squared loss between log-ratios and scaled advantages, from the reference, on stored trees."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from dapo_fast.config import ActorSettings, ModelSettings, ParallelSettings
+from dapo_fast.data.packing import Group, Pack, actor_batches, actor_groups, pack_actor
+from dapo_fast.data.store import read_trees
+from dapo_fast.data.tree import Tree
+from dapo_fast.errors import InputError
+from dapo_fast.models.readpath import PolicyReader
+from dapo_fast.train.loop import Batch, train
+from dapo_fast.train.parallel import World, open_world
+from dapo_fast.train.stage import Dealer, Epochs, finish, finished, policy_reader, read_values
+
+log = logging.getLogger("dapo_fast.train")
+
+REFERENCE_TREES = 256  # trees between two saves of the reference pass
+SCORED_TREES = 256  # trees whose log-probabilities after training are kept for the report
+
+
+class ActorTask:
+    """½ Σ (Â/β − u)² over the batch's state-action pairs, divided by their number; u = log π(a|s) − log π_ref(a|s)."""
+
+    name = "actor"
+
+    def __init__(
+        self, reader: PolicyReader, trees: Sequence[Tree], settings: ActorSettings, dealer: Dealer, seed: int
+    ) -> None:
+        self._reader = reader
+        self._trees = trees
+        self._beta = settings.beta
+        self._dealer = dealer
+        self._batches: Epochs[list[Group]] = Epochs(
+            lambda epoch: actor_batches(trees, settings.batch_pairs, seed, epoch, settings.state_wise)
+        )
+        self.steps = self._batches.steps(settings)
+
+    def batch(self, step: int) -> Batch:
+        """The state-action pairs of ``step``."""
+        groups = self._batches[step]
+        packs = pack_actor(self._trees, groups, self._dealer.pack_tokens, self._dealer.lengths)
+        return self._dealer(packs, sum(pack.steps for pack in packs))
+
+    def items(self, pack: Pack) -> int:
+        """Pairs."""
+        return pack.steps
+
+    def loss(self, pack: Pack, count: int) -> tuple[Tensor, Tensor]:
+        """The pack's share of the loss, and log π(a|s) of its pairs."""
+        out = self._reader(pack, self._beta, count)
+        return out.loss, out.step_logps
+
+    def metrics(self, packs: Sequence[Pack], values: Tensor) -> dict[str, float]:
+        """How far the policy has moved from the reference, and how much of the target it has met.
+
+        ``explained``: 1 − loss / (loss at u = 0). ``kl_reference``: mean over the state's completions of e^u − 1 − u,
+        an estimate of KL(π_ref ‖ π) of one step in nats that is never negative.
+        """
+        u = values - torch.cat([pack.ref_logps for pack in packs]).double()
+        target = torch.cat([pack.advantages for pack in packs]).double() / self._beta
+        keys = torch.cat([pack.step_keys for pack in packs]).tolist()
+        counts = torch.tensor([self._trees[t].states[s].candidates[c].count for t, s, c in keys], dtype=torch.float64)
+        low, middle, high = torch.quantile(u, torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)).tolist()
+        kl = torch.expm1(u.clamp(max=20.0)) - u
+        zero_loss = target.square().sum()
+        return {
+            "explained": (1 - (target - u).square().sum() / zero_loss).item() if zero_loss > 0 else 0.0,
+            "log_ratio_mean": u.mean().item(),
+            "log_ratio_p05": low,
+            "log_ratio_p50": middle,
+            "log_ratio_p95": high,
+            "kl_reference": ((kl * counts).sum() / counts.sum()).item(),
+            "same_sign": ((u * target) > 0).double().mean().item(),
+            "pairs": float(u.numel()),
+        }
+
+
+def train_actor(
+    trees_directory: Path,
+    policy: Path,
+    settings: ActorSettings,
+    parallel: ParallelSettings,
+    model: ModelSettings,
+    out: Path,
+    *,
+    seed: int,
+    digest: str,
+) -> dict[str, Any]:
+    """Train the policy on the stored advantages and write it to ``out/model``; a killed run goes on where it was.
+
+    Only the actor is in memory: the reference's log-probabilities are computed once at the start, by the same forward,
+    and kept in ``out/reference``.
+
+    Args:
+        trees_directory: Trees with advantages and kept states.
+        policy: The reference: where training starts from.
+
+    Raises:
+        InputError: no state is kept, or the trees, the model or the settings are wrong.
+    """
+    done = finished(out, digest)
+    if done is not None:
+        return done
+    trees = list(read_trees(trees_directory))
+    groups = actor_groups(trees)
+    if not groups:
+        raise InputError(f"{trees_directory}: no state is kept, so there is nothing to train the actor on")
+    for tree, state in groups:
+        if any(candidate.advantage is None for candidate in trees[tree].states[state].candidates):
+            raise InputError(f"{trees_directory}: problem {trees[tree].problem_id}: a kept state without advantages")
+    with open_world(model, parallel) as world:
+        reader = policy_reader(policy, settings, model, parallel, world)
+        dealer = Dealer(world, reader.model, settings.pack_tokens)
+        _fill_reference(trees, reader, dealer, world, out / "reference", digest)
+        task = ActorTask(reader, trees, settings, dealer, seed)
+        train(task, reader, reader.model, settings, world, out, seed, digest, parallel.tracker)
+        _write_scores(out / "scores.parquet", trees[:SCORED_TREES], reader, dealer, world)
+        pairs = sum(len(trees[t].states[s].candidates) for t, s in groups)
+        summary = {"steps": task.steps, "states": len(groups), "pairs": pairs}
+        return finish(out, digest, reader.model, policy, world, summary)
+
+
+def _read_logps(trees: Sequence[Tree], reader: PolicyReader, dealer: Dealer, world: World) -> tuple[Tensor, Tensor]:
+    """Keys ``(S, 3)`` and log π(a|s) ``(S,)`` of every candidate of the kept states."""
+    packs = pack_actor(trees, actor_groups(trees), dealer.pack_tokens, dealer.lengths)
+    batch = dealer(packs, 1)
+    if not batch.packs:
+        return torch.zeros((0, 3), dtype=torch.int64), torch.zeros(0)
+    logps = read_values(reader, batch, world, reader.step_logps)
+    return torch.cat([pack.step_keys for pack in batch.packs]), logps
+
+
+def _fill_reference(
+    trees: Sequence[Tree], reader: PolicyReader, dealer: Dealer, world: World, directory: Path, digest: str
+) -> None:
+    """Set ``ref_logp`` of every kept candidate, from ``directory`` where it was computed before."""
+    for start in range(0, len(trees), REFERENCE_TREES):
+        part = trees[start : start + REFERENCE_TREES]
+        path = directory / f"part-{start // REFERENCE_TREES:05d}.parquet"
+        # Rank 0 decides for all: a file seen by some ranks only would leave the others alone in a collective.
+        if not world.broadcast(path.exists()):
+            keys, logps = _read_logps(part, reader, dealer, world)
+            if world.rank == 0:
+                _write_table(path, keys, {"ref_logp": logps}, digest)
+            world.barrier()
+        table = pq.read_table(path)
+        if table.schema.metadata.get(b"digest") != digest.encode():
+            raise InputError(f"{path}: made with other settings; use a new run directory")
+        columns = (table.column(name).to_pylist() for name in ("tree", "state", "candidate", "ref_logp"))
+        for tree, state, candidate, logp in zip(*columns, strict=True):
+            part[tree].states[state].candidates[candidate].ref_logp = logp
+    log.info("reference log-probabilities: %s", directory)
+
+
+def _write_scores(path: Path, trees: Sequence[Tree], reader: PolicyReader, dealer: Dealer, world: World) -> None:
+    keys, logps = _read_logps(trees, reader, dealer, world)
+    before = [trees[t].states[s].candidates[c].ref_logp for t, s, c in keys.tolist()]
+    if world.rank == 0:
+        _write_table(path, keys, {"ref_logp": torch.tensor(before), "logp_after": logps}, "")
+
+
+def _write_table(path: Path, keys: Tensor, columns: dict[str, Tensor], digest: str) -> None:
+    arrays = {
+        name: pa.array(keys[:, i].to(torch.int32).numpy()) for i, name in enumerate(("tree", "state", "candidate"))
+    }
+    arrays |= {name: pa.array(column.float().numpy()) for name, column in columns.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        pq.write_table(pa.table(arrays).replace_schema_metadata({"digest": digest}), file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

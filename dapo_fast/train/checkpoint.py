@@ -1,0 +1,190 @@
+"""Training checkpoints: torch.distributed.checkpoint, asynchronous, published by a rename, checked by a sum.
+
+A checkpoint is a directory ``step-00000100``: the tensors (``*.distcp``), their index (``.metadata``), ``sums-*.json``
+with the size and CRC-32 of every file, and ``meta.json``. It is written as ``step-00000100.tmp`` and renamed when
+every rank has finished, so that a name without ``.tmp`` is a whole checkpoint, whatever was killed when. Tensors are
+stored by name and global shape: another world size, or none, reads the same files.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import warnings
+import zlib
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+
+from dapo_fast.errors import InputError
+from dapo_fast.rundir import read_json, write_json
+from dapo_fast.train.parallel import World
+
+log = logging.getLogger("dapo_fast.train")
+
+
+def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Trainable parameters and their optimizer states by parameter name: what a checkpoint holds.
+
+    Everything else of a run's state is a function of the step: the data, the schedule and the random numbers.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return {
+        "model": {name: p.detach() for name, p in trained.items()},
+        "optimizer": {name: dict(optimizer.state[p]) for name, p in trained.items()},
+    }
+
+
+class _SummingWriter(dcp.FileSystemWriter):
+    """A file-system writer that leaves the size and CRC-32 of each rank's files beside them."""
+
+    def write_data(self, plan: Any, planner: Any) -> Any:
+        result = super().write_data(plan, planner)
+        result.wait()
+        files = sorted({item.storage_data.relative_path for item in result.value()})
+        name = f"sums-{dist.get_rank() if dist.is_initialized() else 0}.json"
+        write_json(Path(self.path) / name, {file: _sum(Path(self.path) / file) for file in files})
+        return result
+
+    def finish(self, metadata: Any, results: Any) -> None:
+        super().finish(metadata, results)
+        write_json(Path(self.path) / "sums-index.json", {".metadata": _sum(Path(self.path) / ".metadata")})
+
+
+def _sum(path: Path) -> list[int]:
+    """Size in bytes and CRC-32 of a file."""
+    crc = size = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            crc = zlib.crc32(block, crc)
+            size += len(block)
+    return [size, crc]
+
+
+class Checkpoints:
+    """The checkpoints of one training run."""
+
+    def __init__(self, directory: Path, world: World, keep: int, digest: str) -> None:
+        """Open ``directory``, which need not exist.
+
+        Args:
+            keep: How many of the newest to keep.
+            digest: Identifies the settings; a checkpoint of another digest is refused.
+        """
+        self.directory = directory
+        self.world = world
+        self.keep = keep
+        self.digest = digest
+        # Saving runs collectives in a thread of its own: they must not meet those of the training step.
+        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._pending: Future | None = None
+        if world.rank == 0:
+            directory.mkdir(parents=True, exist_ok=True)
+            for half in directory.glob("*.tmp"):
+                log.warning("%s: half-written, left by a run that was stopped; ignored and removed", half)
+                shutil.rmtree(half)
+        world.barrier()
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Copy ``state`` aside and write it as the checkpoint after ``step`` steps, while training goes on."""
+        self.wait()
+        final = self.directory / f"step-{step:08d}"
+        temporary = final.with_name(final.name + ".tmp")
+        if self.world.rank == 0:
+            meta = {"step": step, "digest": self.digest, "world_size": self.world.size, "torch": torch.__version__}
+            write_json(temporary / "meta.json", meta)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            written = dcp.async_save(
+                state,
+                storage_writer=_SummingWriter(temporary),
+                process_group=self._group,
+                no_dist=self._group is None,
+            )
+        self._pending = Future()
+        written.add_done_callback(lambda _: self._publish(written, self._pending, temporary, final))
+
+    def _publish(self, written: Future, published: Future, temporary: Path, final: Path) -> None:
+        try:
+            written.result()
+            # The coordinator's save ends after every rank's data is written.
+            if self.world.rank == 0:
+                os.replace(temporary, final)
+                for old in self.steps()[: -self.keep]:
+                    shutil.rmtree(self._path(old))
+            published.set_result(None)
+        except BaseException as error:  # wait() raises it in the training thread
+            published.set_exception(error)
+
+    def wait(self) -> None:
+        """Block until the save under way is published; raises what it raised."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def _path(self, step: int) -> Path:
+        return self.directory / f"step-{step:08d}"
+
+    def steps(self) -> list[int]:
+        """Steps of the published checkpoints, oldest first."""
+        return sorted(int(path.name[5:]) for path in self.directory.glob("step-*") if path.name[5:].isdigit())
+
+    def resume(self, state: dict[str, Any]) -> int:
+        """Load the newest checkpoint into ``state`` in place; returns its step, 0 where there is none.
+
+        Raises:
+            InputError: it was made with other settings, or a file of it is damaged; the message names the file and
+                the newest checkpoint that is whole.
+        """
+        steps = self.world.broadcast(self.steps() if self.world.rank == 0 else None)
+        if not steps:
+            return 0
+        path = self._path(steps[-1])
+        problem = self.world.broadcast(self._check(path) if self.world.rank == 0 else None)
+        if problem is not None:
+            raise InputError(problem)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                dcp.load(state, checkpoint_id=path, process_group=self._group, no_dist=self._group is None)
+            except dcp.api.CheckpointException as error:
+                cause = next(iter(error.failures.values()))[0]
+                raise InputError(f"{path}: does not fit this model and optimizer ({cause})") from error
+        return steps[-1]
+
+    def _check(self, path: Path) -> str | None:
+        problem = _damage(path)
+        if problem is not None:
+            good = next((self._path(s) for s in reversed(self.steps()) if _damage(self._path(s)) is None), None)
+            advice = f"the newest whole checkpoint is {good}" if good else "no other checkpoint is whole"
+            return f"{problem}; {advice}; remove {path} to go on from there"
+        if read_json(path / "meta.json")["digest"] != self.digest:
+            return f"{path}: made with other settings; use a new run directory"
+        return None
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with the files of a checkpoint, or None."""
+    sums: dict[str, list[int]] = {}
+    file = path / "meta.json"
+    try:
+        ranks = range(json.loads(file.read_text())["world_size"])
+        for name in ("index", *ranks):
+            file = path / f"sums-{name}.json"
+            sums |= json.loads(file.read_text())
+    except (OSError, ValueError, KeyError) as error:
+        return f"{file}: damaged ({error})"
+    for name, (size, crc) in sums.items():
+        file = path / name
+        if not file.exists():
+            return f"{file}: missing"
+        if _sum(file) != [size, crc]:
+            return f"{file}: damaged (size or checksum differs from what was written)"
+    return None

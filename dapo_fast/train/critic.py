@@ -1,0 +1,188 @@
+"""A.3, the critic: a value model trained on (state, MC), measured on problems it has not seen, and read for Q."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dapo_fast.config import CriticSettings, ModelSettings, ParallelSettings
+from dapo_fast.data.packing import (
+    Group,
+    Pack,
+    critic_batches,
+    critic_groups,
+    pack_candidates,
+    pack_critic,
+    pad_lengths,
+)
+from dapo_fast.data.store import read_trees
+from dapo_fast.data.tree import Tree
+from dapo_fast.errors import InputError
+from dapo_fast.models.loading import load_value_model, resolve_device
+from dapo_fast.models.readpath import ValueReader
+from dapo_fast.rundir import write_json
+from dapo_fast.train.calibration import measure
+from dapo_fast.train.loop import Batch, train
+from dapo_fast.train.parallel import World, open_world
+from dapo_fast.train.stage import Dealer, Epochs, finish, finished, read_values, value_reader
+
+log = logging.getLogger("dapo_fast.train")
+
+
+class CriticTask:
+    """Soft-label cross-entropy (or squared error) between V(s) and MC(s), averaged over the batch's states."""
+
+    name = "critic"
+
+    def __init__(
+        self, reader: ValueReader, trees: Sequence[Tree], settings: CriticSettings, dealer: Dealer, seed: int
+    ) -> None:
+        self._reader = reader
+        self._trees = trees
+        self._objective = settings.loss
+        self._dealer = dealer
+        self._batches: Epochs[list[Group]] = Epochs(
+            lambda epoch: critic_batches(trees, settings.batch_states, seed, epoch)
+        )
+        self.steps = self._batches.steps(settings)
+
+    def batch(self, step: int) -> Batch:
+        """The states of ``step``."""
+        packs = pack_critic(self._trees, self._batches[step], self._dealer.pack_tokens, self._dealer.lengths)
+        return self._dealer(packs, sum(pack.value_rows.numel() for pack in packs))
+
+    def items(self, pack: Pack) -> int:
+        """States."""
+        return pack.value_rows.numel()
+
+    def loss(self, pack: Pack, count: int) -> tuple[Tensor, Tensor]:
+        """The pack's share of the loss, and V of its states."""
+        out = self._reader(pack, count, self._objective)
+        return out.loss, out.values
+
+    def metrics(self, packs: Sequence[Pack], values: Tensor) -> dict[str, float]:
+        """Mean value, mean target and squared error of the batch."""
+        targets = torch.cat([pack.value_targets for pack in packs]).double()
+        return {
+            "value_mean": values.mean().item(),
+            "target_mean": targets.mean().item(),
+            "squared_error": (values - targets).square().mean().item(),
+            "states": float(values.numel()),
+        }
+
+
+def train_critic(
+    trees_directory: Path,
+    init: str | Path,
+    policy: Path,
+    settings: CriticSettings,
+    parallel: ParallelSettings,
+    model: ModelSettings,
+    out: Path,
+    *,
+    seed: int,
+    digest: str,
+) -> dict[str, Any]:
+    """Train a value model on the collected trees: ``out/model`` and ``out/heldout.json``.
+
+    Problems are split into training and held-out by a hash of their id.
+
+    Args:
+        init: ``"scratch"``: random weights in the shape of ``policy``; else the directory of a causal LM to start from.
+        policy: The policy that collected the trees.
+
+    Raises:
+        InputError: the trees, the model or the settings.
+    """
+    done = finished(out, digest)
+    if done is not None:
+        return done
+    trees = list(read_trees(trees_directory))
+    heldout = [tree for tree in trees if is_heldout(tree.problem_id, settings.heldout_fraction)]
+    training = [tree for tree in trees if not is_heldout(tree.problem_id, settings.heldout_fraction)]
+    if not critic_groups(training):
+        raise InputError(
+            f"{trees_directory}: no state with completions outside the held-out problems: nothing to train on"
+        )
+    start, kind = (policy, "scratch") if init == "scratch" else (Path(init), "causal_lm")
+    with open_world(model, parallel) as world:
+        reader = value_reader(start, kind, settings, model, parallel, world, seed)
+        dealer = Dealer(world, reader.model, settings.pack_tokens)
+        task = CriticTask(reader, training, settings, dealer, seed)
+        train(task, reader, reader.model, settings, world, out, seed, digest, parallel.tracker)
+        measured = _measure_heldout(heldout, training, reader, dealer, world)
+        if world.rank == 0:
+            write_json(out / "heldout.json", measured)
+        # The tokenizer comes along from the policy: the critic reads the policy's tokens.
+        summary = {"steps": task.steps, "states": len(critic_groups(training)), "heldout": measured.get("critic")}
+        return finish(out, digest, reader.model, policy, world, summary)
+
+
+def is_heldout(problem_id: str, fraction: float) -> bool:
+    """Whether a problem is held out of the critic's training: a function of its id alone."""
+    return int.from_bytes(hashlib.sha256(problem_id.encode()).digest()[:8], "big") < fraction * 2**64
+
+
+def _measure_heldout(
+    heldout: Sequence[Tree], training: Sequence[Tree], reader: ValueReader, dealer: Dealer, world: World
+) -> dict[str, Any]:
+    """The critic on the held-out states, beside a predictor that always says the training states' mean."""
+    groups = critic_groups(heldout)
+    if not groups:
+        log.warning("critic: no held-out state (%d held-out problems); its quality is not measured", len(heldout))
+        return {"problems": len(heldout), "states": 0}
+    batch = dealer(pack_critic(heldout, groups, dealer.pack_tokens, dealer.lengths), 1)
+    values = read_values(reader, batch, world, reader.values)
+    keys = torch.cat([pack.value_keys for pack in batch.packs]).tolist()
+    states = [heldout[tree].states[state] for tree, state, _ in keys]
+    correct = torch.tensor([sum(state.rewards) for state in states], dtype=torch.float64)
+    sampled = torch.tensor([len(state.rewards) for state in states], dtype=torch.float64)
+    trained = [training[tree].states[state].mc for tree, state in critic_groups(training)]
+    constant = torch.full_like(correct, sum(trained) / len(trained))
+    return {
+        "problems": len(heldout),
+        "states": len(states),
+        "critic": measure(values.double(), correct, sampled),
+        "constant": measure(constant, correct, sampled),
+    }
+
+
+class ValueFiller:
+    """Reads V of every state and Q of every candidate with a trained critic, in this process."""
+
+    def __init__(self, critic: Path, model: ModelSettings, pack_tokens: int) -> None:
+        """Load the critic in ``critic`` onto ``model.device``.
+
+        Args:
+            pack_tokens: Token budget of one forward pass.
+        """
+        self._device = resolve_device(model.device)
+        self._reader = ValueReader(load_value_model(critic, self._device, model.dtype, model.attention))
+        self._pack_tokens = pack_tokens
+
+    def __call__(self, trees: Sequence[Tree]) -> None:
+        """Set ``value`` of every state and ``q`` of every candidate: its reward where it ends the response."""
+        lengths = pad_lengths(self._pack_tokens, self._device)
+        for tree in trees:
+            for state in tree.states:
+                for candidate in state.candidates:
+                    if candidate.terminal:
+                        candidate.q = candidate.reward
+        for pack in pack_candidates(trees, self._pack_tokens, lengths):
+            values = self._reader.values(pack.to(self._device)).tolist()
+            for (tree, state, candidate), value in zip(pack.value_keys.tolist(), values, strict=True):
+                if candidate < 0:
+                    trees[tree].states[state].value = value
+                else:
+                    trees[tree].states[state].candidates[candidate].q = value
+
+
+def fill_values(trees: Sequence[Tree], critic: Path, model: ModelSettings, pack_tokens: int) -> None:
+    """``ValueFiller`` for one set of trees."""
+    ValueFiller(critic, model, pack_tokens)(trees)

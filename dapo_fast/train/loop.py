@@ -1,0 +1,219 @@
+"""The training loop: one for sft, critic and actor, on one device or many.
+
+A batch is a number of items (scored tokens, states, state-action pairs) and its loss a sum over them, divided by their
+count over ALL ranks: how they are packed, dealt to ranks and accumulated never changes the mathematics. Everything
+a step needs is a function of the seed and the step's number, so a checkpoint is weights and optimizer states.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dapo_fast.config import OptimSettings
+from dapo_fast.data.packing import Pack
+from dapo_fast.rundir import write_json
+from dapo_fast.train.checkpoint import Checkpoints, training_state
+from dapo_fast.train.optim import clip_gradients, learning_rate, make_optimizer, set_rate
+from dapo_fast.train.parallel import World, last_of_batch
+from dapo_fast.train.telemetry import Meter, Telemetry, memory_gib
+
+log = logging.getLogger("dapo_fast.train")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One optimizer step's packs.
+
+    Attributes:
+        ranks: The packs of every rank, as many on each; the same on every rank.
+        count: What the loss's sum is divided by: items over all ranks.
+    """
+
+    ranks: list[list[Pack]]
+    count: int
+
+    @property
+    def packs(self) -> list[Pack]:
+        """All packs, rank after rank: the order of ``values`` in ``Task.metrics``."""
+        return [pack for rank in self.ranks for pack in rank]
+
+
+class Task(Protocol):
+    """What sft, critic and actor differ in."""
+
+    name: str
+    steps: int
+
+    def batch(self, step: int) -> Batch:
+        """The packs of optimizer step ``step`` (from 0), a function of the seed and ``step`` alone."""
+
+    def items(self, pack: Pack) -> int:
+        """How many values ``loss`` gives for ``pack``."""
+
+    def loss(self, pack: Pack, count: int) -> tuple[Tensor, Tensor]:
+        """The pack's share of the loss (its sum / ``count``) with gradients, and one detached value an item."""
+
+    def metrics(self, packs: Sequence[Pack], values: Tensor) -> dict[str, float]:
+        """What to report of a step, from the values ``(items,)`` fp64 of ``packs`` in order."""
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient that is not a number."""
+
+
+def train(
+    task: Task,
+    root: nn.Module,
+    model: nn.Module,
+    settings: OptimSettings,
+    world: World,
+    directory: Path,
+    seed: int,
+    digest: str,
+    tracker: str = "none",
+) -> dict[str, float]:
+    """Train ``root``'s trainable parameters for ``task.steps`` steps, from the newest checkpoint if there is one.
+
+    Args:
+        root: The module whose forward ``task.loss`` calls.
+        model: The Hugging Face model within it.
+        directory: Gets ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/``.
+
+    Returns:
+        The metrics of the last step.
+
+    Raises:
+        NonFiniteError: a loss or gradient is not finite; the batch is in ``nonfinite-step-N.json``.
+        SystemExit: SIGTERM or SIGINT came; a checkpoint is saved, the code is 128 + the signal.
+    """
+    root.eval()  # No dropout: the loss is of the policy's own log-probabilities.
+    trained = [p for p in root.parameters() if p.requires_grad]
+    optimizer = make_optimizer(trained, settings)
+    checkpoints = Checkpoints(directory / "checkpoints", world, settings.keep_checkpoints, digest)
+    start = checkpoints.resume(training_state(model, optimizer))
+    if start:
+        log.info("%s: resuming after step %d of %d", task.name, start, task.steps)
+    meter = Meter(model, world)
+    telemetry = Telemetry(directory, world, task.name, start, task.steps, tracker, settings.model_dump())
+    metrics: dict[str, float] = {}
+    with _StopSignals() as stop, ThreadPoolExecutor(1, "batches") as ahead:
+        upcoming = ahead.submit(task.batch, start) if start < task.steps else None
+        for step in range(start, task.steps):
+            began = time.perf_counter()
+            batch = upcoming.result()
+            upcoming = ahead.submit(task.batch, step + 1) if step + 1 < task.steps else None
+            torch.manual_seed((seed << 32) + step)
+            loss, values = _accumulate(task, root, batch, world)
+            norm = clip_gradients(trained, settings.clip_norm)
+            report = _reduce(loss, values, stop.signal or 0, world)
+            if not (math.isfinite(report.loss) and math.isfinite(norm)):
+                checkpoints.wait()
+                _stop_on_nonfinite(task, batch, step, report.loss, float(norm), world, directory)
+            rate = learning_rate(step, task.steps, settings)
+            set_rate(optimizer, rate)
+            optimizer.step()
+            optimizer.zero_grad()
+            metrics = {"loss": report.loss, "grad_norm": float(norm), "lr": rate}
+            metrics |= task.metrics(batch.packs, report.values)
+            metrics |= meter.read(batch.ranks, time.perf_counter() - began)
+            metrics["memory_gib"] = report.memory
+            telemetry.log(step + 1, metrics)
+            done = step + 1
+            if done % settings.save_every == 0 or done == task.steps or report.signal:
+                telemetry.sync()
+                checkpoints.save(done, training_state(model, optimizer))
+            if report.signal and done < task.steps:
+                checkpoints.wait()
+                telemetry.close()
+                name = signal.Signals(report.signal).name
+                log.warning("%s: %s; saved step %d, the same command goes on from there", task.name, name, done)
+                raise SystemExit(128 + report.signal)
+    checkpoints.wait()
+    telemetry.close()
+    return metrics
+
+
+def _accumulate(task: Task, root: nn.Module, batch: Batch, world: World) -> tuple[Tensor, Tensor]:
+    """Forward and backward over this rank's packs: (its share of the loss, values at its places, zeros elsewhere)."""
+    values = torch.zeros(sum(task.items(pack) for pack in batch.packs), dtype=torch.float64, device=world.device)
+    place = sum(task.items(pack) for rank in batch.ranks[: world.rank] for pack in rank)
+    total = torch.zeros((), dtype=torch.float64, device=world.device)
+    mine = batch.ranks[world.rank]
+    for index, pack in enumerate(mine):
+        last_of_batch(root, index == len(mine) - 1)
+        loss, found = task.loss(pack.to(world.device, non_blocking=True), batch.count)
+        loss.backward()
+        total += loss.detach()
+        values[place : place + found.numel()] = found
+        place += found.numel()
+    return total, values
+
+
+@dataclass(frozen=True)
+class _Report:
+    loss: float
+    signal: int
+    memory: float  # GiB, of the fullest rank
+    values: Tensor  # (items,) fp64 on the CPU
+
+
+def _reduce(loss: Tensor, values: Tensor, signal_number: int, world: World) -> _Report:
+    """One sum over the ranks for all that is reported, and the one wait for the device in a step."""
+    memory = torch.zeros(world.size, dtype=torch.float64)
+    memory[world.rank] = memory_gib(world.device)
+    signals = torch.zeros(world.size, dtype=torch.float64)
+    signals[world.rank] = signal_number
+    sent = torch.cat([loss.reshape(1), torch.cat([memory, signals]).to(world.device), values])
+    got = world.all_sum(sent).cpu()
+    memory, signals = got[1 : 1 + 2 * world.size].chunk(2)
+    return _Report(got[0].item(), int(signals.max()), memory.max().item(), got[1 + 2 * world.size :])
+
+
+def _stop_on_nonfinite(
+    task: Task, batch: Batch, step: int, loss: float, norm: float, world: World, directory: Path
+) -> NoReturn:
+    path = directory / f"nonfinite-step-{step + 1}.json"
+    if world.rank == 0:
+        keys = [torch.cat([pack.step_keys, pack.value_keys]).tolist() for pack in batch.packs]
+        write_json(path, {"step": step + 1, "loss": str(loss), "grad_norm": str(norm), "packs": keys})
+    raise NonFiniteError(
+        f"{task.name}: loss {loss}, gradient norm {norm} at step {step + 1}; the batch's items are in {path}, "
+        "weights are as the last checkpoint has them"
+    )
+
+
+class _StopSignals:
+    """SIGTERM and SIGINT ask for a stop after the step; a second SIGINT stops at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> _StopSignals:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._before[number] = signal.signal(number, self._ask)
+            except ValueError:  # not the main thread: whoever runs there owns the signals
+                break
+        return self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.signal == signal.SIGINT and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,266 @@
+"""How training is laid over processes: the process group, FSDP2 on an unmodified model, and who is still alive.
+
+Without torchrun and in fp32 a model stays as it is. Everywhere else FSDP2 shards it, at world size 1 too, where its
+use is that of keeping fp32 weights behind a bf16 computation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.rendezvous import rendezvous
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from dapo_fast.config import ModelSettings, ParallelSettings
+from dapo_fast.errors import InputError
+
+log = logging.getLogger("dapo_fast.train")
+
+HEARTBEAT_S = 2.0
+LOST_AFTER_S = 30.0
+_generation = itertools.count()
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the others.
+
+    Attributes:
+        rank, size: Of this process, and how many there are.
+        device: Where this process computes.
+        dtype: Of the computation; weights and optimizer states are fp32.
+        mesh: None where the model is not sharded.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    dtype: torch.dtype
+    mesh: DeviceMesh | None
+    _heart: _Heart | None = field(default=None, repr=False)
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.size > 1:
+            dist.barrier()
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's ``value`` on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def all_sum(self, values: torch.Tensor) -> torch.Tensor:
+        """``values`` summed over the ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's ``value``, on every rank."""
+        if self.size == 1:
+            return [value]
+        box: list[Any] = [None] * self.size
+        dist.all_gather_object(box, value)
+        return box
+
+
+@contextlib.contextmanager
+def open_world(model: ModelSettings, parallel: ParallelSettings) -> Iterator[World]:
+    """Join the processes that torchrun started, or be alone; leave them at the end.
+
+    Raises:
+        InputError: a setting that this machine or this number of processes cannot meet.
+    """
+    launched = "WORLD_SIZE" in os.environ and "RANK" in os.environ
+    size = int(os.environ["WORLD_SIZE"]) if launched else 1
+    rank = int(os.environ["RANK"]) if launched else 0
+    if size % parallel.replicas:
+        raise InputError(f"parallel.replicas {parallel.replicas}: does not divide the {size} processes")
+    if model.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("model.device cuda: torch sees no CUDA device here")
+    kind = "cuda" if model.device != "cpu" and torch.cuda.is_available() else "cpu"
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if kind == "cuda" and local >= torch.cuda.device_count():
+        raise InputError(f"--nproc-per-node: local rank {local}, but there are {torch.cuda.device_count()} GPUs")
+    device = torch.device(kind, local) if kind == "cuda" else torch.device("cpu")
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    name = ("bfloat16" if kind == "cuda" else "float32") if model.dtype == "auto" else model.dtype
+    dtype = getattr(torch, name)
+    if not launched and dtype == torch.float32 and not parallel.cpu_offload:
+        log.info("one process on %s in float32, not sharded", device)
+        yield World(0, 1, device, dtype, None)
+        return
+    if dist.is_initialized():
+        raise InputError("a process group exists already; training opens its own")
+    store: dist.Store = next(rendezvous("env://"))[0] if launched else dist.HashStore()
+    store = dist.PrefixStore(f"dapo-fast-{next(_generation)}", store)
+    backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(minutes=10))
+    mesh = init_device_mesh(kind, (parallel.replicas, size // parallel.replicas), mesh_dim_names=("replicate", "shard"))
+    heart = _Heart(dist.PrefixStore("heart", store), rank, size) if size > 1 else None
+    if rank == 0:
+        shape = f"{parallel.replicas} × {size // parallel.replicas}" if parallel.replicas > 1 else str(size)
+        log.info("FSDP2 over %s processes on %s, computing in %s", shape, kind, name)
+    try:
+        yield World(rank, size, device, dtype, mesh if parallel.replicas > 1 else mesh["shard"], heart)
+        if size > 1:
+            dist.barrier()
+    except RuntimeError as error:
+        if size == 1 or not _is_lost_peer(error):
+            raise
+        _give_up(rank, str(error).splitlines()[0])
+    finally:
+        if heart is not None:
+            heart.stop()
+        dist.destroy_process_group()
+
+
+def _is_lost_peer(error: RuntimeError) -> bool:
+    text = str(error)
+    return isinstance(error, dist.DistError) or any(
+        sign in text for sign in ("Connection closed by peer", "Connection reset", "Broken pipe", "gloo/transport")
+    )
+
+
+def _give_up(rank: int, reason: str) -> None:
+    # The others are gone and a collective may hang for ever: neither an exception nor an orderly exit is safe.
+    message = f"rank {rank}: another process of this training died or hangs ({reason}); stopping. "
+    log.error("%s", message + "Its own message says why; the same command resumes from the last checkpoint.")
+    logging.shutdown()
+    os._exit(1)
+
+
+class _Heart:
+    """Tells the other ranks that this one lives, and ends the process when one of them has stopped telling.
+
+    torchrun does this for processes that die on its own node; this covers other launchers, other nodes, and processes
+    that hang. It beats in a thread, so a long step or a wait in a collective is no silence.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+        self._store = store
+        self._rank = rank
+        self._size = size
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        last_seen = {rank: (0, time.monotonic()) for rank in range(self._size) if rank != self._rank}
+        while not self._stopped.wait(HEARTBEAT_S):
+            try:
+                self._store.add(f"{self._rank}", 1)
+                for rank, (count, since) in last_seen.items():
+                    now = self._store.add(f"{rank}", 0)
+                    if now != count:
+                        last_seen[rank] = (now, time.monotonic())
+                    elif time.monotonic() - since > LOST_AFTER_S and not self._store.add(f"left {rank}", 0):
+                        _give_up(self._rank, f"no sign of life from rank {rank} for {LOST_AFTER_S:.0f} s")
+            except (RuntimeError, dist.DistError) as error:
+                if not self._stopped.is_set():
+                    _give_up(self._rank, f"the launcher's store is gone: {str(error).splitlines()[0]}")
+
+    def stop(self) -> None:
+        """This rank leaves in good order."""
+        self._stopped.set()
+        self._thread.join()
+        with contextlib.suppress(RuntimeError):
+            self._store.add(f"left {self._rank}", 1)
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The decoder blocks: the longest module list of the model."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    return list(max(lists, key=len)) if lists else []
+
+
+def prepare_blocks(model: nn.Module, settings: ParallelSettings) -> None:
+    """Activation checkpointing and ``torch.compile``, block by block, in place; parameter names stay."""
+    for block in blocks(model):
+        if settings.activation_checkpointing != "none":
+            context = _keep_matmuls if settings.activation_checkpointing == "selective" else None
+            block.forward = _checkpointed(block.forward, context)  # type: ignore[method-assign]
+        if settings.compile:
+            block.compile()
+
+
+def _checkpointed(forward: Callable, context: Callable | None) -> Callable:
+    options: dict[str, Any] = {"use_reentrant": False}
+    if context is not None:
+        options["context_fn"] = context
+
+    @functools.wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, **options, **kwargs)
+
+    return run
+
+
+def _keep_matmuls() -> tuple:
+    """Selective checkpointing: keep what costs most to redo (attention, every second matrix product)."""
+    aten = torch.ops.aten
+    attention = {
+        aten._scaled_dot_product_flash_attention.default,
+        aten._scaled_dot_product_efficient_attention.default,
+        aten._scaled_dot_product_cudnn_attention.default,
+        aten._scaled_dot_product_flash_attention_for_cpu.default,
+        torch.ops.higher_order.flex_attention,
+    }
+    products = {aten.mm.default, aten.addmm.default}
+    seen = {False: 0, True: 0}
+
+    def policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        if op in products:
+            seen[context.is_recompute] += 1
+        keep = op in attention or (op in products and seen[context.is_recompute] % 2 == 1)
+        return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)
+
+
+def shard(root: nn.Module, model: nn.Module, world: World, settings: ParallelSettings) -> None:
+    """Apply FSDP2 in place: one group for every block, one for all the rest, gradients summed over the ranks.
+
+    Args:
+        root: The module whose forward computes the loss, so that it sees the gathered lm_head weight. Embedding,
+            lm_head and final norm are its group: tied weights are then in one group, as torch ≥ 2.13 demands.
+        model: The Hugging Face model within it.
+    """
+    if world.mesh is None:
+        return
+    policy = MixedPrecisionPolicy(param_dtype=world.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    offload = CPUOffloadPolicy() if settings.cpu_offload and world.device.type == "cuda" else OffloadPolicy()
+    for block in blocks(model):
+        fully_shard(block, mesh=world.mesh, mp_policy=policy, offload_policy=offload)
+    fully_shard(root, mesh=world.mesh, mp_policy=policy, offload_policy=offload)
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            # The loss divides by the global count itself: FSDP is to add, not to average.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def last_of_batch(root: nn.Module, last: bool) -> None:
+    """Say whether the coming backward is the batch's last: replicas add up their gradients only then."""
+    if isinstance(root, FSDPModule):
+        root.set_is_last_backward(last)
+        root.set_requires_all_reduce(last)

@@ -1,0 +1,123 @@
+"""Supervised fine-tuning on responses: the start that a policy from scratch needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dapo_fast.config import ModelSettings, ParallelSettings, SftSettings
+from dapo_fast.data.packing import Pack, pack_sequences
+from dapo_fast.errors import InputError
+from dapo_fast.models.readpath import PolicyReader
+from dapo_fast.train.loop import Batch, train
+from dapo_fast.train.parallel import open_world
+from dapo_fast.train.stage import Dealer, Epochs, finish, finished, policy_reader
+
+Sequences = list[tuple[list[int], list[int]]]  # (prompt ids, response ids with the end token)
+
+
+class SftTask:
+    """Cross-entropy of the response tokens, averaged over the batch's tokens."""
+
+    name = "sft"
+
+    def __init__(self, reader: PolicyReader, stream: Callable[[int], Sequences], steps: int, dealer: Dealer) -> None:
+        self.steps = steps
+        self._reader = reader
+        self._stream = stream
+        self._dealer = dealer
+
+    def batch(self, step: int) -> Batch:
+        """The sequences of ``step``, packed flat; counted by scored token."""
+        packs = pack_sequences(self._stream(step), self._dealer.pack_tokens, self._dealer.lengths)
+        return self._dealer(packs, sum(pack.targets.numel() for pack in packs))
+
+    def items(self, pack: Pack) -> int:
+        """Sequences."""
+        return pack.steps
+
+    def loss(self, pack: Pack, count: int) -> tuple[Tensor, Tensor]:
+        """−Σ log π(token) / count, and each sequence's log-probability."""
+        out = self._reader(pack, normalizer=count, objective="cross_entropy")
+        return out.loss, out.step_logps
+
+    def metrics(self, packs: Sequence[Pack], values: Tensor) -> dict[str, float]:
+        """The mean probability of a whole response."""
+        return {"response_probability": values.exp().mean().item()}
+
+
+def train_sft(
+    start: Path,
+    settings: SftSettings,
+    parallel: ParallelSettings,
+    model: ModelSettings,
+    out: Path,
+    *,
+    seed: int,
+    digest: str,
+    stream: Callable[[int], Sequences] | None = None,
+    template: str = "chat",
+) -> dict[str, Any]:
+    """Fine-tune the policy in ``start`` and write it to ``out/model``; a killed run goes on where it was.
+
+    Args:
+        stream: Optimizer step (from 0) → its sequences, a function of the step alone; None: ``settings.data``, a JSONL
+            file of ``{"prompt", "response"}``, shuffled by ``seed``.
+        template: How prompts of ``settings.data`` become tokens.
+
+    Raises:
+        InputError: the data, the model or the settings.
+    """
+    done = finished(out, digest)
+    if done is not None:
+        return done
+    steps = settings.steps or 0
+    if stream is None:
+        sequences = _read_sequences(settings, start, template)
+        order = Epochs(lambda epoch: _batches(len(sequences), settings.batch_sequences, seed, epoch))
+        steps = order.steps(settings)
+        stream = lambda step: [sequences[i] for i in order[step]]  # noqa: E731
+    with open_world(model, parallel) as world:
+        reader = policy_reader(start, settings, model, parallel, world)
+        task = SftTask(reader, stream, steps, Dealer(world, reader.model, settings.pack_tokens))
+        train(task, reader, reader.model, settings, world, out, seed, digest, parallel.tracker)
+        return finish(out, digest, reader.model, start, world, {"steps": steps})
+
+
+def _batches(count: int, size: int, seed: int, epoch: int) -> list[list[int]]:
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
+    return [order[i : i + size] for i in range(0, count, size)]
+
+
+def _read_sequences(settings: SftSettings, start: Path, template: str) -> Sequences:
+    from transformers import AutoTokenizer
+
+    from dapo_fast.data.problems import Problem, format_prompt
+
+    path = Path(str(settings.data))
+    if not path.exists():
+        raise InputError(f"sft.data {path}: no such file")
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    sequences: Sequences = []
+    with open(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                prompt, response = row["prompt"], row["response"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise InputError(
+                    f'{path}:{number}: not a JSON object with "prompt" and "response" ({error})'
+                ) from error
+            prompt_ids = format_prompt(Problem(id=str(number), prompt=prompt), tokenizer, template)
+            response_ids = tokenizer(response, add_special_tokens=False)["input_ids"]
+            sequences.append((list(prompt_ids), [*response_ids, tokenizer.eos_token_id]))
+    if not sequences:
+        raise InputError(f"{path}: no rows")
+    return sequences

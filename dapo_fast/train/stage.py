@@ -1,0 +1,199 @@
+"""What sft, critic and actor share around the loop: building a model for this world, and finishing a stage."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+from dapo_fast.config import ModelSettings, OptimSettings, ParallelSettings
+from dapo_fast.data.packing import Pack, deal, pad_lengths
+from dapo_fast.errors import InputError
+from dapo_fast.models.loading import load_causal_lm, load_config_of, load_value_model, new_causal_lm
+from dapo_fast.models.readpath import PolicyReader, ValueReader
+from dapo_fast.models.value import ValueModel
+from dapo_fast.rundir import read_json, write_json
+from dapo_fast.train.loop import Batch
+from dapo_fast.train.parallel import World, prepare_blocks, shard
+from dapo_fast.train.weights import add_lora, export, load_sharded
+
+log = logging.getLogger("dapo_fast.train")
+
+Reader = TypeVar("Reader", PolicyReader, ValueReader)
+Item = TypeVar("Item")
+
+
+def policy_reader(
+    directory: Path, settings: OptimSettings, model: ModelSettings, parallel: ParallelSettings, world: World
+) -> PolicyReader:
+    """The policy in ``directory`` as a trainable reader, laid over the processes of ``world``."""
+    if world.mesh is None:
+        policy = load_causal_lm(directory, world.device, torch.float32, model.attention)
+        return _dress(PolicyReader(policy), settings, parallel, world, None)
+    config = load_config_of(directory)
+    skeleton = _on_meta(lambda: new_causal_lm(config, 0, torch.device("meta"), torch.float32, model.attention))
+    return _dress(PolicyReader(skeleton), settings, parallel, world, directory)
+
+
+def value_reader(
+    directory: Path,
+    init: str,
+    settings: OptimSettings,
+    model: ModelSettings,
+    parallel: ParallelSettings,
+    world: World,
+    seed: int,
+) -> ValueReader:
+    """A value model as a trainable reader; ``init`` as in ``load_value_model``."""
+    if world.mesh is None or init == "scratch":
+        # Random weights are made whole on every rank and sharded afterwards: nobody trains a large model from them.
+        where = world.device if world.mesh is None else torch.device("cpu")
+        value_model = load_value_model(directory, where, torch.float32, model.attention, init, seed)
+        return _dress(ValueReader(value_model), settings, parallel, world, None)
+    config = load_config_of(directory)
+    name = f"dapo_{model.attention}"
+    skeleton = _on_meta(lambda: ValueModel.from_config(config, 0, torch.float32, attn_implementation=name))
+    return _dress(ValueReader(skeleton), settings, parallel, world, directory)
+
+
+def _on_meta(build: Callable[[], Any]) -> Any:
+    with torch.device("meta"):
+        return build()
+
+
+def _dress(
+    reader: Reader, settings: OptimSettings, parallel: ParallelSettings, world: World, source: Path | None
+) -> Reader:
+    """LoRA, checkpointing, compile, sharding; then the weights of ``source`` if the reader is on the meta device."""
+    model = reader.model
+    if settings.lora_rank:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            add_lora(model, settings)
+    prepare_blocks(model, parallel)
+    shard(reader, model, world, parallel)
+    if source is not None:
+        offloaded = parallel.cpu_offload and world.device.type == "cuda"
+        reader.to_empty(device=torch.device("cpu") if offloaded else world.device)
+        _restore_buffers(model)
+        _initialise(model, load_sharded(model, source), source)
+    return reader
+
+
+def _restore_buffers(model: PreTrainedModel) -> None:
+    # Rotary frequencies are computed, not stored: transformers computes them again where it initialises weights.
+    for module in model.modules():
+        if any(True for _ in module.buffers(recurse=False)):
+            model._init_weights(module)
+
+
+def _initialise(model: PreTrainedModel, missing: Sequence[str], source: Path) -> None:
+    """Parameters that ``source`` does not have: adapters and a new value head. Anything else is an error."""
+    parameters = dict(model.named_parameters())
+    for name in missing:
+        local = parameters[name].detach()
+        if ".lora_B." in name or name.startswith("score."):
+            local.zero_()
+        elif ".lora_A." in name:
+            bound = local.shape[1] ** -0.5
+            torch.nn.init.uniform_(local, -bound, bound)
+        else:
+            raise InputError(f"{source}: no tensor {name} in its safetensors")
+
+
+class Dealer:
+    """Turns the packs of a batch into the ``Batch`` of this world."""
+
+    def __init__(self, world: World, model: PreTrainedModel, pack_tokens: int) -> None:
+        self.pack_tokens = pack_tokens
+        self.lengths = pad_lengths(pack_tokens, world.device)
+        self._size = world.size
+        self._hidden = model.config.get_text_config().hidden_size
+
+    def __call__(self, packs: Sequence[Pack], count: int) -> Batch:
+        """``packs`` over the ranks, their loss to be divided by ``count``."""
+        return Batch(deal(packs, self._size, self._hidden, self.lengths), count)
+
+
+class Epochs(Generic[Item]):
+    """Batches by step number: epoch after epoch, each in its own order."""
+
+    def __init__(self, batches_of: Callable[[int], list[Item]]) -> None:
+        self._batches_of = batches_of
+        self._batches: list[Item] = []
+        self._epochs = 0
+        self.per_epoch = len(self._grow())
+
+    def _grow(self) -> list[Item]:
+        new = self._batches_of(self._epochs)
+        self._epochs += 1
+        self._batches += new
+        return new
+
+    def steps(self, settings: OptimSettings) -> int:
+        """How many optimizer steps the settings ask for."""
+        return settings.steps or settings.epochs * self.per_epoch
+
+    def __getitem__(self, step: int) -> Item:
+        while step >= len(self._batches):
+            self._grow()
+        return self._batches[step]
+
+
+def read_values(
+    reader: PolicyReader | ValueReader, batch: Batch, world: World, read: Callable[[Pack], torch.Tensor]
+) -> torch.Tensor:
+    """What ``read`` gives for every pack of ``batch``, in the order of ``batch.packs``, on every rank; fp32, CPU.
+
+    Args:
+        read: Pack on the device → one value an item, without gradients: ``reader.step_logps`` or ``reader.values``.
+    """
+    width = [pack.steps if isinstance(reader, PolicyReader) else pack.value_rows.numel() for pack in batch.packs]
+    values = torch.zeros(sum(width), dtype=torch.float32, device=world.device)
+    mine = batch.ranks[world.rank]
+    place = sum(width[: world.rank * len(mine)])
+    for pack in mine:
+        found = read(pack.to(world.device, non_blocking=True))
+        values[place : place + found.numel()] = found
+        place += found.numel()
+    return world.all_sum(values).cpu()
+
+
+def finished(directory: Path, digest: str) -> dict[str, Any] | None:
+    """The summary of a stage that is done, or None.
+
+    Raises:
+        InputError: it was done with other settings.
+    """
+    path = directory / "done.json"
+    if not path.exists():
+        return None
+    summary = read_json(path)
+    if summary.get("digest") != digest:
+        raise InputError(f"{path}: made with other settings; use a new run directory")
+    return summary
+
+
+def finish(
+    directory: Path, digest: str, model: PreTrainedModel, source: Path, world: World, summary: dict[str, Any]
+) -> dict[str, Any]:
+    """Export the model to ``directory/model``, write ``done.json``, and drop the checkpoints, which nobody needs now.
+
+    Returns:
+        What ``done.json`` holds: digest, steps, the last step's metrics and ``summary``.
+    """
+    export(model, directory / "model", source, world.dtype, world)
+    result: dict[str, Any] = {}
+    if world.rank == 0:
+        lines = (directory / "metrics.jsonl").read_text().splitlines()
+        result = {"digest": digest, "last": json.loads(lines[-1])} | summary
+        write_json(directory / "done.json", result)
+        shutil.rmtree(directory / "checkpoints")
+        log.info("%s: done", directory / "model")
+    return world.broadcast(result)

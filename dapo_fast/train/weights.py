@@ -1,0 +1,207 @@
+"""Weights in and out of Hugging Face directories, shard by shard, and LoRA.
+
+Reading into a sharded model, every rank reads its own rows; writing one, rank 0 holds one output file at a time. No
+process ever holds the whole model.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
+
+from dapo_fast.config import OptimSettings
+from dapo_fast.errors import InputError
+from dapo_fast.train.parallel import World
+
+log = logging.getLogger("dapo_fast.train")
+
+SHARD_BYTES = 5 * 2**30
+_ADAPTER = "default"
+
+
+def add_lora(model: nn.Module, settings: OptimSettings) -> None:
+    """Freeze ``model`` and put rank-``settings.lora_rank`` adapters (peft) beside its blocks' linear layers, in place.
+
+    A value head stays trainable: there is nothing pre-trained in it to adapt.
+
+    Raises:
+        InputError: peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise InputError("lora_rank: needs peft (pip install 'dapo-fast[lora]')") from error
+    layers = {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=0.0,
+        target_modules=sorted(layers - {"lm_head", "score"}),
+    )
+    inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
+    if hasattr(model, "score"):
+        model.score.requires_grad_(True)
+
+
+def weight_files(directory: Path) -> dict[str, Path]:
+    """Name of every tensor in a Hugging Face directory → the safetensors file that holds it.
+
+    Raises:
+        InputError: no safetensors there, or an index that names a missing file.
+    """
+    index = directory / "model.safetensors.index.json"
+    single = directory / "model.safetensors"
+    if index.exists():
+        files = {name: directory / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+        for file in set(files.values()):
+            if not file.exists():
+                raise InputError(f"{file}: missing, though {index.name} names it")
+        return files
+    if not single.exists():
+        raise InputError(f"{directory}: no model.safetensors here")
+    with safe_open(single, framework="pt") as file:
+        return dict.fromkeys(file.keys(), single)
+
+
+def load_sharded(model: nn.Module, directory: Path) -> list[str]:
+    """Fill the parameters of ``model`` from ``directory``, each rank reading the rows it owns.
+
+    Returns:
+        Names of the parameters that the files do not have.
+    """
+    files = weight_files(directory)
+    missing: list[str] = []
+    wanted: dict[Path, list[tuple[str, Tensor]]] = {}
+    for name, parameter in model.named_parameters():
+        source = name.replace(".base_layer.", ".")
+        if source not in files:
+            missing.append(name)
+            continue
+        wanted.setdefault(files[source], []).append((source, parameter))
+    for path, tensors in wanted.items():
+        with safe_open(path, framework="pt") as file:
+            for source, parameter in tensors:
+                stored = file.get_slice(source)
+                if tuple(stored.get_shape()) != tuple(parameter.shape):
+                    shapes = f"{tuple(stored.get_shape())}, the model wants {tuple(parameter.shape)}"
+                    raise InputError(f"{path}: {source} has shape {shapes}")
+                with torch.no_grad():
+                    if isinstance(parameter, DTensor):
+                        start, stop = owned_rows(parameter)
+                        parameter.to_local().copy_(stored[start:stop])
+                    else:
+                        parameter.copy_(stored[:])
+    return missing
+
+
+def owned_rows(parameter: DTensor) -> tuple[int, int]:
+    """First and one past the last row that this rank owns of a parameter sharded by rows: FSDP2's even chunks."""
+    mesh, placements = parameter.device_mesh, parameter.placements
+    axis = next(i for i, placement in enumerate(placements) if isinstance(placement, Shard))
+    rows, ranks = parameter.shape[0], mesh.size(axis)
+    chunk = -(-rows // ranks)
+    start = min(rows, chunk * mesh.get_local_rank(axis))
+    return start, min(rows, start + chunk)
+
+
+def full_weights(model: nn.Module) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """(name, a function that gives the whole tensor) for every parameter, adapters merged into what they adapt.
+
+    The function is a collective: all ranks call it, in the same order.
+    """
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        if ".lora_" in name:
+            continue
+        if name.endswith(".base_layer.weight"):
+            layer = model.get_submodule(name.removesuffix(".base_layer.weight"))
+            yield name.replace(".base_layer.", "."), lambda p=parameter, m=layer: _merged(p, m)
+        else:
+            yield name.replace(".base_layer.", "."), lambda p=parameter: _whole(p)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _merged(weight: Tensor, layer: nn.Module) -> Tensor:
+    down, up = _whole(layer.lora_A[_ADAPTER].weight), _whole(layer.lora_B[_ADAPTER].weight)
+    return _whole(weight).float() + layer.scaling[_ADAPTER] * (up.float() @ down.float())
+
+
+def export(model: nn.Module, directory: Path, source: Path, dtype: torch.dtype, world: World) -> None:
+    """Write ``model`` as a Hugging Face directory: safetensors of ``dtype``, config, tokenizer.
+
+    It appears whole or not at all.
+
+    Args:
+        source: Directory whose tokenizer (and whatever else is not weights or config) comes along.
+    """
+    tensors = dict(full_weights(model))
+    shapes = {name: torch.empty(_shape(model, name), dtype=dtype, device="meta") for name in tensors}
+    plan = split_state_dict_into_shards_factory(
+        shapes,
+        get_storage_size=lambda tensor: tensor.numel() * tensor.element_size(),
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=SHARD_BYTES,
+    )
+    temporary = directory.with_name(directory.name + ".tmp")
+    if world.rank == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    for file, names in plan.filename_to_tensors.items():
+        held: dict[str, Tensor] = {}
+        for name in names:
+            whole = tensors[name]()
+            if world.rank == 0:
+                held[name] = whole.to(device="cpu", dtype=dtype).contiguous()
+            del whole
+        if world.rank == 0:
+            save_file(held, temporary / file, metadata={"format": "pt"})
+    if world.rank == 0:
+        if plan.is_sharded:
+            index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+            (temporary / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+        save_config(model, temporary, dtype)
+        _copy_others(source, temporary)
+        if directory.exists():
+            shutil.rmtree(directory)
+        os.replace(temporary, directory)
+    world.barrier()
+
+
+def _shape(model: nn.Module, name: str) -> torch.Size:
+    module, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(module) if module else model
+    return getattr(getattr(owner, "base_layer", owner), leaf).shape
+
+
+def save_config(model: nn.Module, directory: Path, dtype: torch.dtype) -> None:
+    """``config.json`` (and ``generation_config.json``) of a model, as of weights stored in ``dtype``."""
+    config = type(model.config).from_dict(model.config.to_dict())
+    config.dtype = dtype
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(directory)
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        generation.save_pretrained(directory)
+
+
+def _copy_others(source: Path, target: Path) -> None:
+    # What a model directory has beside weights and config: the tokenizer's files, a chat template, a licence.
+    weights = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
+    for path in sorted(source.iterdir()):
+        if path.is_file() and not path.name.endswith(weights) and not (target / path.name).exists():
+            shutil.copyfile(path, target / path.name)
