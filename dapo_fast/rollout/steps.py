@@ -1,0 +1,126 @@
+"""Cutting a response into steps, along its tokens.
+
+Steps are cut by text: a splitter is a pattern, and a step ends where a match of it ends. A step is a whole number of
+tokens and never only white space, so
+
+- a boundary inside a token (or inside a character whose bytes are spread over tokens) moves to the end of that token
+  and is counted in ``Splitter.moved``;
+- blank lines belong to the step before them, and at the very beginning to the first step;
+- tokens without text, the end token above all, belong to the step that is open when they come: an end token after a
+  line break is a step of its own.
+
+The concatenation of the steps is the response, id for id and, since steps are cut where the text decoded so far is
+whole, byte for byte.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate
+
+from transformers import PreTrainedTokenizerBase
+
+from dapo_fast.errors import InputError
+
+_LINE = r"\n(?:\s*\n)?"
+PATTERNS = {
+    "line": _LINE,
+    "blank_line": r"\n\s*\n",
+    "sentence": rf"[.!?…]+[\"'”’)\]]*\s+|[。！？]+[”’」』）]*\s*|{_LINE}",
+}
+_UNDECODABLE = "\ufffd"
+
+
+def compile_splitter(splitter: str) -> re.Pattern[str]:
+    """The pattern of ``"line"``, ``"blank_line"``, ``"sentence"`` or ``"regex:…"``; InputError for anything else."""
+    kind, separator, pattern = splitter.partition(":")
+    if kind == "regex" and separator:
+        if not pattern:
+            raise InputError("splitter 'regex:': the pattern is empty")
+        try:
+            return re.compile(pattern)
+        except re.error as error:
+            raise InputError(f"splitter {splitter!r}: not a regular expression ({error})") from error
+    if splitter not in PATTERNS:
+        raise InputError(f"splitter {splitter!r}: unknown; there are {', '.join(PATTERNS)} and regex:…")
+    return re.compile(PATTERNS[splitter])
+
+
+class Splitter:
+    """Cuts token sequences of one tokenizer into steps.
+
+    Attributes:
+        boundaries: Boundaries found so far.
+        moved: How many of them fell inside a token and were moved to its end.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, splitter: str = "line") -> None:
+        self._pattern = compile_splitter(splitter)
+        self._tokenizer = tokenizer
+        self._special = set(tokenizer.all_special_ids)
+        self._pieces: dict[int, str] = {}
+        self.boundaries = 0
+        self.moved = 0
+
+    def split(self, ids: Sequence[int]) -> list[int]:
+        """Cumulative step ends of ``ids``: increasing, the last one ``len(ids)``; empty for an empty sequence."""
+        if not ids:
+            return []
+        text, ends = self.token_ends(ids)
+        steps: list[int] = []
+        start = 0  # character at which the open step begins
+        for match in self._pattern.finditer(text):
+            boundary = match.end()
+            if not text[start:boundary].strip():
+                continue
+            token = bisect_left(ends, boundary)
+            if token + 1 >= len(ids):
+                break
+            self.boundaries += 1
+            self.moved += ends[token] != boundary
+            steps.append(token + 1)
+            start = ends[token]
+        return [*steps, len(ids)]
+
+    def first(self, ids: Sequence[int]) -> int:
+        """Number of tokens of the first step of ``ids``."""
+        return self.split(ids)[0]
+
+    def token_ends(self, ids: Sequence[int]) -> tuple[str, list[int]]:
+        """The text of ``ids`` and, for each token, the number of characters that are whole after it.
+
+        Bytes of a character that is not whole yet count as nothing until the token that completes it.
+        """
+        pieces = [self._piece(token) for token in ids]
+        if not any(_UNDECODABLE in piece for piece in pieces):
+            text = "".join(pieces)
+            if text == self._decode(ids):
+                return text, list(accumulate(map(len, pieces)))
+        return self._token_ends_by_decoding(ids)
+
+    def _token_ends_by_decoding(self, ids: Sequence[int]) -> tuple[str, list[int]]:
+        # Tokens whose texts do not add up: part-characters, or a decoder that looks at neighbours. Every prefix that
+        # the whole text begins with ends at a token where the text is whole; others end where the one before did.
+        text = self._decode(ids)
+        ends: list[int] = []
+        for count in range(1, len(ids) + 1):
+            prefix = self._decode(ids[:count])
+            whole = text.startswith(prefix) and not (prefix.endswith(_UNDECODABLE) and count < len(ids))
+            ends.append(max(len(prefix), ends[-1] if ends else 0) if whole else (ends[-1] if ends else 0))
+        return text, ends
+
+    def _piece(self, token: int) -> str:
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._pieces[token] = "" if token in self._special else self._decode([token])
+        return piece
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def split_steps(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, splitter: str = "line") -> list[int]:
+    """Cumulative step ends of one response; for many, keep a ``Splitter``."""
+    return Splitter(tokenizer, splitter).split(ids)
