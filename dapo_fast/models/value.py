@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForTokenClassification, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedConfig, PreTrainedModel
 
 from dapo_fast.errors import InputError
 
@@ -80,9 +80,11 @@ class ValueModel(nn.Module):
         return self
 
 
-def _token_classifier(directory: str | Path, options: dict[str, Any], config: dict[str, Any]) -> PreTrainedModel:
+def _token_classifier(directory: str | Path, options: dict[str, Any], changes: dict[str, Any]) -> PreTrainedModel:
     try:
-        return AutoModelForTokenClassification.from_pretrained(directory, **config, **options)
+        config = AutoConfig.from_pretrained(directory)
+        config = type(config).from_dict(config.to_dict() | changes)
+        return AutoModelForTokenClassification.from_pretrained(directory, config=config, **options)
     except ValueError as error:
         raise InputError(f"{directory}: transformers has no token classifier for this model ({error})") from error
     except OSError as error:

@@ -29,6 +29,9 @@ from dapo_fast.train.parallel import World
 
 log = logging.getLogger("dapo_fast.train")
 
+# One process without a group is a way of training, not a mishap.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+
 
 def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Trainable parameters and their optimizer states by parameter name: what a checkpoint holds.
@@ -100,14 +103,9 @@ class Checkpoints:
         if self.world.rank == 0:
             meta = {"step": step, "digest": self.digest, "world_size": self.world.size, "torch": torch.__version__}
             write_json(temporary / "meta.json", meta)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            written = dcp.async_save(
-                state,
-                storage_writer=_SummingWriter(temporary),
-                process_group=self._group,
-                no_dist=self._group is None,
-            )
+        written = dcp.async_save(
+            state, storage_writer=_SummingWriter(temporary), process_group=self._group, no_dist=self._group is None
+        )
         self._pending = Future()
         written.add_done_callback(lambda _: self._publish(written, self._pending, temporary, final))
 
@@ -150,13 +148,11 @@ class Checkpoints:
         problem = self.world.broadcast(self._check(path) if self.world.rank == 0 else None)
         if problem is not None:
             raise InputError(problem)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                dcp.load(state, checkpoint_id=path, process_group=self._group, no_dist=self._group is None)
-            except dcp.api.CheckpointException as error:
-                cause = next(iter(error.failures.values()))[0]
-                raise InputError(f"{path}: does not fit this model and optimizer ({cause})") from error
+        try:
+            dcp.load(state, checkpoint_id=path, process_group=self._group, no_dist=self._group is None)
+        except dcp.api.CheckpointException as error:
+            cause = next(iter(error.failures.values()))[0]
+            raise InputError(f"{path}: does not fit this model and optimizer ({cause})") from error
         return steps[-1]
 
     def _check(self, path: Path) -> str | None:

@@ -1,0 +1,113 @@
+"""Small models and made-up trees of the built-in task, for tests of training; also run as a script under torchrun."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from dapo_fast.config import ActorSettings, CriticSettings, ModelSettings, ParallelSettings, SftSettings
+from dapo_fast.data.store import write_shard
+from dapo_fast.data.tree import Candidate, State, Tree, Trunk
+from dapo_fast.tasks import get_task
+
+CPU = ModelSettings(device="cpu", dtype="float32")
+SFT = {"lr": 1e-3, "steps": 4, "batch_sequences": 8, "pack_tokens": 256}
+CRITIC = {"lr": 1e-3, "epochs": 2, "batch_states": 24, "pack_tokens": 512, "heldout_fraction": 0.3}
+ACTOR = {"lr": 1e-3, "beta": 0.1, "steps": 6, "batch_pairs": 32, "pack_tokens": 512, "warmup_steps": 2}
+
+
+def write_model(directory: Path, seed: int = 0, tied: bool = False) -> Path:
+    """A Qwen2 of two layers and width 32 with the built-in task's tokenizer."""
+    task = get_task("arithmetic")
+    config = task.model_config()
+    config.update({"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1})
+    config.tie_word_embeddings = tied
+    torch.manual_seed(seed)
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    task.tokenizer().save_pretrained(directory)
+    return directory
+
+
+def make_trees(count: int, seed: int = 0) -> list[Tree]:
+    """Trees with gold traces as trunks, made-up outcomes, and advantages."""
+    task = get_task("arithmetic")
+    tokenizer = task.tokenizer()
+    rng = random.Random(seed)
+    trees = []
+    for index, problem in enumerate(task.problems(count, seed)):
+        trunks: list[Trunk] = []
+        for attempt in range(2):
+            _, text = task.gold(1, seed, 10 * index + attempt)[0]
+            lines = [*text.split("\n")]
+            steps = [line + "\n" for line in lines[:-1]] + [lines[-1]]
+            ids: list[int] = []
+            ends: list[int] = []
+            for step in steps:
+                ids += tokenizer(step, add_special_tokens=False)["input_ids"]
+                ends.append(len(ids))
+            ids.append(tokenizer.eos_token_id)
+            ends[-1] += 1
+            trunks.append(Trunk(ids, ends, float(rng.random() < 0.5), True))
+        states: list[State] = []
+        for number, trunk in enumerate(trunks):
+            for step in range(len(trunk.step_ends)):
+                if number and not step:
+                    continue
+                rewards = [float(rng.random() < 0.5) for _ in range(4)]
+                candidates = []
+                for _ in range(3):
+                    ids = [rng.randrange(6, 30) for _ in range(rng.randrange(2, 6))] + [5]
+                    candidates.append(Candidate(ids, rng.randrange(1, 3), False, 0.0, q=rng.random()))
+                mean = sum(c.q * c.count for c in candidates) / sum(c.count for c in candidates)
+                for candidate in candidates:
+                    candidate.advantage = candidate.q - mean
+                states.append(State(number, step, rewards, candidates, kept=rng.random() < 0.8))
+        prompt_ids = tokenizer(problem.prompt, add_special_tokens=False)["input_ids"]
+        trees.append(Tree(problem.id, problem.prompt, problem.answer, prompt_ids, trunks, states, 4, 2))
+    return trees
+
+
+def write_trees(directory: Path, count: int = 12, seed: int = 0) -> Path:
+    """``make_trees`` in two shards."""
+    trees = make_trees(count, seed)
+    write_shard(directory / "shard-00000.parquet", trees[: count // 2])
+    write_shard(directory / "shard-00001.parquet", trees[count // 2 :])
+    return directory
+
+
+def stream(step: int) -> list[tuple[list[int], list[int]]]:
+    """Eight gold sequences of the built-in task for ``step``."""
+    task = get_task("arithmetic")
+    tokenizer = task.tokenizer()
+    pairs = task.gold(8, 0, step)
+    encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    return [(encode(prompt), [*encode(response), tokenizer.eos_token_id]) for prompt, response in pairs]
+
+
+def run(stage: str, base: Path, out: Path, parallel: dict, **changes: object) -> dict:
+    """Train ``stage`` from ``base/policy`` and ``base/trees`` into ``out``."""
+    from dapo_fast.train.actor import train_actor
+    from dapo_fast.train.critic import train_critic
+    from dapo_fast.train.sft import train_sft
+
+    laid = ParallelSettings(**parallel)
+    common = {"seed": 7, "digest": "test"}
+    if stage == "sft":
+        return train_sft(base / "policy", SftSettings(**SFT | changes), laid, CPU, out, stream=stream, **common)
+    if stage == "critic":
+        settings = CriticSettings(**CRITIC | changes)
+        return train_critic(base / "trees", str(base / "policy"), base / "policy", settings, laid, CPU, out, **common)
+    return train_actor(base / "trees", base / "policy", ActorSettings(**ACTOR | changes), laid, CPU, out, **common)
+
+
+if __name__ == "__main__":
+    import json
+
+    torch.set_num_threads(1)
+    where, jobs = Path(sys.argv[1]), json.loads(sys.argv[2])
+    for job in jobs:
+        run(job["stage"], where, where / job["out"], job.get("parallel", {}), **job.get("changes", {}))
