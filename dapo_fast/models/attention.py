@@ -27,6 +27,7 @@ from dapo_fast.models.tree_sdpa import TreeSDPA
 log = logging.getLogger("dapo_fast.attention")
 
 Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+TESTED = ("llama", "qwen2", "qwen3", "mistral")  # model types that the equality tests cover
 BACKENDS = ("auto", "flex", "tree_sdpa", "varlen", "dense")
 _PREFIX = "dapo_"
 _chosen: set[tuple[str, str, bool]] = set()
@@ -35,8 +36,7 @@ _chosen: set[tuple[str, str, bool]] = set()
 class Dense:
     """SDPA under the whole (T, T) mask: any device and dtype, at quadratic cost. The definition of the others."""
 
-    def __init__(self, pack: Pack) -> None:
-        ends = pack.subtree_end
+    def __init__(self, ends: Tensor) -> None:
         rows = torch.arange(ends.numel(), device=ends.device)
         self.mask = ((rows[None, :] <= rows[:, None]) & (rows[:, None] < ends[None, :]))[None, None]
 
@@ -72,17 +72,17 @@ def choose_backend(requested: str, device: torch.device, flat: bool) -> str:
     return backend
 
 
-def plan_attention(pack: Pack, requested: str, dtype: torch.dtype) -> Attend:
+def plan_attention(pack: Pack, requested: str) -> Attend:
     """What every layer calls for this pack: (query, key, value, scale) → (1, T, heads, head size)."""
     device = pack.input_ids.device
     backend = choose_backend(requested, device, pack.is_flat)
     if backend == "flex":
         return TreeFlex(pack)
     if backend == "tree_sdpa":
-        return TreeSDPA(pack, dtype)
+        return TreeSDPA(pack)
     if backend == "varlen":
-        return FlatVarlen(pack, dtype)
-    return Dense(pack)
+        return FlatVarlen(pack)
+    return Dense(pack.subtree_end)
 
 
 def implementation(requested: str) -> str:
@@ -103,15 +103,14 @@ def requested_backend(model: PreTrainedModel) -> str:
     return name.removeprefix(_PREFIX)
 
 
-def backbone_inputs(model: PreTrainedModel, pack: Pack, dtype: torch.dtype) -> dict[str, Any]:
+def backbone_inputs(model: PreTrainedModel, pack: Pack) -> dict[str, Any]:
     """Keyword arguments of a backbone's forward over ``pack``."""
     return {
         "input_ids": pack.input_ids[None],
         "position_ids": pack.position_ids[None],
-        # A mask that is 4-D already: transformers passes it on and makes none of its own.
-        "attention_mask": torch.ones((1, 1, 1, 1), dtype=torch.bool, device=pack.input_ids.device),
+        "attention_mask": _already_4d(pack.input_ids.device),
         "use_cache": False,
-        "dapo_attention": plan_attention(pack, requested_backend(model), dtype),
+        "dapo_attention": plan_attention(pack, requested_backend(model)),
     }
 
 
@@ -152,7 +151,8 @@ for _backend in BACKENDS:
 def check_supported(config: PreTrainedConfig, source: str) -> None:
     """Refuse a model whose attention is not plain causal softmax attention over relative or absolute positions.
 
-    Llama, Qwen2, Qwen3 and Mistral without a sliding window are tested; others with the same kind of attention pass.
+    Llama, Qwen2, Qwen3 and Mistral without a sliding window are tested; others with the same kind of attention pass,
+    and are tried once they are loaded (``check_plugged_in``).
 
     Raises:
         InputError: naming ``source`` and what stands in the way.
@@ -173,12 +173,8 @@ def check_supported(config: PreTrainedConfig, source: str) -> None:
         )
     if getattr(config, "attn_logit_softcapping", None):
         reasons.append("it softcaps attention scores")
-    if getattr(config, "alibi", False) or getattr(config, "position_embedding_type", "absolute") == "relative_key":
-        reasons.append("it adds a position bias to attention scores")
-    if kind == "gpt_oss":
-        reasons.append("it has attention sinks")
-    if kind in ("mamba", "mamba2", "rwkv", "jamba", "bamba", "zamba", "zamba2", "falcon_mamba", "falcon_h1"):
-        reasons.append("it mixes tokens by a recurrent state, which siblings would share")
+    if getattr(config, "alibi", False):
+        reasons.append("it adds a position bias (ALiBi) to attention scores")
     if getattr(config, "attention_dropout", 0.0):
         reasons.append(f"it has attention dropout ({config.attention_dropout}); set attention_dropout to 0")
     if reasons:
@@ -186,9 +182,54 @@ def check_supported(config: PreTrainedConfig, source: str) -> None:
 
 
 def check_plugged_in(model: PreTrainedModel, source: str) -> None:
-    """Refuse a model class that does not take its attention from transformers' attention interface."""
+    """Refuse a model that does not take its attention from transformers' interface, or mixes tokens in other ways.
+
+    A family outside ``TESTED`` is tried on a small tree, which must read as its two sequences do.
+
+    Raises:
+        InputError: naming ``source`` and what stands in the way.
+    """
+    name = type(model).__name__
+    if getattr(model, "_is_stateful", False):
+        raise InputError(f"{source}: {name} mixes tokens by a recurrent state, which siblings of a tree would share")
     if not getattr(model, "_supports_attention_backend", False):
         raise InputError(
-            f"{source}: {type(model).__name__} does not use transformers' attention interface, so tree attention "
-            "cannot be plugged in"
+            f"{source}: {name} does not use transformers' attention interface, so tree attention cannot be plugged in"
         )
+    if model.config.get_text_config().model_type in TESTED:
+        return
+    error = _tree_error(model)
+    limit = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
+    log.info("%s is not among the tested families; a small tree differs from its sequences by %.1e", name, error)
+    if not error <= limit:
+        raise InputError(
+            f"{source}: {name} does not honour tree attention: a small tree and its separate sequences differ by "
+            f"{error:.1e} (relative)"
+        )
+
+
+@torch.no_grad()
+def _tree_error(model: PreTrainedModel) -> float:
+    """Relative difference of hidden states between a prompt with two branches and the two sequences."""
+    prompt, branches = [1, 2, 3], [[4, 5, 6], [6, 4, 5]]
+    ids = torch.tensor([prompt + branches[0] + branches[1]], device=model.device)
+    depths = torch.tensor([[0, 1, 2, 3, 4, 5, 3, 4, 5]], device=model.device)
+    ends = torch.tensor([9, 9, 9, 6, 6, 6, 9, 9, 9], device=model.device)
+    tree = model.base_model(
+        input_ids=ids,
+        position_ids=depths,
+        attention_mask=_already_4d(model.device),
+        use_cache=False,
+        dapo_attention=Dense(ends),
+    ).last_hidden_state[0]
+    error = 0.0
+    for branch, rows in zip(branches, ([3, 4, 5], [6, 7, 8]), strict=True):
+        alone = model.base_model(input_ids=torch.tensor([prompt + branch], device=model.device), use_cache=False)
+        expected = alone.last_hidden_state[0, 3:]
+        error = max(error, ((tree[rows] - expected).norm() / expected.norm()).item())
+    return error
+
+
+def _already_4d(device: torch.device) -> Tensor:
+    """A mask that transformers passes on as it is, making none of its own."""
+    return torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device)

@@ -36,8 +36,7 @@ def varlen_kernel(dtype: torch.dtype) -> str:
 class FlatVarlen:
     """Attention of one flat pack, ready to be called by every layer."""
 
-    def __init__(self, pack: Pack, dtype: torch.dtype) -> None:
-        self.kernel = varlen_kernel(dtype)
+    def __init__(self, pack: Pack) -> None:
         lengths = pack.runs[:, 1]
         self.bounds = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)).tolist()
         self.longest = int(lengths.max())
@@ -45,7 +44,8 @@ class FlatVarlen:
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """``query`` (1, Hq, T, D), ``key`` and ``value`` (1, Hkv, T, D) → (1, T, Hq, D)."""
-        if self.kernel == "flash_attn":
+        kernel = varlen_kernel(query.dtype)
+        if kernel == "flash_attn":
             from transformers.modeling_flash_attention_utils import _flash_attention_forward
 
             lengths = {
@@ -60,7 +60,7 @@ class FlatVarlen:
                 attn_implementation="flash_attention_2", **lengths,
             )  # fmt: skip
         group = query.shape[1] // key.shape[1]
-        if self.kernel == "torch_varlen":
+        if kernel == "torch_varlen":
             return self._torch_varlen(*(x[0].transpose(0, 1) for x in (query, key, value)), scale)[None]
         parts = [
             torch.nn.functional.scaled_dot_product_attention(

@@ -67,7 +67,7 @@ class PolicyReader(nn.Module):
             objective: ``"direct_advantage"``: ½ Σ (Â/β − log π/π_ref)²; ``"cross_entropy"``: −Σ log π(token);
                 ``"logps"``: no loss.
         """
-        inputs = backbone_inputs(self.model, pack, _dtype(self.model))
+        inputs = backbone_inputs(self.model, pack)
         head = hidden_states_and_weight(self.model, **inputs)
         hidden, weight = head.hidden[0], head.weight
         options = head.options | {"rows": pack.hidden_rows}
@@ -124,7 +124,7 @@ class ValueReader(nn.Module):
             objective: ``"bce"``: soft-label cross-entropy against ``pack.value_targets``; ``"mse"``: squared error;
                 ``"values"``: no loss.
         """
-        inputs = backbone_inputs(self.model, pack, _dtype(self.model))
+        inputs = backbone_inputs(self.model, pack)
         hidden = self.model.base_model(**inputs).last_hidden_state[0]
         head = self.model.score
         if objective == "values":
@@ -145,12 +145,6 @@ class ValueReader(nn.Module):
 
 def _float(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.float()
-
-
-def _dtype(model: PreTrainedModel) -> torch.dtype:
-    """What attention computes in: autocast's dtype where it is on."""
-    device = model.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
 
 
 def _sums(token_logps: Tensor, cu_steps: Tensor) -> Tensor:

@@ -36,6 +36,11 @@ class Block:
     causal: bool = False
     mask: Tensor | None = None  # (1, 1, q1 - q0, k1 - k0) additive, the queries' dtype
 
+    @property
+    def own(self) -> bool:
+        """Whether these are the queries' own rows: every row is in one such block, as a query and as a key."""
+        return self.q0 == self.k0
+
 
 def plan_blocks(pack: Pack, dtype: torch.dtype) -> list[Block]:
     """Blocks that cover every visible pair of ``pack`` once; those that hold a query's own key come first."""
@@ -90,12 +95,15 @@ def plan_blocks(pack: Pack, dtype: torch.dtype) -> list[Block]:
 class TreeSDPA:
     """Attention of one pack, ready to be called by every layer."""
 
-    def __init__(self, pack: Pack, dtype: torch.dtype) -> None:
-        self.blocks = plan_blocks(pack, dtype)
+    def __init__(self, pack: Pack) -> None:
+        self.pack = pack
+        self.blocks: dict[torch.dtype, list[Block]] = {}  # planned at the first layer, when the dtype is known
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """``query`` (1, Hq, T, D), ``key`` and ``value`` (1, Hkv, T, D) → (1, T, Hq, D)."""
-        return _BlockAttention.apply(query, key, value, self.blocks, scale)
+        if query.dtype not in self.blocks:
+            self.blocks[query.dtype] = plan_blocks(self.pack, query.dtype)
+        return _BlockAttention.apply(query, key, value, self.blocks[query.dtype], scale)
 
 
 def _grouped(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,7 +130,7 @@ class _BlockAttention(torch.autograd.Function):
                 lse = part_lse.new_empty((q.shape[0], q.shape[2], q.shape[1])).transpose(1, 2)
             rows = o[:, :, b.q0 : b.q1]
             rows_lse = lse[:, :, b.q0 : b.q1]
-            if b.causal or b.mask is not None:
+            if b.own:
                 rows.copy_(part)
                 rows_lse.copy_(part_lse)
             else:
@@ -141,9 +149,9 @@ class _BlockAttention(torch.autograd.Function):
         o = out.transpose(1, 2)[0].unflatten(0, q.shape[:2])
         g = upstream.transpose(1, 2)[0].unflatten(0, q.shape[:2])
         kv_heads, _, length, width = q.shape
-        dq = torch.zeros_like(out)
-        dk = torch.zeros((1, length, kv_heads, width), dtype=key.dtype)
-        dv = torch.zeros_like(dk)
+        dq = torch.empty_like(out)
+        dk = torch.empty((1, length, kv_heads, width), dtype=key.dtype)
+        dv = torch.empty_like(dk)
         dq_rows = dq.transpose(1, 2)[0].unflatten(0, q.shape[:2])
         dk_rows, dv_rows = dk[0].transpose(0, 1), dv[0].transpose(0, 1)
         for b in ctx.blocks:
@@ -151,7 +159,12 @@ class _BlockAttention(torch.autograd.Function):
                 g[:, :, b.q0 : b.q1], q[:, :, b.q0 : b.q1], k[:, :, b.k0 : b.k1], v[:, :, b.k0 : b.k1],
                 o[:, :, b.q0 : b.q1], lse[:, :, b.q0 : b.q1], 0.0, b.causal, attn_mask=b.mask, scale=ctx.scale,
             )  # fmt: skip
-            dq_rows[:, :, b.q0 : b.q1] += grads[0]
-            dk_rows[:, b.k0 : b.k1] += grads[1].sum(1)
-            dv_rows[:, b.k0 : b.k1] += grads[2].sum(1)
+            gathered = (
+                (dq_rows[:, :, b.q0 : b.q1], grads[0]),
+                (dk_rows[:, b.k0 : b.k1], grads[1].sum(1)),
+                (dv_rows[:, b.k0 : b.k1], grads[2].sum(1)),
+            )
+            for rows, part in gathered:
+                # A row's own block comes before all others, so nothing has to be cleared.
+                rows.copy_(part) if b.own else rows.add_(part)
         return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), None, None
