@@ -1,4 +1,4 @@
-"""Problems to solve: every published benchmark format becomes a ``Problem``, and a ``Problem`` becomes prompt tokens."""
+"""Problems to solve: each published benchmark format becomes a ``Problem``, and a ``Problem`` becomes prompt tokens."""
 
 from __future__ import annotations
 

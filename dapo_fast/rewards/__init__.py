@@ -47,15 +47,22 @@ def verifier_for(problem_kind: str) -> Verifier:
     return TASKS[problem_kind].verify
 
 
-def verify_many(pairs: Sequence[tuple[Problem, str]], workers: int | None = None) -> list[bool]:
+def verify_many(
+    pairs: Sequence[tuple[Problem, str]], verify: Verifier | None = None, workers: int | None = None
+) -> list[bool]:
     """Verdicts of many (problem, response) pairs, in order.
 
     Args:
+        verify: None: the verifier of each problem's kind.
         workers: Verified at the same time; None: one for each core. Threads are enough, since maths and code are
             both judged in other processes.
     """
     if not pairs:
         return []
-    verifiers = {kind: verifier_for(kind) for kind in {problem.kind for problem, _ in pairs}}
+    verifiers = {kind: verify or verifier_for(kind) for kind in {problem.kind for problem, _ in pairs}}
+
+    def verdict(pair: tuple[Problem, str]) -> bool:
+        return bool(verifiers[pair[0].kind](*pair))
+
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        return list(pool.map(lambda pair: verifiers[pair[0].kind](pair[0], pair[1]), pairs))
+        return list(pool.map(verdict, pairs))

@@ -1,0 +1,259 @@
+"""Accuracy of a policy on a benchmark: greedy and sampled, item by item, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import NormalDist, fmean, variance
+from typing import Any
+
+from tqdm import tqdm
+
+from dapo_fast.config import EvaluateSettings
+from dapo_fast.data.problems import Problem
+from dapo_fast.errors import InputError
+from dapo_fast.rewards import Verifier, verify_many
+from dapo_fast.rollout.engine import Engine, SamplingParams
+from dapo_fast.rundir import digest as digest_of
+from dapo_fast.rundir import write_json
+
+log = logging.getLogger("dapo_fast.evaluate")
+
+
+@dataclass(frozen=True)
+class _Mode:
+    name: str  # "greedy" or "sampled"; names the file too
+    samples: int
+    temperature: float
+    top_p: float
+
+
+def evaluate(
+    problems: Sequence[Problem],
+    engine: Engine,
+    settings: EvaluateSettings,
+    out_dir: str | Path,
+    *,
+    encode: Callable[[Problem], Sequence[int]],
+    verify: Verifier | None = None,
+    seed: int = 0,
+    digest: str = "",
+) -> dict[str, Any]:
+    """Measure the engine's policy on ``problems``.
+
+    Writes ``greedy.jsonl`` and, with ``settings.samples``, ``sampled.jsonl`` (one line a problem: id, answer, and each
+    response with its verdict, length in tokens and whether it finished), then ``summary.json``. A killed evaluation
+    continues at the batch it was in, and its results are those of an uninterrupted one.
+
+    Args:
+        problems: What to solve; at least one.
+        engine: Samples responses.
+        settings: Lengths, number of samples and batch size.
+        out_dir: Where results are kept.
+        encode: Prompt token ids of a problem (see ``format_prompt``).
+        verify: None: the verifier of each problem's kind. An unfinished response is wrong, unseen.
+        seed: Of the samples.
+        digest: Hash of whatever else the results depend on: model, template.
+
+    Returns:
+        ``{"greedy": {...}, "sampled": {...}}``. Each has ``accuracy`` with its 95 % interval ``low`` and ``high``
+        (Wilson; for samples with the effective number of independent ones, since those of one problem are alike),
+        ``n`` problems, ``truncated`` (responses that did not finish, as a fraction) and ``tokens`` (mean length);
+        "sampled" has ``samples`` and unbiased ``pass@k`` for k = 1, 2, 4, … and ``samples`` too.
+
+    Raises:
+        InputError: no problems, or ``out_dir`` holds results of other settings.
+    """
+    if not problems:
+        raise InputError("evaluate: no problems")
+    out = Path(out_dir)
+    _claim(out, problems, settings, seed, digest)
+    modes = [_Mode("greedy", 1, 0.0, 1.0)]
+    if settings.samples:
+        modes.append(_Mode("sampled", settings.samples, settings.temperature, settings.top_p))
+    summary: dict[str, Any] = {}
+    for mode in modes:
+        rows = _run(mode, problems, engine, settings, out, encode, verify, seed)
+        summary[mode.name] = summarise(rows)
+        log.info("%s: %s", mode.name, ", ".join(f"{k} {v:.4g}" for k, v in summary[mode.name].items()))
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+def _claim(out: Path, problems: Sequence[Problem], settings: EvaluateSettings, seed: int, digest: str) -> None:
+    content = hashlib.sha256()
+    for problem in problems:
+        content.update(json.dumps(asdict(problem), sort_keys=True, default=str).encode())
+    key = digest_of([digest, settings.model_dump(mode="json"), seed, content.hexdigest()])
+    path = out / "claim.json"
+    if path.exists():
+        try:
+            before = json.loads(path.read_text())["digest"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: not readable ({error})") from error
+        if before != key:
+            raise InputError(
+                f"{out}: holds an evaluation with other settings, problems or model; use another directory"
+            )
+        return
+    stray = [name for name in ("greedy.jsonl", "sampled.jsonl", "summary.json") if (out / name).exists()]
+    if stray:
+        raise InputError(f"{out / stray[0]}: already there, and nothing says which settings it belongs to")
+    write_json(path, {"digest": key})
+
+
+def _run(
+    mode: _Mode,
+    problems: Sequence[Problem],
+    engine: Engine,
+    settings: EvaluateSettings,
+    out: Path,
+    encode: Callable[[Problem], Sequence[int]],
+    verify: Verifier | None,
+    seed: int,
+) -> list[dict[str, Any]]:
+    path = out / f"{mode.name}.jsonl"
+    size = settings.batch_problems
+    rows = _resume(path, problems, size)
+    if rows:
+        log.info("%s: %d of %d problems already measured in %s", mode.name, len(rows), len(problems), path)
+    with (
+        open(path, "a", encoding="ascii") as file,
+        tqdm(total=len(problems), initial=len(rows), desc=f"evaluate {mode.name}", unit="problem") as bar,
+    ):
+        for start in range(len(rows), len(problems), size):
+            batch = problems[start : start + size]
+            params = SamplingParams(
+                n=mode.samples,
+                max_tokens=settings.max_tokens,
+                temperature=mode.temperature,
+                top_p=mode.top_p,
+                seed=_batch_seed(seed, mode.name, start),
+            )
+            new = _measure(batch, engine, params, encode, verify)
+            # ASCII JSON: a lone surrogate in a response is written as its escape, and read back as it was.
+            file.write("".join(json.dumps(row) + "\n" for row in new))
+            file.flush()
+            os.fsync(file.fileno())
+            rows += new
+            right = sum(r["correct"] for row in rows for r in row["responses"])
+            bar.set_postfix(accuracy=f"{right / (len(rows) * mode.samples):.3f}", refresh=False)
+            bar.update(len(batch))
+    return rows
+
+
+def _measure(
+    batch: Sequence[Problem],
+    engine: Engine,
+    params: SamplingParams,
+    encode: Callable[[Problem], Sequence[int]],
+    verify: Verifier | None,
+) -> list[dict[str, Any]]:
+    generated = engine.generate([list(encode(problem)) for problem in batch], params)
+    finished = [(p, s.text) for p, samples in zip(batch, generated, strict=True) for s in samples if s.finished]
+    verdicts = iter(verify_many(finished, verify))
+    return [
+        {
+            "id": problem.id,
+            "answer": problem.answer,
+            "responses": [
+                {
+                    "text": sample.text,
+                    "correct": next(verdicts) if sample.finished else False,
+                    "finished": sample.finished,
+                    "tokens": len(sample.ids),
+                }
+                for sample in samples
+            ],
+        }
+        for problem, samples in zip(batch, generated, strict=True)
+    ]
+
+
+def _batch_seed(seed: int, mode: str, start: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{mode}/{start}".encode()).digest()[:4], "little")
+
+
+def _resume(path: Path, problems: Sequence[Problem], batch: int) -> list[dict[str, Any]]:
+    """The rows of whole batches; what a kill left of another is cut off the file."""
+    if not path.exists():
+        return []
+    rows: list[dict[str, Any]] = []
+    offsets = [0]
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n") or len(rows) == len(problems) or row.get("id") != problems[len(rows)].id:
+                break
+            rows.append(row)
+            offsets.append(offsets[-1] + len(line))
+    kept = len(rows) if len(rows) == len(problems) else len(rows) // batch * batch
+    if offsets[kept] < path.stat().st_size:
+        os.truncate(path, offsets[kept])
+    return rows[:kept]
+
+
+# Statistics ---------------------------------------------------------------------------------------------------------
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Accuracy, interval, pass@k, truncated fraction and mean length of the rows of one mode."""
+    samples = len(rows[0]["responses"])
+    right = [sum(r["correct"] for r in row["responses"]) for row in rows]
+    total = len(rows) * samples
+    accuracy = sum(right) / total
+    effective = _effective_count([c / samples for c in right], accuracy, total)
+    low, high = wilson_interval(accuracy * effective, effective)
+    responses = [r for row in rows for r in row["responses"]]
+    summary: dict[str, Any] = {
+        "accuracy": accuracy,
+        "low": low,
+        "high": high,
+        "n": len(rows),
+        "truncated": sum(not r["finished"] for r in responses) / total,
+        "tokens": fmean(r["tokens"] for r in responses),
+    }
+    if samples > 1:
+        summary["samples"] = samples
+        for k in sorted({2**e for e in range(samples.bit_length())} | {samples}):
+            summary[f"pass@{k}"] = fmean(pass_at_k(samples, c, k) for c in right)
+    return summary
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Unbiased pass@k of one problem: 1 − C(n−c, k) / C(n, k) (arXiv 2107.03374, equation 1)."""
+    if not 0 <= correct <= n or not 1 <= k <= n:
+        raise ValueError(f"pass@{k} of {correct} right in {n}")
+    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+def wilson_interval(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of a proportion (Wilson 1927). ``n`` 0: nothing is known, (0, 1)."""
+    if n == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(max(0.0, p * (1 - p) / n + z * z / (4 * n * n)))
+    # At p = 0 and p = 1 the bound is exact; rounding must not move it.
+    return (0.0 if p <= 0 else max(0.0, centre - half)), (1.0 if p >= 1 else min(1.0, centre + half))
+
+
+def _effective_count(means: Sequence[float], accuracy: float, total: int) -> float:
+    """How many independent samples would give the mean its variance: p(1−p) / Var(mean), between problems and total."""
+    problems = len(means)
+    if total == problems or problems == 1:
+        return float(problems)
+    spread = variance(means, accuracy) / problems
+    if spread == 0:
+        return float(total) if 0 < accuracy < 1 else float(problems)
+    return min(float(total), max(float(problems), accuracy * (1 - accuracy) / spread))
