@@ -1,11 +1,40 @@
-"""The page: sections put together, each saying what is missing and which command makes it."""
+"""The page: what was read, put together into one file that needs no other."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
+import logging
+import os
 from html import escape
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+from dapo_fast.report import sections
+from dapo_fast.report.cost import costs, duration
+from dapo_fast.report.figures import write_figures
+from dapo_fast.report.markup import missing, section
 from dapo_fast.report.read import Run, read_run
+from dapo_fast.report.trees import TreeSummary, summarise
+from dapo_fast.report.viewer import choose, load_tokenizer, trajectory
+
+log = logging.getLogger("dapo_fast.report")
+
+TRAJECTORIES = 24
+_CANDIDATE_TREES = 64  # trees an iteration looks at for them
+
+_NAV = {
+    "progress": "Where the run stands",
+    "accuracy": "Accuracy",
+    "trajectories": "Trajectories",
+    "critic": "Critic",
+    "advantages": "Advantages",
+    "training": "Training",
+    "cost": "Time and tokens",
+    "settings": "Settings",
+}
 
 
 def write_report(run_path: str | Path) -> Path:
@@ -18,23 +47,149 @@ def write_report(run_path: str | Path) -> Path:
         InputError: not a run directory, or a file in it is corrupt; names the file.
     """
     run = read_run(run_path)
+    trees = {}
+    for iteration in run.rounds:
+        fraction = run.config.at(iteration.number).critic.heldout_fraction
+        summary = summarise(iteration, _CANDIDATE_TREES, fraction)
+        if summary is not None:
+            trees[iteration.number] = summary
     target = run.path / "report.html"
-    target.write_text(_page(run), encoding="utf-8")
+    temporary = target.with_name(target.name + ".tmp")
+    temporary.write_text(_page(run, trees), encoding="utf-8")
+    os.replace(temporary, target)
+    write_figures(run, trees)
+    log.info("report: %s", target)
     return target
 
 
-def _page(run: Run) -> str:
-    rows = []
-    for iteration in run.iterations:
-        measured = iteration.measured or {}
-        cells = [_accuracy(measured.get(mode)) for mode in ("greedy", "sampled")]
-        rows.append(f"<tr><th>{escape(iteration.name)}</th><td>{cells[0]}</td><td>{cells[1]}</td></tr>")
+def _page(run: Run, trees: dict[int, TreeSummary]) -> str:
+    spent = costs(run)
+    body = {
+        "progress": sections.progress(run),
+        "accuracy": sections.accuracy(run, trees),
+        "trajectories": _trajectories(run, trees),
+        "critic": sections.critic(run, trees),
+        "advantages": sections.advantages(run, trees),
+        "training": sections.training(run),
+        "cost": sections.cost(spent),
+        "settings": sections.settings(run),
+    }
+    links = "".join(f'<li><a href="#{anchor}">{_NAV[anchor]}</a></li>' for anchor, html in body.items() if html)
+    script = _asset("viewer.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # Nothing is fetched, and no script but ours runs, whatever a model wrote.
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:"
+    title = escape(run.path.resolve().name)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title} · dapo-fast</title>
+<link rel="icon" href="data:,">
+<style>
+{_asset("page.css")}</style>
+</head>
+<body>
+<a class="skip" href="#main">Skip to the results</a>
+<header class="top wrap">
+<p class="kicker">dapo-fast run report</p>
+<h1>{title}</h1>
+<p class="lede">{escape(_lede(run))}</p>
+<dl class="tiles">{_tiles(run, trees, sum(c.seconds or 0 for c in spent))}</dl>
+<nav class="toc" aria-label="Sections"><ul>{links}</ul></nav>
+</header>
+<main class="wrap" id="main">
+{"".join(body.values())}
+</main>
+<footer class="wrap">
+<p>Direct Advantage-Based Policy Optimization (Liu et al., arXiv 2412.18279), not ByteDance’s Decoupled Clip and Dynamic
+Sampling Policy Optimization, which shares the initials. Every number on this page is read from the run’s files.</p>
+</footer>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def _asset(name: str) -> str:
+    return files("dapo_fast.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _lede(run: Run) -> str:
+    config = run.config
+    what = config.data.task or str(config.data.problems)
+    model = "a small model trained from scratch" if config.model.path is None else Path(config.model.path).name
+    text = f"Direct advantage policy optimization of {model} on {what}"
+    mode, start, best, at = _gain(run)
+    if start is None:
+        return text + ". No policy has been evaluated yet."
+    if best is None:
+        return f"{text}: {mode} accuracy {start['accuracy']:.1%} on held-out problems before training."
+    after = "one iteration" if at == 1 else f"{at} iterations"
     return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>dapo-fast report</title>'
-        f"<h1>{escape(run.path.name)}</h1><table><tr><th>policy</th><th>greedy</th><th>sampled</th></tr>"
-        f"{''.join(rows)}</table></html>\n"
+        f"{text}: {mode} accuracy on held-out problems went from {start['accuracy']:.1%} to {best['accuracy']:.1%} "
+        f"in {after}."
     )
 
 
-def _accuracy(value: dict | None) -> str:
-    return f"{value['accuracy']:.1%} [{value['low']:.1%}, {value['high']:.1%}]" if value else "not measured"
+def _gain(run: Run) -> tuple[str, dict[str, Any] | None, dict[str, Any] | None, int]:
+    """(mode, base, last accepted, its iteration), by sampled accuracy where it was measured."""
+    base = run.iterations[0].measured or {}
+    mode = "sampled" if "sampled" in base else "greedy"
+    best, at = None, 0
+    for iteration in run.rounds:
+        accepted = iteration.decision is None or iteration.decision.get("accepted", True)
+        if iteration.measured and accepted:
+            best, at = iteration.measured.get(mode), iteration.number
+    return mode, base.get(mode), best, at
+
+
+def _tiles(run: Run, trees: dict[int, TreeSummary], seconds: float) -> str:
+    mode, start, best, at = _gain(run)
+    tiles = []
+    if start:
+        tiles.append((f"{mode} accuracy, base", f"{start['accuracy']:.1%}"))
+    if best:
+        tiles.append((f"{mode} accuracy, iteration {at}", f"{best['accuracy']:.1%}"))
+    if trees:
+        tiles.append(("problems", f"{sum(t.problems for t in trees.values()):,}"))
+        tiles.append(("states valued", f"{sum(t.states for t in trees.values()):,}"))
+        tiles.append(("state-action pairs trained on", f"{sum(t.pairs for t in trees.values()):,}"))
+    if seconds:
+        tiles.append(("recorded time", duration(seconds)))
+    return "".join(f"<div><dd>{escape(value)}</dd><dt>{escape(name)}</dt></div>" for name, value in tiles)
+
+
+def _trajectories(run: Run, trees: dict[int, TreeSummary]) -> str:
+    if not trees:
+        return section(
+            "trajectories", "Trajectories", missing("No trees have been collected yet.", run.command("collect", 1))
+        )
+    notes, data = [], []
+    tokenizers = {number: load_tokenizer(run, number) for number in trees}
+    for number, tokenizer in tokenizers.items():
+        if tokenizer is None:
+            looked = ", ".join(str(path) for path in run.policy_directories(number))
+            notes.append(missing(f"Iteration {number}: no tokenizer in {looked}, so its responses cannot be shown."))
+    for iteration, tree, trunk in choose(trees, TRAJECTORIES):
+        tokenizer = tokenizers[iteration]
+        if tokenizer is not None:
+            data.append(trajectory(iteration, tree, trunk, tokenizer))
+    if not any(summary.fates for summary in trees.values()):
+        notes.append(missing("Values and advantages are not there yet.", run.command("advantages", max(trees))))
+    if not data:
+        return section("trajectories", "Trajectories", *notes, missing("No response was kept."))
+    iterations = sorted({row["iteration"] for row in data})
+    template = _asset("viewer.html")
+    options = "".join(f'<option value="{i}">{i}</option>' for i in iterations)
+    html = template.replace("<!--iterations-->", options).replace("<!--data-->", script_json(data))
+    return section("trajectories", "Trajectories", *notes, html)
+
+
+def script_json(data: Any) -> str:
+    """JSON that is safe inside a script element, whatever text it holds: nothing in it can end the element."""
+    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
