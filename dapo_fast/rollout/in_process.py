@@ -1,0 +1,516 @@
+"""Sampling in this process, on the CPU or one GPU: a batch that stays full.
+
+Every sample is a row. A row's keys and values live in its own slot of one buffer, left-aligned, each row at its own
+position; a row that ends gives its slot to the next sample at once, and when none is left the last row moves into the
+gap, so a step of decoding never computes rows that are not wanted.
+
+Prompts that begin other prompts (the states of one trunk) are not computed: the longest is prefilled once, and every
+state and every sample of it starts from a copy of its first keys and values.
+
+The random number behind a token is a function of (seed, prompt index, sample index, token index) alone, so samples do
+not depend on which rows happen to share a batch, apart from rounding.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.masking_utils import sdpa_mask
+
+from dapo_fast.config import ModelSettings
+from dapo_fast.errors import InputError
+from dapo_fast.models.attention import check_plugged_in, check_supported
+from dapo_fast.models.loading import load_causal_lm
+from dapo_fast.rollout.engine import Progress, Sample, SamplingParams
+from dapo_fast.rollout.loading import load_tokenizer
+from dapo_fast.rollout.steps import Splitter
+
+log = logging.getLogger("dapo_fast.rollout.in_process")
+
+_ATTENTION = "dapo_rollout"
+_PREFILL_TOKENS = 16384  # padded tokens of one prefill batch
+_SAMPLING_ELEMENTS = 1 << 24  # logits turned into probabilities at a time, to bound memory at large vocabularies
+_MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.7}  # of the device's memory, for keys and values
+
+
+class InProcessEngine:
+    """Samples from a Hugging Face causal LM in this process.
+
+    Args:
+        model: Any decoder that takes its attention from transformers' attention interface and attends to everything
+            before it; a sliding window or a recurrent state is refused. Its attention implementation is replaced.
+        tokenizer: Decodes samples; its end token ends them, as do those of ``model.generation_config``.
+        max_rows: Most samples decoded side by side; less where their keys and values would not fit in memory.
+
+    Raises:
+        InputError: a model whose cache this engine cannot keep.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_rows: int = 512) -> None:
+        check_supported(model.config, model.config.name_or_path or "model")
+        check_plugged_in(model, model.config.name_or_path or "model")
+        model.set_attn_implementation(_ATTENTION)
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.max_rows = max_rows
+        self.end_ids = end_ids(model, tokenizer)
+        self.generated_tokens = 0
+        self.prefilled_tokens = 0
+
+    @classmethod
+    def load(cls, directory: str | Path, settings: ModelSettings, max_rows: int = 512) -> InProcessEngine:
+        """The engine for a Hugging Face directory."""
+        tokenizer = load_tokenizer(directory)
+        model = load_causal_lm(directory, settings.device, settings.dtype)
+        engine = cls(model, tokenizer, max_rows)
+        log.info("in-process sampling on %s in %s, up to %d rows", model.device, model.dtype, max_rows)
+        return engine
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, progress: Progress | None = None
+    ) -> list[list[Sample]]:
+        """``params.n`` samples of each prompt; deterministic. See ``SamplingParams``.
+
+        Raises:
+            InputError: an empty prompt, a token outside the vocabulary, or a prompt that fills the model's positions.
+        """
+        if not prompts:
+            return []
+        return _Generation(self, [list(p) for p in prompts], params, progress).run()
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that end a response: the generation config's and the tokenizer's."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    found = set(configured if isinstance(configured, (list, tuple)) else [configured]) | {tokenizer.eos_token_id}
+    return sorted(token for token in found if token is not None)
+
+
+# --------------------------------------------------------------------------------------- which rows run when
+
+
+@dataclass
+class _Job:
+    """One sample to draw."""
+
+    prompt: int
+    sample: int
+    key: int
+
+
+class _Generation:
+    """One call of ``generate``: the queue of samples and the rows being decoded."""
+
+    def __init__(
+        self, engine: InProcessEngine, prompts: list[list[int]], params: SamplingParams, progress: Progress | None
+    ) -> None:
+        self.engine = engine
+        self.model = engine.model
+        self.prompts = prompts
+        self.params = params
+        self.progress = progress
+        self.device = engine.model.device
+        self.budgets = self._check(params.budgets(len(prompts)))
+        self.splitter = Splitter(engine.tokenizer, params.stop) if params.stop is not None else None
+        self.results: list[list[Sample | None]] = [[None] * params.n for _ in prompts]
+        self.texts: dict[tuple[int, ...], str] = {}
+
+    def _check(self, budgets: list[int]) -> list[int]:
+        config = self.model.config.get_text_config()
+        positions = getattr(config, "max_position_embeddings", None) or 1 << 30
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        cut = 0
+        for index, prompt in enumerate(self.prompts):
+            if not prompt:
+                raise InputError(f"prompt {index}: empty; a model needs at least one token")
+            if min(prompt) < 0 or max(prompt) >= vocabulary:
+                raise InputError(f"prompt {index}: a token id outside the model's vocabulary of {vocabulary}")
+            room = positions - len(prompt)
+            if room < 1:
+                raise InputError(f"prompt {index}: {len(prompt)} tokens fill the model's {positions} positions")
+            if room < budgets[index]:
+                cut += 1
+                budgets[index] = room
+        if cut:
+            log.warning("%d of %d prompts have less than max_tokens left of %d positions", cut, len(budgets), positions)
+        return budgets
+
+    def run(self) -> list[list[Sample]]:
+        queue = self._jobs()
+        rows: _Rows | None = None
+        while True:
+            while queue.ready and (rows is None or rows.count < rows.capacity):
+                job, prefix = queue.ready.popleft()
+                if rows is None:
+                    rows = self._allocate(prefix)
+                rows.admit(job, prefix, self.prompts[job.prompt], self.budgets[job.prompt])
+            if rows is not None and rows.count < rows.capacity and queue.prefill_next():
+                continue
+            if rows is None or not rows.count:
+                break
+            self._retire(rows, queue)
+        self.engine.prefilled_tokens += queue.prefilled
+        return self.results  # type: ignore[return-value]
+
+    def _jobs(self) -> _Queue:
+        n = self.params.n
+        keys = stream_keys(self.params.seed, len(self.prompts), n)
+        queue = _Queue(self.model, self.prompts)
+        queue.jobs = [[_Job(i, j, keys[i][j]) for j in range(n)] for i in range(len(self.prompts))]
+        queue.prefill_next()
+        return queue
+
+    def _allocate(self, prefix: Tensor) -> _Rows:
+        length = max(len(p) + b for p, b in zip(self.prompts, self.budgets, strict=True))
+        per_row = length * prefix[:, 0].numel() * prefix.element_size()
+        fitting = max(1, int(_memory(self.device) // per_row))
+        wanted = min(self.engine.max_rows, self.params.n * len(self.prompts))
+        if fitting < wanted:
+            log.warning("memory holds %d rows of up to %d tokens, not %d", fitting, length, wanted)
+        return _Rows(min(fitting, wanted), length, max(self.budgets), prefix, self.params.logprobs)
+
+    def _retire(self, rows: _Rows, queue: _Queue) -> None:
+        """One token for every row, and new samples in the slots of rows that ended."""
+        ended = rows.step(self.model, self.params, self.engine.end_ids)
+        if self.splitter is not None:
+            ended |= self._cut_at_step(rows, ended)
+        self.engine.generated_tokens += rows.count
+        slots = np.flatnonzero(ended)
+        for slot in slots:
+            self._finish(rows, int(slot))
+        for slot in reversed(slots):
+            if queue.ready:
+                job, prefix = queue.ready.popleft()
+                rows.admit(job, prefix, self.prompts[job.prompt], self.budgets[job.prompt], int(slot))
+            else:
+                rows.remove(int(slot))
+        if self.progress is not None and len(slots):
+            self.progress(len(slots))
+
+    def _cut_at_step(self, rows: _Rows, ended: np.ndarray) -> np.ndarray:
+        """Rows in which text has begun after the first step: the step is whole, the rest of it is dropped."""
+        cut = np.zeros(rows.count, dtype=bool)
+        for slot in range(rows.count):
+            ids = rows.sampled(slot)
+            first = self.splitter.split(ids)[0]
+            if first < len(ids) and (ended[slot] or self._text(ids[first:]).strip()):
+                rows.drawn[slot] = first
+                cut[slot] = True
+        return cut
+
+    def _finish(self, rows: _Rows, slot: int) -> None:
+        job = rows.jobs[slot]
+        ids = rows.sampled(slot)
+        logprobs = rows.logprobs[slot, : len(ids)].tolist() if rows.logprobs is not None else None
+        sample = Sample(ids, self._text(ids), ids[-1] in self.engine.end_ids, logprobs)
+        self.results[job.prompt][job.sample] = sample
+
+    def _text(self, ids: list[int]) -> str:
+        key = tuple(ids)
+        text = self.texts.get(key)
+        if text is None:
+            decode = self.engine.tokenizer.decode
+            text = decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            self.texts[key] = text
+        return text
+
+
+class _Queue:
+    """Samples still to be started, with the keys and values that each starts from."""
+
+    def __init__(self, model: PreTrainedModel, prompts: list[list[int]]) -> None:
+        self.model = model
+        self.prompts = prompts
+        self.jobs: list[list[_Job]] = []
+        self.ready: deque[tuple[_Job, Tensor]] = deque()
+        self.prefilled = 0
+        self._batches = self._plan()
+
+    def _plan(self) -> Iterator[list[tuple[int, list[int]]]]:
+        """Batches of (longest prompt, the prompts that it begins with), of similar length."""
+        groups = sorted(prefix_groups(self.prompts), key=lambda group: -len(self.prompts[group[0]]))
+        start = 0
+        while start < len(groups):
+            size = max(1, _PREFILL_TOKENS // len(self.prompts[groups[start][0]]))
+            yield groups[start : start + size]
+            start += size
+
+    def prefill_next(self) -> bool:
+        """Compute the next batch of longest prompts and line up their samples; False when there is none."""
+        batch = next(self._batches, None)
+        if batch is None:
+            return False
+        longest = [self.prompts[index] for index, _ in batch]
+        ids = torch.zeros((len(batch), len(longest[0])), dtype=torch.int64)
+        for row, prompt in enumerate(longest):
+            ids[row, : len(prompt)] = torch.tensor(prompt)
+        prefill = _Prefill()
+        _forward(self.model, ids.to(self.model.device), None, prefill)
+        kept = prefill.result()
+        self.prefilled += sum(map(len, longest))
+        for row, (_, members) in enumerate(batch):
+            for member in members:
+                prefix = kept[:, row, : len(self.prompts[member])]
+                self.ready.extend((job, prefix) for job in self.jobs[member])
+        return True
+
+
+def prefix_groups(prompts: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
+    """(index of a longest prompt, indices of all prompts that begin it, itself included), covering every prompt once.
+
+    Members are in order of length.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: prompts[i])
+    groups: list[tuple[int, list[int]]] = []
+    # In sorted order what a prompt begins comes right after it, so walking backwards its longest is already open.
+    for index in reversed(order):
+        prompt = prompts[index]
+        if groups and prompts[groups[-1][0]][: len(prompt)] == prompt:
+            groups[-1][1].append(index)
+        else:
+            groups.append((index, [index]))
+    return [(longest, members[::-1]) for longest, members in groups]
+
+
+def _memory(device: torch.device) -> float:
+    # Of the whole memory and not of what is free, so that the batch does not depend on the moment.
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+    else:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return total * _MEMORY_SHARE[device.type]
+
+
+# --------------------------------------------------------------------------------------- the rows and their memory
+
+
+class _Rows:
+    """Rows being decoded: slots 0 to ``count`` of a buffer of keys and values."""
+
+    def __init__(self, capacity: int, length: int, budget: int, like: Tensor, logprobs: bool) -> None:
+        layers, _, heads, size = like.shape
+        self.capacity = capacity
+        self.length = length
+        self.device = like.device
+        # Token-major, so that a prefix is one piece of memory and a new token one row of it.
+        self.kv = torch.empty((layers, capacity, length, heads, size), dtype=like.dtype, device=like.device)
+        self.count = 0
+        self.jobs: list[_Job | None] = [None] * capacity
+        self.keys = np.zeros(capacity, dtype=np.uint64)
+        self.last = np.zeros(capacity, dtype=np.int64)  # the token to feed
+        self.position = np.zeros(capacity, dtype=np.int64)  # and where it goes
+        self.drawn = np.zeros(capacity, dtype=np.int64)
+        self.budget = np.zeros(capacity, dtype=np.int64)
+        self.tokens = np.zeros((capacity, budget), dtype=np.int64)
+        self.logprobs = np.zeros((capacity, budget), dtype=np.float32) if logprobs else None
+
+    def admit(self, job: _Job, prefix: Tensor, prompt: list[int], budget: int, slot: int | None = None) -> None:
+        """Start ``job`` in ``slot``, or in a new one, from the keys and values of its prompt but the last token's."""
+        if slot is None:
+            slot = self.count
+            self.count += 1
+        cached = len(prompt) - 1
+        if cached:
+            self.kv[:, slot, :cached] = prefix[:, :cached]
+        self.jobs[slot] = job
+        self.keys[slot] = job.key
+        self.last[slot] = prompt[-1]
+        self.position[slot] = cached
+        self.drawn[slot] = 0
+        self.budget[slot] = budget
+
+    def remove(self, slot: int) -> None:
+        """Close the gap at ``slot`` with the last row."""
+        self.count -= 1
+        end = self.count
+        if slot == end:
+            return
+        written = int(self.position[end])
+        self.kv[:, slot, :written] = self.kv[:, end, :written]
+        self.jobs[slot] = self.jobs[end]
+        for state in (self.keys, self.last, self.position, self.drawn, self.budget, self.tokens):
+            state[slot] = state[end]
+        if self.logprobs is not None:
+            self.logprobs[slot] = self.logprobs[end]
+
+    def sampled(self, slot: int) -> list[int]:
+        """Tokens drawn so far."""
+        return self.tokens[slot, : self.drawn[slot]].tolist()
+
+    def step(self, model: PreTrainedModel, params: SamplingParams, end_ids: list[int]) -> np.ndarray:
+        """Draw one token for every row; says which rows ended, by an end token or their budget."""
+        active = slice(0, self.count)
+        position = torch.from_numpy(self.position[active].copy()).to(self.device)
+        last = torch.from_numpy(self.last[active].copy()).to(self.device)
+        width = int(self.position[active].max()) + 1
+        logits = _forward(model, last[:, None], position[:, None], _Decode(self, position, width))[:, -1]
+        uniform = stream_uniforms(self.keys[active], self.drawn[active])
+        token, logprob = draw(logits, torch.from_numpy(uniform), params)
+        drawn = token.cpu().numpy()
+        rows = np.arange(self.count)
+        self.tokens[rows, self.drawn[active]] = drawn
+        if self.logprobs is not None:
+            self.logprobs[rows, self.drawn[active]] = logprob.cpu().numpy()
+        self.last[active] = drawn
+        self.position[active] += 1
+        self.drawn[active] += 1
+        return np.isin(drawn, end_ids) | (self.drawn[active] >= self.budget[active])
+
+
+# --------------------------------------------------------------------------------------- the model's forward
+
+
+class _Prefill:
+    """Causal attention over a right-padded batch; keeps the keys and values. Padding comes after, so none is seen."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, Tensor] = {}
+        self.key_size = 0
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        self._kept[layer] = torch.cat([key, value], -1).transpose(1, 2)
+        grouped = query.shape[1] != key.shape[1]
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+
+    def result(self) -> Tensor:
+        """(layers, rows, tokens, heads, key size + value size)."""
+        return torch.stack([self._kept[layer] for layer in sorted(self._kept)])
+
+
+class _Decode:
+    """One query a row against that row's own slot."""
+
+    def __init__(self, rows: _Rows, position: Tensor, width: int) -> None:
+        self.rows = rows
+        self.width = width
+        self.write = torch.arange(rows.count, device=position.device) * rows.length + position
+        unseen = torch.arange(width, device=position.device)[None] > position[:, None]
+        mask = torch.zeros(unseen.shape, dtype=rows.kv.dtype, device=position.device)
+        self.mask = mask.masked_fill_(unseen, float("-inf"))[:, None, None]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        rows, heads, _, size = query.shape
+        kv = self.rows.kv[layer]
+        kv.view(-1, *kv.shape[2:]).index_copy_(0, self.write, torch.cat([key, value], -1)[:, :, 0])
+        seen = kv[:rows, : self.width].transpose(1, 2)
+        # The queries of a key head stand side by side, so that grouped heads need no copies of keys.
+        query = query.reshape(rows, key.shape[1], heads // key.shape[1], size)
+        out = F.scaled_dot_product_attention(
+            query, seen[..., :size], seen[..., size:], self.mask.expand(-1, -1, query.shape[2], -1), scale=scale
+        )
+        return out.reshape(rows, heads, 1, -1)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dapo_rollout: _Prefill | _Decode | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    if dapo_rollout is None:
+        raise InputError("this model's attention belongs to the in-process engine; load another copy to use it itself")
+    for name in ("sliding_window", "softcap", "s_aux", "position_bias"):
+        if kwargs.get(name) is not None:
+            raise InputError(f"{type(module).__name__}: its attention uses {name}, which the engine does not honour")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return dapo_rollout.attend(module.layer_idx, query, key, value, scale).transpose(1, 2), None
+
+
+AttentionInterface.register(_ATTENTION, _attention)
+AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+
+
+def _forward(model: PreTrainedModel, ids: Tensor, positions: Tensor | None, attention: _Prefill | _Decode) -> Tensor:
+    """Logits of the last column of ``ids``: (rows, 1, vocabulary)."""
+    if positions is None:
+        positions = torch.arange(ids.shape[1], device=ids.device)[None]
+    return model(
+        input_ids=ids,
+        position_ids=positions,
+        # A mask that is 4-D already: transformers passes it on and makes none of its own.
+        attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool, device=ids.device),
+        use_cache=False,
+        logits_to_keep=1,
+        dapo_rollout=attention,
+    ).logits
+
+
+# --------------------------------------------------------------------------------------- drawing tokens
+
+
+def draw(logits: Tensor, uniform: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor | None]:
+    """One token a row by inverting the distribution function at ``uniform``.
+
+    Args:
+        logits: (rows, vocabulary), any float dtype.
+        uniform: (rows,) float64 in [0, 1), on the CPU.
+
+    Returns:
+        Token ids (rows,) int64; and their log-probs (rows,) fp32 under the untempered policy, if asked for.
+    """
+    if params.temperature == 0:
+        token = logits.argmax(-1)
+    else:
+        uniform = uniform.to(logits.device)
+        size = max(1, _SAMPLING_ELEMENTS // logits.shape[-1])
+        parts = zip(logits.split(size), uniform.split(size), strict=True)
+        token = torch.cat([_invert(part, u, params) for part, u in parts])
+    if not params.logprobs:
+        return token, None
+    logprob = torch.log_softmax(logits.float(), -1).gather(-1, token[:, None])[:, 0]
+    return token, logprob
+
+
+def _invert(logits: Tensor, uniform: Tensor, params: SamplingParams) -> Tensor:
+    probability = torch.softmax(logits.float() / params.temperature, -1)
+    if params.top_p < 1:
+        ordered, index = probability.sort(-1, descending=True)
+        before = ordered.cumsum(-1, dtype=torch.float64) - ordered
+        probability = probability.scatter(-1, index, ordered.masked_fill(before >= params.top_p, 0))
+    # In double precision, so that the tail of a large vocabulary is not lost to rounding.
+    distribution = probability.cumsum(-1, dtype=torch.float64)
+    total = distribution[:, -1:]
+    if not bool(total.isfinite().all()):
+        raise InputError("the model's logits are not finite")
+    return torch.searchsorted(distribution, uniform[:, None] * total, right=True)[:, 0]
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(value: np.ndarray) -> np.ndarray:
+    # SplitMix64's finaliser (Steele, Lea and Flood 2014): one 64-bit word to another, every bit depending on every bit.
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def stream_keys(seed: int, prompts: int, n: int) -> np.ndarray:
+    """(prompts, n) uint64: the key of each sample's own stream of random numbers."""
+    with np.errstate(over="ignore"):
+        root = _mix(np.array([seed % (1 << 64)], dtype=np.uint64) + _GOLDEN)
+        by_prompt = _mix(root + _GOLDEN * np.arange(1, prompts + 1, dtype=np.uint64))
+        return _mix(by_prompt[:, None] + _GOLDEN * np.arange(1, n + 1, dtype=np.uint64)[None])
+
+
+def stream_uniforms(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
+    """Number ``counters`` of each stream: float64 in [0, 1), multiples of 2^-52."""
+    with np.errstate(over="ignore"):
+        words = _mix(keys + _GOLDEN * (counters.astype(np.uint64) + np.uint64(1)))
+    return (words >> np.uint64(12)).astype(np.float64) * 2.0**-52
