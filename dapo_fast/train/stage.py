@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from dapo_fast.config import ModelSettings, OptimSettings, ParallelSettings
@@ -162,6 +163,9 @@ def read_values(
         found = read(pack.to(world.device, non_blocking=True))
         values[place : place + found.numel()] = found
         place += found.numel()
+    if isinstance(reader, FSDPModule):
+        # The root stays gathered after a forward that no backward follows: its parameters are not the sharded ones.
+        reader.reshard()
     return world.all_sum(values).cpu()
 
 
