@@ -7,9 +7,11 @@ from torch import Tensor
 
 from dapo_kernels import checks
 from dapo_kernels.chunk_torch import spread
+from dapo_kernels.compiling import breaks_graph
 from dapo_kernels.segment_loss import Backend, Call, Gradients, gather_rows, on_device
 
 
+@breaks_graph
 def linear_token_logprobs(
     hidden: Tensor,  # (N, H), or (T, H) with `rows`
     weight: Tensor,  # (V, H)
@@ -33,6 +35,7 @@ def linear_token_logprobs(
     return _TokenLogprobs.apply(hidden, weight, bias, call)
 
 
+@breaks_graph
 def linear_step_logprobs(
     hidden: Tensor,
     weight: Tensor,

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dapo_kernels import checks
+from dapo_kernels.compiling import breaks_graph
 from dapo_kernels.segment_loss import Backend, Call, segment_loss
 
 
@@ -99,6 +100,7 @@ class DirectAdvantageLoss(NamedTuple):
     step_logps: Tensor  # (S,) fp32, detached: log π(a|s)
 
 
+@breaks_graph
 def linear_direct_advantage_loss(
     hidden: Tensor,  # (N, H) one row a scored token, or (T, H) with `rows`; bf16, fp16, fp32 or fp64
     weight: Tensor,  # (V, H) lm_head
@@ -141,6 +143,7 @@ def linear_direct_advantage_loss(
     return DirectAdvantageLoss(out.loss, out.segment_logps)
 
 
+@breaks_graph
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,

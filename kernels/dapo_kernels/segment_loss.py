@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dapo_kernels import checks
 from dapo_kernels.chunk_torch import TorchLogits, add_outer, segment_sums, spread
+from dapo_kernels.compiling import breaks_graph
 from dapo_kernels.plan import Chunk, Piece, default_chunk_rows, make_chunks
 
 log = logging.getLogger("dapo_fast.kernels")
@@ -28,6 +29,7 @@ class SegmentLoss(NamedTuple):
     token_logps: Tensor  # (N,) fp32, detached
 
 
+@breaks_graph
 def linear_segment_loss(
     hidden: Tensor,  # (N, H), or (T, H) with `rows`; bf16, fp16, fp32 or fp64
     weight: Tensor,  # (V, H) lm_head, hidden's dtype (any under autocast)

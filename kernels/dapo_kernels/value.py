@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dapo_kernels import checks
+from dapo_kernels.compiling import breaks_graph
 from dapo_kernels.segment_loss import Backend, choose_triton, on_device
 
 
@@ -18,6 +19,7 @@ class ValueLoss(NamedTuple):
     logits: Tensor  # (M,) fp32, detached
 
 
+@breaks_graph
 def linear_value_loss(
     hidden: Tensor,  # (T, H) bf16, fp16, fp32 or fp64
     weight: Tensor,  # (H,) or (1, H)

@@ -1,9 +1,13 @@
 """Ragged inputs for the fused functions, and how near two results must be."""
 
+import os
 from dataclasses import dataclass
 
 import torch
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @dataclass
@@ -104,3 +108,13 @@ def error(got, wanted):
         return 0.0
     got, wanted = got.detach().double(), wanted.detach().double()
     return float((got - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
+
+
+def drawn(examples):
+    """hypothesis settings: the same draws every time; fewer where each takes the interpreter a second."""
+    return settings(
+        max_examples=examples // 5 if INTERPRETED else examples,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )

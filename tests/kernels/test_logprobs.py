@@ -4,11 +4,11 @@ import dapo_kernels as dk
 import pytest
 import torch
 from dapo_kernels import reference
-from hypothesis import HealthCheck, given, settings
-from kernel_cases import cases, error, make_case
+from hypothesis import given
+from kernel_cases import cases, drawn, error, make_case
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@drawn(60)
 @given(case=cases())
 def test_ragged(case, path):
     if path[1] != "cpu":

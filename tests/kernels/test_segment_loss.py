@@ -6,17 +6,10 @@ import dapo_kernels as dk
 import pytest
 import torch
 from dapo_kernels import reference
-from hypothesis import HealthCheck, given, settings
-from kernel_cases import cases, error, make_case
+from hypothesis import given
+from kernel_cases import cases, drawn, error, make_case
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-
-few = settings(
-    max_examples=40,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
 
 
 def fused(case, leaves, backend, **changes):
@@ -64,7 +57,7 @@ def compare(case, backend, tolerance=1e-4, **changes):
     return out
 
 
-@few
+@drawn(60)
 @given(case=cases())
 def test_ragged_fp32(case, path):
     compare(move(case, path), path[0])

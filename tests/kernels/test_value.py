@@ -4,16 +4,12 @@ import dapo_kernels as dk
 import pytest
 import torch
 from dapo_kernels import reference
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from kernel_cases import error
-
-few = settings(
-    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+from kernel_cases import drawn, error
 
 
-@few
+@drawn(60)
 @given(
     length=st.integers(1, 30),
     width=st.integers(1, 70),

@@ -1,0 +1,87 @@
+"""hidden_states_and_weight on tiny random Hugging Face models: the same log-probabilities as their own logits."""
+
+import dapo_kernels as dk
+import pytest
+import torch
+import transformers
+from torch import nn
+
+TINY = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+# Config class → settings that make its logits differ from a plain linear map, where it has such.
+FAMILIES = {
+    "Llama": {},
+    "Qwen2": {},
+    "Qwen3": {},
+    "Mistral": {},
+    "Gemma2": {"final_logit_softcapping": 5.0, "query_pre_attn_scalar": 8},
+    "Gemma3Text": {"final_logit_softcapping": 4.0, "query_pre_attn_scalar": 8},
+    "Cohere": {"logit_scale": 0.25},
+    "Granite": {"logits_scaling": 3.0},
+}
+
+
+def tiny(family):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**TINY, **FAMILIES[family])
+    # Large weights, so that a forgotten softcap or scale shows.
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(20)
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_agrees_with_the_models_own_logits(family):
+    model = tiny(family)
+    ids = torch.randint(3, 61, (2, 9))
+    mask = torch.ones_like(ids)
+    logits = model(input_ids=ids, attention_mask=mask).logits.float()
+    targets = ids.roll(-1, 1).flatten()
+    wanted = logits.log_softmax(-1).flatten(0, 1).gather(1, targets[:, None])[:, 0]
+    head = dk.hidden_states_and_weight(model, input_ids=ids, attention_mask=mask)
+    got = dk.linear_token_logprobs(head.hidden.flatten(0, 1), head.weight, targets, **head.options)
+    assert (logits.max() - logits.min()) > 3
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+    (wanted_gradient,) = torch.autograd.grad(wanted.sum(), head.weight)
+    (gradient,) = torch.autograd.grad(got.sum(), head.weight)
+    torch.testing.assert_close(gradient, wanted_gradient, atol=1e-4, rtol=1e-3)
+
+
+def test_computes_no_logits():
+    model = tiny("Llama")
+    called = []
+    model.lm_head.register_forward_hook(lambda *_: called.append(1))
+    dk.hidden_states_and_weight(model, input_ids=torch.tensor([[3, 4, 5]]))
+    assert not called
+
+
+def test_refuses_what_has_no_plain_head():
+    with pytest.raises(ValueError, match=r"^model: Linear has no decoder"):
+        dk.hidden_states_and_weight(nn.Linear(2, 2))
+    model = tiny("Llama")
+    with pytest.raises(ValueError, match=r"^model: LlamaModel has no decoder"):
+        dk.hidden_states_and_weight(model.model, input_ids=torch.tensor([[3, 4]]))
+
+
+def test_refuses_an_adapter_on_the_head():
+    peft = pytest.importorskip("peft")
+    model = tiny("Llama")
+    ids = torch.tensor([[3, 4, 5]])
+    on_attention = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"]))
+    head = dk.hidden_states_and_weight(on_attention, input_ids=ids)
+    assert head.weight is on_attention.get_output_embeddings().weight
+    on_head = peft.get_peft_model(tiny("Llama"), peft.LoraConfig(target_modules=["lm_head"]))
+    with pytest.raises(ValueError, match=r"^model: its output head is"):
+        dk.hidden_states_and_weight(on_head, input_ids=ids)

@@ -1,0 +1,97 @@
+"""The Triton kernels on any machine: their interpreter's results, and the compilers' of four GPUs."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+# The tests that run once more on the Triton kernels.
+THROUGH_TRITON = ("segment_loss", "logprobs", "value", "triton")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def clean_process(*command, **environment):
+    """Triton decides at import whether it interprets: so each of these has a process to itself."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | environment
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=env, timeout=600)
+
+
+if not INTERPRETED:
+
+    def test_kernels_agree_with_fp64_in_the_interpreter(capsys):
+        done = clean_process(
+            *(
+                "-m",
+                "pytest",
+                "-q",
+                "-p",
+                "no:cacheprovider",
+                *(str(HERE / f"test_{name}.py") for name in THROUGH_TRITON),
+            ),
+            TRITON_INTERPRET="1",
+        )
+        assert done.returncode == 0, done.stdout[-8000:]
+        assert re.search(r"\d+ passed", done.stdout) and "skipped" not in done.stdout, done.stdout[-2000:]
+
+    def test_kernels_compile_for_every_gpu_without_spills(capsys):
+        done = clean_process(str(HERE / "compile_gate.py"))
+        with capsys.disabled():
+            print("\n" + done.stdout)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def test_the_gate_sees_spills_and_forgotten_kernels():
+        code = (
+            "import compile_gate as g\n"
+            "kernel, types, constants, _ = g.GATES['dlogits fp32 bias softcap rows']\n"
+            "big = g.compile_for(g.TARGETS['sm_90'], kernel, types, constants, 1)\n"
+            "assert g.resources(big)[1] > 0\n"
+            "g.TARGETS = {}\n"
+            "g.GATES.pop('value_d_weight')\n"
+            "assert g.main() == 1\n"
+        )
+        done = clean_process("-c", code, PYTHONPATH=str(HERE))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "value_d_weight_kernel: not in the compile gate's table" in done.stdout
+
+else:
+
+    def test_offsets_beyond_31_bits():
+        """Rows 2^30 elements apart: the third starts where 32 bits end. Untouched memory is never made real."""
+        from dapo_kernels.ops.dlogits import dlogits
+        from dapo_kernels.ops.logprob import logprob
+
+        stride, rows, vocabulary = 1 << 30, 3, 50
+        store = torch.empty(rows * stride, dtype=torch.float32)
+        logits = store.view(rows, stride)[:, :vocabulary]
+        values = torch.randn(rows, vocabulary)
+        logits.copy_(values)
+        targets = torch.tensor([3, 49, 7])
+        logps, picked, lse = logprob(logits, None, targets, None, None, None, 1.0, -100)
+        exact = values.double().log_softmax(1)
+        torch.testing.assert_close(logps.double(), exact[range(3), targets], atol=1e-5, rtol=0)
+        gradient = torch.tensor([1.0, -2.0, 0.5])
+        out = store.view(torch.bfloat16).view(rows, 2 * stride)[:, :vocabulary]
+        dlogits(logits, out, None, targets, None, None, gradient, picked, lse, None, 1.0, -100)
+        wanted = -exact.exp()
+        wanted[range(3), targets] += 1
+        torch.testing.assert_close(out.double(), wanted * gradient[:, None], atol=2e-2, rtol=1e-2)
+
+    @pytest.mark.parametrize("wrong", [-1, -(10**12), 50, 10**12])
+    def test_wrong_targets_stay_in_bounds(wrong):
+        """On a GPU targets are not looked at: a wrong one gives a wrong number, not a wrong address."""
+        from dapo_kernels.ops.dlogits import dlogits
+        from dapo_kernels.ops.logprob import logprob
+
+        guarded = torch.full((4, 64), float("nan"))
+        logits = guarded[1:3, 7:57]
+        logits.copy_(torch.randn(2, 50))
+        targets = torch.tensor([wrong, 3])
+        logps, picked, lse = logprob(logits, None, targets, None, None, None, 1.0, -100)
+        assert torch.isfinite(logps).all()
+        dlogits(logits, logits, None, targets, None, None, torch.ones(2), picked, lse, None, 1.0, -100)
+        assert torch.isfinite(logits).all() and int(torch.isfinite(guarded).sum()) == 100
