@@ -24,6 +24,8 @@ def number(value: float) -> str:
     """A tick or table entry in at most four significant digits."""
     if value == 0:
         return "0"
+    if value < 0:
+        return "−" + number(-value)
     if abs(value) >= 1e6 or abs(value) < 1e-3:
         mantissa, exponent = f"{value:.2g}".split("e") if "e" in f"{value:.2g}" else (f"{value:.3g}", "")
         return mantissa + (f"e{int(exponent)}" if exponent else "")
@@ -149,6 +151,13 @@ class Chart:
         place = f'x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}"'
         self._parts.append(f'<rect class="bar {kind}" {place}><title>{escape(tip)}</title></rect>')
 
+    def end_labels(self, labels: Sequence[tuple[float, float, str, str]], space: float = 15.0) -> None:
+        """Labels (x, y, text, kind) right of the ends of lines, moved apart where they would overlap."""
+        before = -math.inf
+        for y, x, text, kind in sorted((self.y(y), self.x(x), text, kind) for x, y, text, kind in labels):
+            before = max(y, before + space)
+            self.text(x + 9, before + 4, text, f"label {kind}")
+
     def svg(self) -> str:
         """The drawing as an SVG element."""
         size = f'viewBox="0 0 {self.width} {self.height}" style="max-width:{self.width * 1.25:.0f}px"'
@@ -175,3 +184,11 @@ def _opened(span: tuple[float, float]) -> tuple[float, float]:
         return low, high
     pad = abs(low) * 0.1 or 1.0
     return low - pad, high + pad
+
+
+def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
+    """At most ``most`` of the points, evenly spread, the first and last among them."""
+    if len(points) <= most:
+        return list(points)
+    last = len(points) - 1
+    return [points[round(i * last / (most - 1))] for i in range(most)]

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dapo_fast.report.charts import stacked_bar
+from dapo_fast.report.markup import legend, missing, paragraph, section, table
 from dapo_fast.report.read import Run, Stage
 
 _KINDS = {"sft": "s3", "collect": "s0", "critic": "s2", "advantages": "s4", "actor": "s1", "evaluate": "gray"}
@@ -43,7 +45,14 @@ def _cost(stage: Stage) -> StageCost:
     if stage.metrics:
         seconds, trained = _sum(stage.metrics, "seconds"), _sum(stage.metrics, "tokens")
         return StageCost(name, _KINDS[stage.name], seconds, None, trained)
-    return StageCost(name, _KINDS[stage.name], _first(done, _SECONDS), _first(done, _GENERATED), None)
+    generated = _evaluated(done) if stage.name == "evaluate" else _first(done, _GENERATED)
+    return StageCost(name, _KINDS[stage.name], _first(done, _SECONDS), generated, None)
+
+
+def _evaluated(summary: dict[str, Any]) -> float | None:
+    """Tokens that an evaluation sampled: it keeps their mean over a mode's responses, which come back as a sum."""
+    modes = [mode for mode in summary.values() if isinstance(mode, dict) and "tokens" in mode and "n" in mode]
+    return float(sum(round(mode["tokens"] * mode["n"] * mode.get("samples", 1)) for mode in modes)) if modes else None
 
 
 def _sum(rows: Sequence[dict[str, Any]], key: str) -> float | None:
@@ -65,3 +74,41 @@ def duration(seconds: float | None) -> str:
     if seconds < 3600:
         return f"{minutes} min {seconds - 60 * minutes:.0f} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def cost_section(costs: Sequence[StageCost]) -> str:
+    """Where time and tokens went, a stage at a time; a quantity that no file holds is "not recorded"."""
+    intro = paragraph(
+        "Seconds and tokens as the stages wrote them down. Training counts the tokens it read, trees packed, once an "
+        "optimizer step; sampling counts the tokens it generated."
+    )
+    if not costs:
+        return section("cost", "Time and tokens", intro, missing("No stage has finished yet."))
+    rows = [[c.name, duration(c.seconds), _count(c.generated), _count(c.trained), _rate(c)] for c in costs]
+    seconds, generated, trained = (
+        sum(getattr(c, key) or 0 for c in costs) for key in ("seconds", "generated", "trained")
+    )
+    if len(costs) > 1:
+        rows.append(["total of what is recorded", duration(seconds or None), _count(generated), _count(trained), ""])
+    head = ["stage", "time", "tokens generated", "tokens trained on", "tokens a second"]
+    parts = []
+    for title, key, form in (
+        ("Time", "seconds", duration),
+        ("Tokens generated", "generated", _count),
+        ("Tokens trained on", "trained", _count),
+    ):
+        known = [(c.name, float(getattr(c, key)), c.kind) for c in costs if getattr(c, key)]
+        if known:
+            label = f"{title}: " + ", ".join(f"{name} {form(value)}" for name, value, _ in known)
+            entries = [(kind, name, form(value)) for name, value, kind in known]
+            parts.append(f"<h3>{title}</h3><figure>{stacked_bar(label, known)}{legend(entries)}</figure>")
+    return section("cost", "Time and tokens", intro, *parts, "<h3>By stage</h3>", table("Cost by stage", head, rows))
+
+
+def _count(value: float | None) -> str:
+    return "not recorded" if value is None else f"{value:,.0f}"
+
+
+def _rate(cost: StageCost) -> str:
+    tokens = cost.generated or cost.trained
+    return f"{tokens / cost.seconds:,.0f}" if tokens and cost.seconds else "not recorded"

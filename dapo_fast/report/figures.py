@@ -13,9 +13,10 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dapo_fast.report import sections
 from dapo_fast.report.cost import StageCost, costs
-from dapo_fast.report.read import Run
+from dapo_fast.report.critic import fixed, roc_points
+from dapo_fast.report.read import Run, Stage
+from dapo_fast.report.training import CURVES, is_finite, moving_average
 from dapo_fast.report.trees import BINS, GAP_BINS, TreeSummary
 
 SERIES = ("#1f5f99", "#b4560f", "#6f4a9e", "#2b7a5f", "#8a6d12", "#a33a63")
@@ -32,7 +33,7 @@ _STYLE = {
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
     "axes.titlesize": 11,
-    "axes.titleweight": "semibold",
+    "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "grid.color": "#e9ebed",
     "xtick.color": "#5d666f",
@@ -100,11 +101,11 @@ def _critic(run: Run, trees: dict[int, TreeSummary]) -> Figure | None:
     for colour, iteration in zip(SERIES, found):
         critic = (iteration.heldout or {})["critic"]
         bins = critic.get("calibration") or []
-        name = f"{iteration.name}: Brier {sections._number(critic.get('brier'))}"
+        name = f"{iteration.name}: Brier {fixed(critic.get('brier'))}"
         left.plot([b["predicted"] for b in bins], [b["observed"] for b in bins], "o-", color=colour, label=name)
         summary = trees.get(iteration.number)
-        points = sections.roc_points(summary.heldout) if summary is not None and len(summary.heldout) else []
-        name = f"{iteration.name}: AUC {sections._number(critic.get('auc'))}"
+        points = roc_points(summary.heldout) if summary is not None and len(summary.heldout) else []
+        name = f"{iteration.name}: AUC {fixed(critic.get('auc'))}"
         right.plot([x for x, _ in points], [y for _, y in points], color=colour, linewidth=1.8, label=name)
     left.set(title="Reliability", xlabel="predicted: mean V", ylabel="observed: share correct")
     right.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate")
@@ -135,7 +136,7 @@ def _advantages(run: Run, trees: dict[int, TreeSummary]) -> Figure | None:
 
 def _training(run: Run) -> Figure | None:
     rows = []
-    for name, curves in sections.CURVES.items():
+    for name, curves in CURVES.items():
         stages = [run.sft] if name == "sft" else [it.stages[name] for it in run.rounds]
         stages = [stage for stage in stages if stage.metrics]
         if stages:
@@ -154,14 +155,14 @@ def _training(run: Run) -> Figure | None:
     return figure
 
 
-def _draw_curve(axes: Axes, stages: Sequence[sections.Stage], key: str) -> None:
+def _draw_curve(axes: Axes, stages: Sequence[Stage], key: str) -> None:
     for stage in stages:
-        points = [(float(row["step"]), float(row[key])) for row in stage.metrics if sections._finite(row.get(key))]
+        points = [(float(row["step"]), float(row[key])) for row in stage.metrics if is_finite(row.get(key))]
         if not points:
             continue
         colour = SERIES[max(0, stage.iteration - 1) % len(SERIES)]
         axes.plot(*zip(*points), color=colour, linewidth=0.7, alpha=0.3)
-        axes.plot(*zip(*sections.moving_average(points)), color=colour, linewidth=1.6)
+        axes.plot(*zip(*moving_average(points)), color=colour, linewidth=1.6)
 
 
 def _cost(found: Sequence[StageCost]) -> Figure | None:

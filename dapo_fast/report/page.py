@@ -12,11 +12,17 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from dapo_fast.report import sections
-from dapo_fast.report.cost import costs, duration
+import yaml
+
+from dapo_fast.report.accuracy import accuracy_section
+from dapo_fast.report.advantages import advantages_section
+from dapo_fast.report.cost import cost_section, costs, duration
+from dapo_fast.report.critic import critic_section
 from dapo_fast.report.figures import write_figures
-from dapo_fast.report.markup import missing, section
+from dapo_fast.report.markup import missing, paragraph, section
+from dapo_fast.report.progress import progress_section
 from dapo_fast.report.read import Run, read_run
+from dapo_fast.report.training import training_section
 from dapo_fast.report.trees import TreeSummary, summarise
 from dapo_fast.report.viewer import choose, load_tokenizer, trajectory
 
@@ -65,14 +71,14 @@ def write_report(run_path: str | Path) -> Path:
 def _page(run: Run, trees: dict[int, TreeSummary]) -> str:
     spent = costs(run)
     body = {
-        "progress": sections.progress(run),
-        "accuracy": sections.accuracy(run, trees),
+        "progress": progress_section(run),
+        "accuracy": accuracy_section(run, trees),
         "trajectories": _trajectories(run, trees),
-        "critic": sections.critic(run, trees),
-        "advantages": sections.advantages(run, trees),
-        "training": sections.training(run),
-        "cost": sections.cost(spent),
-        "settings": sections.settings(run),
+        "critic": critic_section(run, trees),
+        "advantages": advantages_section(run, trees),
+        "training": training_section(run),
+        "cost": cost_section(spent),
+        "settings": _settings(run),
     }
     links = "".join(f'<li><a href="#{anchor}">{_NAV[anchor]}</a></li>' for anchor, html in body.items() if html)
     script = _asset("viewer.js")
@@ -193,3 +199,15 @@ def script_json(data: Any) -> str:
     """JSON that is safe inside a script element, whatever text it holds: nothing in it can end the element."""
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _settings(run: Run) -> str:
+    """The settings in force, whole."""
+    text = yaml.safe_dump(json.loads(run.config.model_dump_json()), sort_keys=False)
+    changed = run.config.model_dump(mode="json", exclude_defaults=True)
+    short = yaml.safe_dump(changed, sort_keys=False, default_flow_style=None, width=100) if changed else "all defaults"
+    body = (
+        f'<pre class="config">{escape(short)}</pre><details class="data"><summary>Every setting</summary>'
+        f'<pre class="config">{escape(text)}</pre></details>'
+    )
+    return section("settings", "Settings", paragraph("What differs from the paper's settings, the defaults:"), body)

@@ -18,7 +18,7 @@ from dapo_fast.report.read import Iteration
 from dapo_fast.train.critic import is_heldout
 
 BINS = 40  # of advantages, on [-1, 1], where every advantage lies since Q is in [0, 1]
-GAP_BINS = 25  # of gaps, on [0, 1]; a gap of 1 falls in the last
+GAP_BINS = 40  # of gaps, on [0, 1]; a gap of 1 falls in the last
 
 REASONS = {
     "kept": "kept",
