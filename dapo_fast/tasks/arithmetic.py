@@ -12,7 +12,7 @@ import random
 import re
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from dapo_fast.data.problems import Problem
 
@@ -55,10 +55,11 @@ class Arithmetic:
             clean_up_tokenization_spaces=False,
         )
 
-    def model_config(self) -> Qwen2Config:
-        """A Qwen2 of 2 layers and width 96, to be trained from scratch."""
+    def model_config(self) -> LlamaConfig:
+        """A Llama of 2 layers and width 96, to be trained from scratch."""
         tokenizer = self.tokenizer()
-        return Qwen2Config(
+        # Not a Qwen2: transformers 5 gives every model of that type Qwen2's own tokenizer, whatever was saved.
+        return LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=96,
             intermediate_size=256,
