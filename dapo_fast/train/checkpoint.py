@@ -25,6 +25,7 @@ from torch import nn
 
 from dapo_fast.errors import InputError
 from dapo_fast.rundir import read_json, write_json
+from dapo_fast.train.optim import plain_states
 from dapo_fast.train.parallel import World
 
 log = logging.getLogger("dapo_fast.train")
@@ -33,15 +34,17 @@ log = logging.getLogger("dapo_fast.train")
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
-def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def training_state(model: nn.Module, optimizer: torch.optim.Optimizer, kind: str = "float32") -> dict[str, Any]:
     """Trainable parameters and their optimizer states by parameter name: what a checkpoint holds.
+
+    ``kind`` is ``OptimSettings.optimizer_state``.
 
     Everything else of a run's state is a function of the step: the data, the schedule and the random numbers.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     return {
         "model": {name: p.detach() for name, p in trained.items()},
-        "optimizer": {name: dict(optimizer.state[p]) for name, p in trained.items()},
+        "optimizer": {name: plain_states(optimizer, p, kind) for name, p in trained.items()},
     }
 
 

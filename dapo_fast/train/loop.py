@@ -102,7 +102,7 @@ def train(
     trained = [p for p in root.parameters() if p.requires_grad]
     optimizer = make_optimizer(trained, settings)
     checkpoints = Checkpoints(directory / "checkpoints", world, settings.keep_checkpoints, digest)
-    start = checkpoints.resume(training_state(model, optimizer))
+    start = checkpoints.resume(training_state(model, optimizer, settings.optimizer_state))
     if start:
         log.info("%s: resuming after step %d of %d", task.name, start, task.steps)
     meter = Meter(model, world)
@@ -133,7 +133,7 @@ def train(
             done = step + 1
             if done % settings.save_every == 0 or done == task.steps or report.signal:
                 telemetry.sync()
-                checkpoints.save(done, training_state(model, optimizer))
+                checkpoints.save(done, training_state(model, optimizer, settings.optimizer_state))
             if report.signal and done < task.steps:
                 checkpoints.wait()
                 telemetry.close()

@@ -88,14 +88,14 @@ def stream(step: int) -> list[tuple[list[int], list[int]]]:
     return [(encode(prompt), [*encode(response), tokenizer.eos_token_id]) for prompt, response in pairs]
 
 
-def run(stage: str, base: Path, out: Path, parallel: dict, **changes: object) -> dict:
+def run(stage: str, base: Path, out: Path, parallel: dict, digest: str = "test", **changes: object) -> dict:
     """Train ``stage`` from ``base/policy`` and ``base/trees`` into ``out``."""
     from dapo_fast.train.actor import train_actor
     from dapo_fast.train.critic import train_critic
     from dapo_fast.train.sft import train_sft
 
     laid = ParallelSettings(**parallel)
-    common = {"seed": 7, "digest": "test"}
+    common = {"seed": 7, "digest": digest}
     if stage == "sft":
         return train_sft(base / "policy", SftSettings(**SFT | changes), laid, CPU, out, stream=stream, **common)
     if stage == "critic":

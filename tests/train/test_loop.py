@@ -1,0 +1,292 @@
+"""The loop in one process: its mathematics, and what it does about bad input, old results and broken numbers."""
+
+import json
+import logging
+import math
+
+import pytest
+import torch
+import train_cases as cases
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from dapo_fast.config import ActorSettings, OptimSettings, ParallelSettings
+from dapo_fast.data.packing import actor_batches
+from dapo_fast.data.store import write_shard
+from dapo_fast.errors import InputError
+from dapo_fast.train.actor import train_actor
+from dapo_fast.train.checkpoint import Checkpoints, training_state
+from dapo_fast.train.loop import NonFiniteError
+from dapo_fast.train.optim import learning_rate, make_optimizer, set_rate
+from dapo_fast.train.parallel import World
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("base")
+    cases.write_model(directory / "policy")
+    cases.write_trees(directory / "trees")
+    return directory
+
+
+def curve(directory, key="loss"):
+    return [json.loads(line)[key] for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(directory):
+    return load_file(directory / "model" / "model.safetensors")
+
+
+def same_weights(first, second, tolerance):
+    a, b = weights(first), weights(second)
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_step_is_the_papers_loss_by_autograd_over_separate_sequences(base, tmp_path):
+    """One actor step against ½ mean (Â/β − u)² written out with one sequence a pair, and torch's own AdamW."""
+    cases.run("actor", base, tmp_path / "a", {}, steps=1, warmup_steps=0, pack_tokens=64, clip_norm=1e9)
+    trees = cases.make_trees(12)
+    settings = ActorSettings(**cases.ACTOR)
+    groups = actor_batches(trees, settings.batch_pairs, 7, 0)[0]
+    model = AutoModelForCausalLM.from_pretrained(base / "policy").eval()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=settings.adam_betas, weight_decay=0.0)
+    losses = []
+    for tree, state in groups:
+        prefix = trees[tree].prefix_ids(trees[tree].states[state])
+        for candidate in trees[tree].states[state].candidates:
+            ids = torch.tensor([prefix + candidate.ids])
+            logps = model(ids).logits[0, len(prefix) - 1 : -1].log_softmax(-1)
+            logp = logps.gather(1, torch.tensor(candidate.ids)[:, None]).sum()
+            losses.append(0.5 * (candidate.advantage / settings.beta - (logp - logp.detach())) ** 2)
+    loss = torch.stack(losses).mean()
+    loss.backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    optimizer.step()
+    assert curve(tmp_path / "a")[0] == pytest.approx(loss.item(), rel=1e-5)
+    assert curve(tmp_path / "a", "grad_norm")[0] == pytest.approx(norm.item(), rel=1e-4)
+    trained = weights(tmp_path / "a")
+    for name, parameter in model.named_parameters():
+        # Adam's first step is ± the rate wherever the gradient is not tiny.
+        assert (trained[name] - parameter).abs().max() < 2e-5, name
+
+
+@pytest.mark.parametrize("stage", ["sft", "critic", "actor"])
+def test_packing_does_not_change_the_mathematics(base, tmp_path, stage):
+    cases.run(stage, base, tmp_path / "one", {})
+    cases.run(stage, base, tmp_path / "many", {}, pack_tokens=48)
+    packs = curve(tmp_path / "one", "packs"), curve(tmp_path / "many", "packs")
+    assert sum(packs[1]) > 2 * sum(packs[0])
+    torch.testing.assert_close(
+        torch.tensor(curve(tmp_path / "many")), torch.tensor(curve(tmp_path / "one")), rtol=1e-5, atol=1e-5
+    )
+    same_weights(tmp_path / "one", tmp_path / "many", 1e-5)
+
+
+def test_training_learns(base, tmp_path):
+    """The actor meets its targets on average, the critic and sft lower their losses."""
+    cases.run("actor", base, tmp_path / "actor", {}, steps=60, lr=3e-3)
+    explained, sign = curve(tmp_path / "actor", "explained"), curve(tmp_path / "actor", "same_sign")
+    assert abs(explained[0]) < 1e-4
+    assert sum(explained[-5:]) / 5 > 0.5
+    assert sum(sign[-5:]) / 5 > 0.8
+    cases.run("sft", base, tmp_path / "sft", {}, steps=60, lr=3e-3)
+    assert curve(tmp_path / "sft")[-1] < 0.7 * curve(tmp_path / "sft")[0]
+    cases.run("critic", base, tmp_path / "critic", {}, epochs=30, lr=3e-3)
+    assert curve(tmp_path / "critic")[-1] < curve(tmp_path / "critic")[0] - 0.05
+    heldout = json.loads((tmp_path / "critic" / "heldout.json").read_text())
+    assert heldout["states"] > 0
+    assert heldout["constant"]["auc"] == 0.5
+
+
+def test_checkpointed_activations_change_nothing(base, tmp_path):
+    cases.run("actor", base, tmp_path / "none", {})
+    for kind in ("selective", "full"):
+        cases.run("actor", base, tmp_path / kind, {"activation_checkpointing": kind})
+        assert curve(tmp_path / kind) == curve(tmp_path / "none")
+        same_weights(tmp_path / kind, tmp_path / "none", 0)
+
+
+def test_bf16_keeps_fp32_weights(base, tmp_path):
+    """Updates too small for bf16 add up all the same: FSDP2 at world size 1 holds fp32 weights behind bf16 ones."""
+    model = cases.CPU.model_copy(update={"dtype": "bfloat16"})
+    settings = ActorSettings(**cases.ACTOR | {"lr": 1e-5, "steps": 30, "warmup_steps": 0})
+    out = tmp_path / "a"
+    train_actor(base / "trees", base / "policy", settings, ParallelSettings(), model, out, seed=7, digest="d")
+    assert not torch.distributed.is_initialized()
+    name = "model.layers.0.mlp.up_proj.weight"
+    before, after = load_file(base / "policy" / "model.safetensors")[name].bfloat16(), weights(out)[name]
+    assert after.dtype == torch.bfloat16
+    # Next to 1/64 bf16 values are 2^-14 apart at least: a step of 1e-5 on such a weight would be rounded away.
+    large = before.abs() > 1 / 64
+    assert (after != before)[large].float().mean() > 0.5
+
+
+def test_lora_merges_into_a_plain_model(base, tmp_path):
+    cases.run("actor", base, tmp_path / "lora", {}, lora_rank=4, steps=4, warmup_steps=0, lr=1e-2)
+    before, after = load_file(base / "policy" / "model.safetensors"), weights(tmp_path / "lora")
+    assert before.keys() == after.keys()
+    change = after["model.layers.0.self_attn.q_proj.weight"] - before["model.layers.0.self_attn.q_proj.weight"]
+    assert torch.linalg.matrix_rank(change) == 4
+    torch.testing.assert_close(after["model.embed_tokens.weight"], before["model.embed_tokens.weight"], atol=0, rtol=0)
+    # The merged model says what the adapted one said: scores.parquet was read before the merge.
+    import pyarrow.parquet as pq
+
+    row = pq.read_table(tmp_path / "lora" / "scores.parquet").to_pylist()[0]
+    tree = cases.make_trees(12)[row["tree"]]
+    state = tree.states[row["state"]]
+    ids = state.candidates[row["candidate"]].ids
+    prefix = tree.prefix_ids(state)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "lora" / "model").eval()
+    logps = merged(torch.tensor([prefix + ids])).logits[0, len(prefix) - 1 : -1].log_softmax(-1)
+    logp = logps.gather(1, torch.tensor(ids)[:, None]).sum().item()
+    assert logp == pytest.approx(row["logp_after"], abs=1e-4)
+    assert abs(row["logp_after"] - row["ref_logp"]) > 1e-3
+    cases.run("critic", base, tmp_path / "critic", {}, lora_rank=2)
+    assert weights(tmp_path / "critic")["score.weight"].abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_small_optimizer_states_train_alike_and_resume(tmp_path, kind, monkeypatch):
+    """Five steps, a checkpoint, five more in another process' shoes: the same bits; near fp32 states all the way."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # torchao's update as it stands, uncompiled
+
+    def learner(states):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(128, 64)
+        return layer, make_optimizer(layer.parameters(), OptimSettings(lr=1e-2, optimizer_state=states))
+
+    def steps(layer, optimizer, first, last):
+        for step in range(first, last):
+            set_rate(optimizer, 1e-2)
+            x = torch.randn(32, 128, generator=torch.Generator().manual_seed(step))
+            (layer(x) - x[:, :64]).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return layer.weight.detach().clone()
+
+    layer, optimizer = learner(kind)
+    steps(layer, optimizer, 0, 5)
+    checkpoints = Checkpoints(tmp_path, World(0, 1, torch.device("cpu"), torch.float32, None), 2, "d")
+    checkpoints.save(5, training_state(layer, optimizer, kind))
+    straight = steps(layer, optimizer, 5, 10)  # the save is still under way: it must not see this
+    checkpoints.wait()
+    layer, optimizer = learner(kind)
+    assert checkpoints.resume(training_state(layer, optimizer, kind)) == 5
+    assert torch.equal(steps(layer, optimizer, 5, 10), straight)
+    exact = steps(*learner("float32"), 0, 10)
+    assert not torch.equal(straight, exact)
+    assert (straight - exact).abs().mean() < 0.1 * (exact - learner("float32")[0].weight).abs().mean()
+
+
+def test_a_finished_stage_returns_at_once_and_refuses_other_settings(base, tmp_path, monkeypatch):
+    first = cases.run("actor", base, tmp_path / "a", {})
+    monkeypatch.setattr("dapo_fast.train.actor.read_trees", None)  # nothing is read again
+    assert cases.run("actor", base, tmp_path / "a", {}) == first
+    with pytest.raises(InputError, match="other settings"):
+        train_actor(
+            base / "trees",
+            base / "policy",
+            ActorSettings(),
+            ParallelSettings(),
+            cases.CPU,
+            tmp_path / "a",
+            seed=7,
+            digest="other",
+        )
+
+
+def test_no_kept_state_is_an_error(base, tmp_path):
+    trees = cases.make_trees(2)
+    for tree in trees:
+        for state in tree.states:
+            state.kept = False
+    write_shard(tmp_path / "trees" / "shard-00000.parquet", trees)
+    (tmp_path / "policy").symlink_to(base / "policy")
+    with pytest.raises(InputError, match="no state is kept"):
+        cases.run("actor", tmp_path, tmp_path / "a", {})
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(base, tmp_path):
+    trees = cases.make_trees(12)
+    first = actor_batches(trees, 32, 7, 0)
+    tree, state = first[2][0]  # the batch of step 3
+    trees[tree].states[state].candidates[0].advantage = 1e30
+    write_shard(tmp_path / "trees" / "shard-00000.parquet", trees)
+    (tmp_path / "policy").symlink_to(base / "policy")
+    with pytest.raises(NonFiniteError, match="step 3"):
+        cases.run("actor", tmp_path, tmp_path / "a", {}, save_every=1)
+    saved = json.loads((tmp_path / "a" / "nonfinite-step-3.json").read_text())
+    assert [tree, state, 0] in [key for pack in saved["packs"] for key in pack]
+    assert sorted(p.name for p in (tmp_path / "a" / "checkpoints").iterdir()) == ["step-00000001", "step-00000002"]
+    assert curve(tmp_path / "a", "step") == [1, 2]
+
+
+def test_damaged_and_half_written_checkpoints(base, tmp_path, monkeypatch, caplog):
+    """A bit flipped in a tensor, a missing file, a directory that was not renamed."""
+
+    def stop(self, *args):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "a"
+    monkeypatch.setattr("dapo_fast.train.actor._write_scores", stop)
+    with pytest.raises(KeyboardInterrupt):
+        cases.run("actor", base, out, {}, save_every=2)
+    monkeypatch.undo()
+    newest, older = out / "checkpoints" / "step-00000006", out / "checkpoints" / "step-00000004"
+    assert newest.exists() and older.exists() and not (out / "checkpoints" / "step-00000002").exists()
+    data = newest / "__0_0.distcp"
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        cases.run("actor", base, out, {}, save_every=2)
+    assert str(data) in str(error.value) and str(older) in str(error.value)
+    data.unlink()
+    with pytest.raises(InputError, match="missing"):
+        cases.run("actor", base, out, {}, save_every=2)
+    newest.rename(newest.with_name(newest.name + ".tmp"))
+    caplog.set_level(logging.WARNING, "dapo_fast.train")
+    cases.run("actor", base, out, {}, save_every=2)
+    assert "half-written" in caplog.text
+    cases.run("actor", base, tmp_path / "straight", {})
+    assert curve(out) == curve(tmp_path / "straight")
+    same_weights(out, tmp_path / "straight", 0)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("dapo_fast.train.stage.export", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        cases.run("sft", base, tmp_path / "a", {})
+    monkeypatch.undo()
+    meta = tmp_path / "a" / "checkpoints" / "step-00000004" / "meta.json"
+    meta.write_text(meta.read_text().replace('"test"', '"else"'))
+    with pytest.raises(InputError, match="other settings"):
+        cases.run("sft", base, tmp_path / "a", {})
+
+
+def test_settings_that_cannot_be_met_are_named_before_anything_is_read(base, tmp_path):
+    for parallel, pattern in (({"replicas": 2}, "replicas 2"), ({"tracker": "trackio"}, "tracker trackio")):
+        with pytest.raises(InputError, match=pattern):
+            cases.run("actor", base, tmp_path / "a", parallel)
+
+
+def test_learning_rate():
+    warm = OptimSettings(lr=1.0, warmup_steps=4, schedule="cosine")
+    assert [learning_rate(s, 12, warm) for s in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert learning_rate(4, 12, warm) == 1.0
+    assert learning_rate(8, 12, warm) == pytest.approx(0.5)
+    assert 0 < learning_rate(11, 12, warm) < 0.05
+    constant = OptimSettings(lr=0.5, warmup_steps=0)
+    assert {learning_rate(s, 3, constant) for s in range(3)} == {0.5}
+
+
+def test_optimizer_states_exist_before_the_first_step_and_change_nothing():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = make_optimizer([parameter], OptimSettings(weight_decay=0.1))
+    assert parameter.tolist() == [1, 1, 1]
+    state = optimizer.state[parameter]
+    assert float(state["step"]) == 0 and not state["exp_avg"].any() and not state["exp_avg_sq"].any()
+    assert math.isclose(optimizer.param_groups[0]["weight_decay"], 0.1)
