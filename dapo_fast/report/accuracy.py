@@ -52,7 +52,33 @@ def accuracy_section(run: Run, trees: dict[int, TreeSummary]) -> str:
         for iteration in run.rounds
         if iteration.measured is None and iteration.stages["actor"].done is not None
     ]
-    return section("accuracy", "Accuracy", intro, drawing, "<h3>Results</h3>", results, *notes)
+    return section("accuracy", "Accuracy", intro, drawing, "<h3>Results</h3>", results, *notes, _details(run))
+
+
+def _details(run: Run) -> str:
+    """Everything else that the evaluations wrote: samples, pass@k, lengths."""
+    measured = [
+        (it.name, mode, it.measured[mode]) for it in run.iterations for mode in MODES if mode in (it.measured or {})
+    ]
+    ks = sorted({int(key[5:]) for *_, values in measured for key in values if key.startswith("pass@")})
+    head = ["policy", "problems", "samples each", *(f"pass@{k}" for k in ks), "cut off", "mean tokens"]
+
+    def shown(value: float | None, form: str) -> str:
+        return "–" if value is None else f"{value:{form}}"
+
+    rows = [
+        [
+            f"{name}, {mode}",
+            shown(values.get("n"), ",d"),
+            shown(values.get("samples", 1), "d"),
+            *(shown(values.get(f"pass@{k}"), ".1%") for k in ks),
+            shown(values.get("truncated"), ".1%"),
+            shown(values.get("tokens"), ".1f"),
+        ]
+        for name, mode, values in measured
+    ]
+    fold = table("Evaluations", head, rows)
+    return f'<details class="data"><summary>Samples, pass@k and lengths</summary>{fold}</details>'
 
 
 def verdict(iteration: Iteration) -> str:

@@ -45,7 +45,14 @@ def _advantages_of(run: Run, iteration: Iteration, trees: TreeSummary) -> str:
     return f'{head}{note}{_filter(trees)}<div class="figures">{"".join(figures)}</div>'
 
 
-_FATE_KINDS = {"kept": "s0", "small": "s4", "single": "gray", "wrong": "bad", "right": "s3", "empty": "pale"}
+_FATE_KINDS = {
+    "kept": "s0",
+    "small": "s4 soft",
+    "single": "gray",
+    "wrong": "s1 soft",
+    "right": "s3 soft",
+    "empty": "pale",
+}
 
 
 def _filter(trees: TreeSummary) -> str:

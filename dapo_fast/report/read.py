@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from dapo_fast.config import Config
 from dapo_fast.errors import InputError
@@ -100,6 +100,51 @@ class Run:
         return [*trained, *start, *given]
 
 
+class _Accuracy(BaseModel):
+    accuracy: float
+    low: float
+    high: float
+    n: int | None = None
+    samples: int = 1
+    tokens: float | None = None
+    truncated: float | None = None
+
+
+class _Measured(BaseModel):
+    greedy: _Accuracy | None = None
+    sampled: _Accuracy | None = None
+
+
+class _Bin(BaseModel):
+    low: float
+    high: float
+    states: int
+    predicted: float
+    observed: float
+
+
+class _Quality(BaseModel):
+    brier: float | None = None
+    auc: float | None = None
+    bce: float | None = None
+    bce_floor: float | None = None
+    squared_error: float | None = None
+    calibration: list[_Bin] = []
+    calibration_error: float | None = None
+
+
+class _Heldout(BaseModel):
+    problems: int = 0
+    states: int = 0
+    critic: _Quality | None = None
+    constant: _Quality | None = None
+
+
+class _Decision(BaseModel):
+    accepted: bool
+    reason: str = ""
+
+
 _TRAINED = ("sft", "critic", "actor")
 _OF_ITERATION = ("collect", "critic", "advantages", "actor", "evaluate")
 
@@ -133,21 +178,26 @@ def _read_stopped(path: Path) -> dict[int, str]:
 def _read_iteration(run: Path, number: int, stopped: str | None) -> Iteration:
     path = run / f"iter{number}"
     stages = {name: _read_stage(path / name, name, number) for name in _OF_ITERATION}
-    heldout = _read_object(path / "critic" / "heldout.json")
-    return Iteration(number, stages, heldout, _read_object(path / "decision.json"), stopped)
+    heldout = _read_object(path / "critic" / "heldout.json", _Heldout)
+    return Iteration(number, stages, heldout, _read_object(path / "decision.json", _Decision), stopped)
 
 
 def _read_stage(path: Path, name: str, iteration: int) -> Stage:
-    done = _read_object(path / ("summary.json" if name == "evaluate" else "done.json"))
+    done = _read_object(path / "summary.json", _Measured) if name == "evaluate" else _read_object(path / "done.json")
     return Stage(name, iteration, path, done, read_metrics(path / "metrics.jsonl") if name in _TRAINED else [])
 
 
-def _read_object(path: Path) -> dict[str, Any] | None:
+def _read_object(path: Path, shape: type[BaseModel] = BaseModel) -> dict[str, Any] | None:
+    """The JSON object in ``path``, which must have the fields of ``shape``; None if it is not there."""
     if not path.exists():
         return None
     value = read_json(path)
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a JSON object")
+    try:
+        shape.model_validate(value)
+    except ValidationError as error:
+        raise InputError(f"{path}: not what the stage writes ({error})") from error
     return value
 
 

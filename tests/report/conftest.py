@@ -129,7 +129,7 @@ def _wilson(correct: int, total: int) -> dict:
     z, p = 1.959964, correct / total
     centre = (p + z * z / (2 * total)) / (1 + z * z / total)
     half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total)) / (1 + z * z / total)
-    return {"accuracy": p, "low": centre - half, "high": centre + half, "correct": correct, "total": total}
+    return {"accuracy": p, "low": centre - half, "high": centre + half, "n": 1000, "truncated": 0.0}
 
 
 def write_metrics(path: Path, stage: str, steps: int, seed: int) -> None:
@@ -155,7 +155,10 @@ def write_metrics(path: Path, stage: str, steps: int, seed: int) -> None:
 
 
 def write_evaluation(run: Path, iteration: int, greedy: int, sampled: int) -> None:
-    summary = {"greedy": _wilson(greedy, 1000), "sampled": _wilson(sampled, 4000), "problems": 1000}
+    summary = {
+        "greedy": _wilson(greedy, 1000) | {"tokens": 14.25},
+        "sampled": _wilson(sampled, 4000) | {"tokens": 15.5, "samples": 4, "pass@1": sampled / 4000, "pass@4": 0.93},
+    }
     write_json(run / f"iter{iteration}" / "evaluate" / "summary.json", summary)
 
 
