@@ -187,15 +187,16 @@ def _read_stage(path: Path, name: str, iteration: int) -> Stage:
     return Stage(name, iteration, path, done, read_metrics(path / "metrics.jsonl") if name in _TRAINED else [])
 
 
-def _read_object(path: Path, shape: type[BaseModel] = BaseModel) -> dict[str, Any] | None:
-    """The JSON object in ``path``, which must have the fields of ``shape``; None if it is not there."""
+def _read_object(path: Path, shape: type[BaseModel] | None = None) -> dict[str, Any] | None:
+    """The JSON object in ``path``, which must fit ``shape``; None if it is not there."""
     if not path.exists():
         return None
     value = read_json(path)
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a JSON object")
     try:
-        shape.model_validate(value)
+        if shape is not None:
+            shape.model_validate(value)
     except ValidationError as error:
         raise InputError(f"{path}: not what the stage writes ({error})") from error
     return value
