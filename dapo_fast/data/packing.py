@@ -221,26 +221,24 @@ class _Item:
 
 def _build(tree: Tree, tree_index: int, items: Sequence[_Item]) -> _Piece:
     trie = _Trie()
-    prompt = trie.insert(-1, tree.prompt_ids)
     # Prefixes go in before candidates, whole and in trunk order, so that trunks come first in depth-first order.
     deepest: dict[int, int] = {}
     for item in items:
         state = tree.states[item.state]
         deepest[state.trunk] = max(deepest.get(state.trunk, 0), state.step)
-    trunk_ids: dict[int, list[int]] = {}
-    for trunk_index in sorted(deepest):
-        trunk = tree.trunks[trunk_index] if tree.trunks else None
-        step = deepest[trunk_index]
-        prefix = trunk.ids[: trunk.step_ends[step - 1]] if trunk is not None and step else []
-        trunk_ids[trunk_index] = trie.insert(prompt[-1], prefix)
+    prompt = len(tree.prompt_ids)
+    prefix_ids: dict[int, list[int]] = {}
+    for index in sorted(deepest):
+        response = tree.trunks[index].ids[: tree.trunks[index].step_ends[deepest[index] - 1]] if deepest[index] else []
+        prefix_ids[index] = trie.insert(-1, tree.prompt_ids + response)
     paths: list[tuple[int, list[int]]] = []
     flat_tokens = 0
     for item in items:
         state = tree.states[item.state]
-        length = tree.trunks[state.trunk].step_ends[state.step - 1] if state.step else 0
-        node = trunk_ids[state.trunk][length - 1] if length else prompt[-1]
+        length = prompt + (tree.trunks[state.trunk].step_ends[state.step - 1] if state.step else 0)
+        node = prefix_ids[state.trunk][length - 1]
         paths.append((node, trie.insert(node, item.path)))
-        flat_tokens += len(prompt) + length + len(item.path)
+        flat_tokens += length + len(item.path)
     row_of, arrays = trie.layout()
     piece = _Piece(arrays, flat_tokens)
     for item, (node, ids) in zip(items, paths, strict=True):

@@ -14,6 +14,8 @@ from transformers import AutoConfig, AutoModelForTokenClassification, PreTrained
 
 from dapo_fast.errors import InputError
 
+_ONE_LABEL = {"id2label": {0: "value"}, "label2id": {"value": 0}, "classifier_dropout": 0.0}
+
 
 class ValueModel(nn.Module):
     """V(s) = sigmoid(value_head(hidden state of the last token of s)).
@@ -46,7 +48,7 @@ class ValueModel(nn.Module):
     @classmethod
     def from_causal_lm(cls, directory: str | Path, **options: Any) -> ValueModel:
         """The backbone of a causal LM, with a head of zeros: V = 0.5 everywhere, whatever the seed."""
-        model = _token_classifier(directory, options, {"num_labels": 1, "classifier_dropout": 0.0})
+        model = _token_classifier(directory, options, _ONE_LABEL)
         return cls(model)._zero_head()
 
     @classmethod
@@ -56,7 +58,7 @@ class ValueModel(nn.Module):
         """A backbone of random weights drawn from ``seed`` alone, with a head of zeros."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            config = type(config).from_dict(config.to_dict() | {"num_labels": 1, "classifier_dropout": 0.0})
+            config = type(config).from_dict(config.to_dict() | _ONE_LABEL)
             model = AutoModelForTokenClassification.from_config(config, dtype=dtype, **options)
         return cls(model)._zero_head()
 
