@@ -1,0 +1,29 @@
+"""Verified rewards for mathematics: find the answer in the response, compare it with the reference."""
+
+from __future__ import annotations
+
+from dapo_fast.rewards.algebra import same_by_algebra
+from dapo_fast.rewards.equivalence import equivalent
+from dapo_fast.rewards.extract import boxed_run, extract_answer
+
+
+def verify(response: str, answer: str) -> bool:
+    r"""Whether ``response`` ends in ``answer``.
+
+    The response's answer is its last ``\boxed{}``, else what follows its last ``####``, else its last "answer is",
+    else the last expression or number of its last line. It is compared as text, as an exact number, element by element
+    (tuples, intervals, sets, lists, matrices), and at last by math-verify in a worker process. Units, percent signs,
+    thousands separators and ``x =`` are no differences; decimals may be rounded (relative 1e-4), whole numbers not.
+
+    Never raises on any response, never takes more than a few seconds of computing, and may be called from threads and
+    processes.
+    """
+    # Null bytes and lone surrogates survive neither regular expressions about text nor a pipe.
+    response = response.encode("utf-8", "replace").decode("utf-8").replace("\x00", "")
+    given = extract_answer(response)
+    if given is None:
+        return False
+    if equivalent(given, answer, same_by_algebra):
+        return True
+    run = boxed_run(response)
+    return run is not None and "," in answer and equivalent(run, answer, same_by_algebra)
