@@ -31,7 +31,7 @@ from dapo_fast.models.tree_flex import tree_block_mask
 from dapo_fast.models.tree_sdpa import DENSE_TOKENS, TreeSDPA, plan_blocks
 
 
-def big_tree(seed: int, steps: int = 12, candidates: int = 8, length: int = 30) -> Tree:
+def big_tree(seed: int, steps: int = 5, candidates: int = 5, length: int = 40) -> Tree:
     """Runs and groups of branches on both sides of every threshold."""
     rng = random.Random(seed)
 
@@ -40,14 +40,14 @@ def big_tree(seed: int, steps: int = 12, candidates: int = 8, length: int = 30) 
 
     trunks, states = [], []
     for index in range(2):
-        tokens, ends = list(trunks[0].ids[:100]) if index else [], []
+        tokens, ends = list(trunks[0].ids[:50]) if index else [], []
         for step in range(steps):
             tokens += ids(rng.randint(1, length))
             ends.append(len(tokens))
             state = State(index, step, [1.0], [], kept=True)
             for _ in range(rng.randint(0, candidates)):
                 begin = list(rng.choice(state.candidates).ids[:9]) if state.candidates and rng.random() < 0.4 else []
-                state.candidates.append(Candidate(begin + ids(rng.choice([1, 20, 220])), 1, False, 0.0, advantage=0.0))
+                state.candidates.append(Candidate(begin + ids(rng.choice([1, 20, 20, 200])), 1, False, 0.0, advantage=0.0))
             states.append(state)
         trunks.append(Trunk(tokens, ends, 1.0, True))
     return Tree("p", "", "", ids(40), trunks, states, 1, 1)
