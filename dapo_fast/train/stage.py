@@ -22,7 +22,7 @@ from dapo_fast.models.value import ValueModel
 from dapo_fast.rundir import read_json, write_json
 from dapo_fast.train.loop import Batch
 from dapo_fast.train.parallel import World, prepare_blocks, shard
-from dapo_fast.train.weights import add_lora, export, load_sharded
+from dapo_fast.train.weights import add_lora, export, load_sharded, reset_adapters
 
 log = logging.getLogger("dapo_fast.train")
 
@@ -74,16 +74,20 @@ def _dress(
     """LoRA, checkpointing, compile, sharding; then the weights of ``source`` if the reader is on the meta device."""
     model = reader.model
     if settings.lora_rank:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            add_lora(model, settings)
+        add_lora(model, settings)
     prepare_blocks(model, parallel)
     shard(reader, model, world, parallel)
     if source is not None:
         offloaded = parallel.cpu_offload and world.device.type == "cuda"
         reader.to_empty(device=torch.device("cpu") if offloaded else world.device)
         _restore_buffers(model)
-        _initialise(model, load_sharded(model, source), source)
+        for name in load_sharded(model, source):
+            if name.startswith("score."):
+                torch.nn.init.zeros_(model.get_parameter(name))
+            elif ".lora_" not in name:
+                raise InputError(f"{source}: no tensor {name} in its safetensors")
+    if settings.lora_rank:
+        reset_adapters(model)
     return reader
 
 
@@ -92,20 +96,6 @@ def _restore_buffers(model: PreTrainedModel) -> None:
     for module in model.modules():
         if any(True for _ in module.buffers(recurse=False)):
             model._init_weights(module)
-
-
-def _initialise(model: PreTrainedModel, missing: Sequence[str], source: Path) -> None:
-    """Parameters that ``source`` does not have: adapters and a new value head. Anything else is an error."""
-    parameters = dict(model.named_parameters())
-    for name in missing:
-        local = parameters[name].detach()
-        if ".lora_B." in name or name.startswith("score."):
-            local.zero_()
-        elif ".lora_A." in name:
-            bound = local.shape[1] ** -0.5
-            torch.nn.init.uniform_(local, -bound, bound)
-        else:
-            raise InputError(f"{source}: no tensor {name} in its safetensors")
 
 
 class Dealer:

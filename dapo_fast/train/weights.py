@@ -10,8 +10,10 @@ import json
 import logging
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
@@ -52,6 +54,27 @@ def add_lora(model: nn.Module, settings: OptimSettings) -> None:
     inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
     if hasattr(model, "score"):
         model.score.requires_grad_(True)
+
+
+def reset_adapters(model: nn.Module) -> None:
+    """Start values of every adapter: A uniform in ±1/√(inputs), drawn from its name alone, and B zero."""
+    for name, parameter in model.named_parameters():
+        if ".lora_A." in name:
+            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            bound = parameter.shape[1] ** -0.5
+            _fill(parameter, torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+        elif ".lora_B." in name:
+            nn.init.zeros_(parameter)
+
+
+def _fill(parameter: Tensor, whole: Any) -> None:
+    """Copy into ``parameter`` the rows of ``whole`` (anything that takes a slice of rows) that this rank owns."""
+    with torch.no_grad():
+        if isinstance(parameter, DTensor):
+            start, stop = owned_rows(parameter)
+            parameter.to_local().copy_(whole[start:stop])
+        else:
+            parameter.copy_(whole[:])
 
 
 def weight_files(directory: Path) -> dict[str, Path]:
@@ -96,12 +119,7 @@ def load_sharded(model: nn.Module, directory: Path) -> list[str]:
                 if tuple(stored.get_shape()) != tuple(parameter.shape):
                     shapes = f"{tuple(stored.get_shape())}, the model wants {tuple(parameter.shape)}"
                     raise InputError(f"{path}: {source} has shape {shapes}")
-                with torch.no_grad():
-                    if isinstance(parameter, DTensor):
-                        start, stop = owned_rows(parameter)
-                        parameter.to_local().copy_(stored[start:stop])
-                    else:
-                        parameter.copy_(stored[:])
+                _fill(parameter, stored)
     return missing
 
 

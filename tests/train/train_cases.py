@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -104,10 +108,27 @@ def run(stage: str, base: Path, out: Path, parallel: dict, digest: str = "test",
     return train_actor(base / "trees", base / "policy", ActorSettings(**ACTOR | changes), laid, CPU, out, **common)
 
 
-if __name__ == "__main__":
-    import json
+def die(base: Path, out: Path, rank: int, call: int) -> None:
+    """Have rank ``rank`` kill itself when its actor computes its ``call``-th loss."""
+    from dapo_fast.train.actor import ActorTask
 
+    loss, calls = ActorTask.loss, []
+
+    def deadly(self: ActorTask, *args: object) -> object:
+        calls.append(1)
+        if len(calls) == call and int(os.environ["RANK"]) == rank:
+            (out / "dying").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loss(self, *args)
+
+    ActorTask.loss = deadly
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
     torch.set_num_threads(1)
     where, jobs = Path(sys.argv[1]), json.loads(sys.argv[2])
     for job in jobs:
+        if "dies" in job:
+            die(where, where / job["out"], **job["dies"])
         run(job["stage"], where, where / job["out"], job.get("parallel", {}), **job.get("changes", {}))

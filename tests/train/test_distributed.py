@@ -1,0 +1,122 @@
+"""Training under torchrun with gloo: other numbers of processes, the same mathematics; and what a lost process does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import train_cases as cases
+from safetensors.torch import load_file
+
+REPOSITORY = Path(cases.__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("base")
+    cases.write_model(directory / "policy", tied=True)
+    cases.write_trees(directory / "trees")
+    return directory
+
+
+def start(processes, base, jobs, log):
+    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "kernels"), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += [cases.__file__, str(base), json.dumps(jobs)]
+    return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+
+def launch(processes, base, jobs):
+    with open(base / f"log-{processes}", "w+") as log:
+        code = start(processes, base, jobs, log).wait(300)
+        log.seek(0)
+        assert code == 0, log.read()
+
+
+def curve(directory, key="loss"):
+    return [json.loads(line)[key] for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same(first, second, tolerance=1e-5):
+    assert curve(first) == pytest.approx(curve(second), rel=tolerance, abs=tolerance)
+    assert curve(first, "grad_norm") == pytest.approx(curve(second, "grad_norm"), rel=1e-4)
+    a, b = (load_file(d / "model" / "model.safetensors") for d in (first, second))
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_every_world_size_gives_what_one_process_gives(base):
+    """All stages at world size 2, the actor at 4 and at 2 × 2 hybrid, with other packs and other accumulation."""
+    for stage in ("sft", "critic", "actor"):
+        cases.run(stage, base, base / f"{stage}-1", {})
+    cases.run("actor", base, base / "lora-1", {}, lora_rank=2)
+    small = {"pack_tokens": 100}
+    full = {"activation_checkpointing": "full"}
+    launch(
+        2,
+        base,
+        [
+            {"stage": "sft", "out": "sft-2", "changes": small},
+            {"stage": "critic", "out": "critic-2", "changes": small},
+            {"stage": "actor", "out": "actor-2", "parallel": full},
+            {"stage": "actor", "out": "lora-2", "changes": {"lora_rank": 2}},
+        ],
+    )
+    launch(
+        4,
+        base,
+        [
+            {"stage": "actor", "out": "actor-4", "changes": small},
+            {"stage": "actor", "out": "actor-2x2", "changes": {"pack_tokens": 64}, "parallel": {"replicas": 2}},
+        ],
+    )
+    for stage in ("sft", "critic", "actor"):
+        assert_same(base / f"{stage}-2", base / f"{stage}-1")
+    assert_same(base / "lora-2", base / "lora-1")
+    for name in ("actor-4", "actor-2x2"):
+        assert_same(base / name, base / "actor-1")
+    heldout = [json.loads((base / f"critic-{n}" / "heldout.json").read_text())["critic"]["bce"] for n in (1, 2)]
+    assert heldout[0] == pytest.approx(heldout[1], abs=1e-5)
+
+
+def test_sigterm_under_torchrun_and_resume_in_one_process(base):
+    """torchrun is told to stop; its two ranks save the same step; one process finishes what they began."""
+    changes = {"steps": 40, "save_every": 1000}
+    with open(base / "log-term", "w+") as log:
+        process = start(2, base, [{"stage": "actor", "out": "term", "changes": changes}], log)
+        metrics = base / "term" / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) != 0
+        log.seek(0)
+        assert "SIGTERM; saved step" in log.read()
+    assert len(list((base / "term" / "checkpoints").glob("step-*"))) == 1
+    cases.run("actor", base, base / "term", {}, **changes)
+    cases.run("actor", base, base / "straight", {}, **changes)
+    assert curve(base / "term", "step") == list(range(1, 41))
+    assert_same(base / "term", base / "straight", 1e-4)
+
+
+def test_a_rank_that_dies_stops_the_others_with_one_message(base):
+    """Rank 1 is killed in the middle of a step: everything ends within a minute."""
+    with open(base / "log-dies", "w+") as log:
+        process = start(2, base, [{"stage": "actor", "out": "dies", "dies": {"rank": 1, "call": 4}}], log)
+        deadline = time.monotonic() + 120
+        while not (base / "dies" / "dying").exists():
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        assert process.wait(60) != 0
+        log.seek(0)
+        text = log.read()
+    assert text.count("another process of this training died or hangs") == 1
+    assert "Traceback" not in text.split("another process")[0]
