@@ -97,7 +97,9 @@ def verdict(iteration: Iteration) -> str:
 def accuracy_chart(run: Run) -> Chart | None:
     """Greedy and sampled accuracy with intervals against the iteration; None without a measurement."""
     series = {
-        mode: [(it.number, it.measured[mode], _rejected(it)) for it in run.iterations if (it.measured or {}).get(mode)]
+        mode: [
+            (it.number, it.measured[mode], is_rejected(it)) for it in run.iterations if (it.measured or {}).get(mode)
+        ]
         for mode in MODES
     }
     points = [value for rows in series.values() for _, value, _ in rows]
@@ -116,7 +118,7 @@ def accuracy_chart(run: Run) -> Chart | None:
         (-0.25, last + 0.25),
         (low, high),
         y_title="held-out accuracy",
-        width=560,
+        width=480,
         height=290,
         right=78,
         x_ticks=range(last + 1),
@@ -143,5 +145,6 @@ def accuracy_chart(run: Run) -> Chart | None:
     return chart
 
 
-def _rejected(iteration: Iteration) -> bool:
+def is_rejected(iteration: Iteration) -> bool:
+    """Whether the iteration's policy was measured and not taken over."""
     return iteration.decision is not None and not iteration.decision.get("accepted", True)

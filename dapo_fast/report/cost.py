@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,6 @@ from dapo_fast.report.markup import legend, missing, paragraph, section, table
 from dapo_fast.report.read import Run, Stage
 
 _KINDS = {"sft": "s3", "collect": "s0", "critic": "s2", "advantages": "s4", "actor": "s1", "evaluate": "gray"}
-_SECONDS = ("seconds", "wall_s", "wall_seconds", "elapsed_s")
-_GENERATED = ("generated_tokens", "tokens_generated", "tokens")
 
 
 @dataclass(slots=True)
@@ -23,6 +21,7 @@ class StageCost:
         kind: CSS class of its colour.
         seconds: Wall-clock time of the work itself.
         generated: Tokens sampled.
+        completions: Those of ``generated`` that went into completing states.
         trained: Tokens read by optimizer steps.
     """
 
@@ -30,6 +29,7 @@ class StageCost:
     kind: str
     seconds: float | None
     generated: float | None
+    completions: float | None
     trained: float | None
 
 
@@ -41,12 +41,12 @@ def costs(run: Run) -> list[StageCost]:
 
 def _cost(stage: Stage) -> StageCost:
     name = stage.name if stage.name == "sft" else f"{stage.name} {stage.iteration}"
-    done = stage.done or {}
+    kind = _KINDS[stage.name]
     if stage.metrics:
-        seconds, trained = _sum(stage.metrics, "seconds"), _sum(stage.metrics, "tokens")
-        return StageCost(name, _KINDS[stage.name], seconds, None, trained)
-    generated = _evaluated(done) if stage.name == "evaluate" else _first(done, _GENERATED)
-    return StageCost(name, _KINDS[stage.name], _first(done, _SECONDS), generated, None)
+        return StageCost(name, kind, _sum(stage.metrics, "seconds"), None, None, _sum(stage.metrics, "tokens"))
+    done = stage.done or {}
+    generated = _evaluated(done) if stage.name == "evaluate" else _number(done, "generated_tokens")
+    return StageCost(name, kind, _number(done, "seconds"), generated, _number(done, "completion_tokens"), None)
 
 
 def _evaluated(summary: dict[str, Any]) -> float | None:
@@ -60,8 +60,8 @@ def _sum(rows: Sequence[dict[str, Any]], key: str) -> float | None:
     return sum(known) if known else None
 
 
-def _first(values: dict[str, Any], keys: Sequence[str]) -> float | None:
-    return next((float(values[key]) for key in keys if isinstance(values.get(key), (int, float))), None)
+def _number(values: dict[str, Any], key: str) -> float | None:
+    return float(values[key]) if isinstance(values.get(key), (int, float)) else None
 
 
 def duration(seconds: float | None) -> str:
@@ -80,7 +80,8 @@ def cost_section(costs: Sequence[StageCost]) -> str:
     """Where time and tokens went, a stage at a time; a quantity that no file holds is "not recorded"."""
     intro = paragraph(
         "Seconds and tokens as the stages wrote them down. Training counts the tokens it read, trees packed, once an "
-        "optimizer step; sampling counts the tokens it generated."
+        "optimizer step; sampling counts the tokens it generated. A collection that was resumed knows the time of its "
+        "last process only."
     )
     if not costs:
         return section("cost", "Time and tokens", intro, missing("No stage has finished yet."))
@@ -91,18 +92,28 @@ def cost_section(costs: Sequence[StageCost]) -> str:
     if len(costs) > 1:
         rows.append(["total of what is recorded", duration(seconds or None), _count(generated), _count(trained), ""])
     head = ["stage", "time", "tokens generated", "tokens trained on", "tokens a second"]
-    parts = []
-    for title, key, form in (
-        ("Time", "seconds", duration),
-        ("Tokens generated", "generated", _count),
-        ("Tokens trained on", "trained", _count),
-    ):
-        known = [(c.name, float(getattr(c, key)), c.kind) for c in costs if getattr(c, key)]
-        if known:
-            label = f"{title}: " + ", ".join(f"{name} {form(value)}" for name, value, _ in known)
-            entries = [(kind, name, form(value)) for name, value, kind in known]
-            parts.append(f"<h3>{title}</h3><figure>{stacked_bar(label, known)}{legend(entries)}</figure>")
+    parts = [
+        _bar("Time", [(c.name, c.seconds, c.kind) for c in costs], duration),
+        _bar("Tokens generated", [part for c in costs for part in _generated(c)], _count),
+        _bar("Tokens trained on", [(c.name, c.trained, c.kind) for c in costs], _count),
+    ]
     return section("cost", "Time and tokens", intro, *parts, "<h3>By stage</h3>", table("Cost by stage", head, rows))
+
+
+def _generated(cost: StageCost) -> list[tuple[str, float | None, str]]:
+    if cost.generated is None or cost.completions is None:
+        return [(cost.name, cost.generated, cost.kind)]
+    responses = (f"{cost.name}, responses", cost.generated - cost.completions, f"{cost.kind} soft")
+    return [responses, (f"{cost.name}, completions", cost.completions, cost.kind)]
+
+
+def _bar(title: str, parts: Sequence[tuple[str, float | None, str]], form: Callable[[float], str]) -> str:
+    known = [(name, value, kind) for name, value, kind in parts if value]
+    if not known:
+        return ""
+    label = f"{title}: " + ", ".join(f"{name} {form(value)}" for name, value, _ in known)
+    entries = [(kind, name, form(value)) for name, value, kind in known]
+    return f"<h3>{title}</h3><figure>{stacked_bar(label, known)}{legend(entries)}</figure>"
 
 
 def _count(value: float | None) -> str:

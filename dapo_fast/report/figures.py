@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dapo_fast.report.accuracy import is_rejected
 from dapo_fast.report.cost import StageCost, costs
 from dapo_fast.report.critic import fixed, roc_points
 from dapo_fast.report.read import Run, Stage
@@ -75,16 +76,25 @@ def _accuracy(run: Run) -> Figure | None:
         return None
     figure, axes = plt.subplots(figsize=(5.4, 3.2))
     for mode, colour, shift in (("greedy", SERIES[0], -0.015), ("sampled", SERIES[1], 0.015)):
-        rows = [(it.number + shift, it.measured[mode]) for it in measured if it.measured and mode in it.measured]
+        rows = [
+            (it.number + shift, it.measured[mode], is_rejected(it)) for it in measured if mode in (it.measured or {})
+        ]
         if not rows:
             continue
-        x, y = [i for i, _ in rows], [v["accuracy"] for _, v in rows]
-        reach = [[v["accuracy"] - v["low"] for _, v in rows], [v["high"] - v["accuracy"] for _, v in rows]]
-        axes.errorbar(x, y, yerr=reach, color=colour, marker="o", linewidth=1.8, capsize=0, label=mode)
-        axes.annotate(f"{mode} {y[-1]:.1%}", (x[-1], y[-1]), (9, -3), textcoords="offset points", color=colour)
+        accepted = [(i, v["accuracy"]) for i, v, rejected in rows if not rejected]
+        axes.plot(*zip(*accepted), color=colour, linewidth=1.8)
+        for i, value, rejected in rows:
+            axes.plot([i, i], [value["low"], value["high"]], color=colour, alpha=0.6)
+            axes.plot(i, value["accuracy"], "o", color=colour, markerfacecolor="white" if rejected else colour)
+            if rejected:
+                before = [point for point in accepted if point[0] < i][-1:]
+                axes.plot(*zip(*before, (i, value["accuracy"])), color=colour, linestyle="--", zorder=1)
+        i, value, rejected = rows[-1]
+        text = f"{mode} {value['accuracy']:.1%}" + (" (rejected)" if rejected else "")
+        axes.annotate(text, (i, value["accuracy"]), (9, -3), textcoords="offset points", color=colour)
     last = max(iteration.number for iteration in measured)
     axes.set_xticks(range(last + 1), ["base", *(f"iteration {i}" for i in range(1, last + 1))])
-    axes.set_xlim(-0.25, last + 0.7)
+    axes.set_xlim(-0.25, last + 0.9)
     axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
     axes.set_title("Held-out accuracy, 95% Wilson intervals")
     return figure
@@ -123,7 +133,7 @@ def _advantages(run: Run, trees: dict[int, TreeSummary]) -> Figure | None:
         edges = [-1 + 2 * i / BINS for i in range(BINS)]
         colours = [GOOD if edge >= -1e-9 else BAD for edge in edges]
         left.bar(edges, summary.advantages, width=1.84 / BINS, align="edge", color=colours)
-        left.set(title=f"Iteration {number}: {summary.pairs:,} candidate steps of kept states", xlabel="advantage Â")
+        left.set(title=f"Iteration {number}: {summary.pairs:,} pairs", xlabel="advantage Â")
         gap = run.config.at(number).advantages.gap
         edges = [i / GAP_BINS for i in range(GAP_BINS)]
         colours = [GRAY if edge + 1 / GAP_BINS <= gap + 1e-9 else SERIES[0] for edge in edges]
@@ -162,7 +172,10 @@ def _draw_curve(axes: Axes, stages: Sequence[Stage], key: str) -> None:
             continue
         colour = SERIES[max(0, stage.iteration - 1) % len(SERIES)]
         axes.plot(*zip(*points), color=colour, linewidth=0.7, alpha=0.3)
-        axes.plot(*zip(*moving_average(points)), color=colour, linewidth=1.6)
+        name = f"iteration {stage.iteration}"
+        axes.plot(*zip(*moving_average(points)), color=colour, linewidth=1.6, label=name)
+    if len(stages) > 1 and key == "loss":
+        axes.legend(fontsize=8)
 
 
 def _cost(found: Sequence[StageCost]) -> Figure | None:

@@ -174,7 +174,8 @@ def write_iteration(
     half = (len(trees) + 1) // 2
     for index, part in enumerate((trees[:half], trees[half:])):
         write_shard(path / "collect" / f"shard-{index:05d}.parquet", part, {"digest": "d"})
-    write_json(path / "collect" / "done.json", {"problems": len(trees), "generated_tokens": 48000, "seconds": 61.5})
+    tokens = {"response_tokens": 9000, "completion_tokens": 39000, "generated_tokens": 48000}
+    write_json(path / "collect" / "done.json", {"problems": len(trees), "seconds": 61.5} | tokens)
     for tree in trees:
         critic_advantages(tree, gap=0.1)
     write_metrics(path / "critic" / "metrics.jsonl", "critic", 60, number)
