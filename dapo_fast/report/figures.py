@@ -41,7 +41,6 @@ _STYLE = {
     "ytick.color": "#5d666f",
     "ytick.left": False,
     "savefig.dpi": 160,
-    "savefig.bbox": "tight",
     "figure.constrained_layout.use": True,
     "legend.frameon": False,
 }

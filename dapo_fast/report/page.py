@@ -135,9 +135,11 @@ def _lede(run: Run) -> str:
     if best is None:
         return f"{text}: {mode} accuracy {start['accuracy']:.1%} on held-out problems before training."
     after = "one iteration" if at == 1 else f"{at} iterations"
+    overlap = best["low"] <= start["high"] and start["low"] <= best["high"]
+    doubt = "; the 95% intervals overlap" if overlap else ""
     return (
         f"{text}: {mode} accuracy on held-out problems went from {start['accuracy']:.1%} to {best['accuracy']:.1%} "
-        f"in {after}."
+        f"in {after}{doubt}."
     )
 
 

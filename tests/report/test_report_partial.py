@@ -23,6 +23,18 @@ from dapo_fast.report import write_report
 from dapo_fast.rundir import RunDirectory, write_json
 
 
+@pytest.fixture(autouse=True)
+def few_pictures(request, monkeypatch):
+    """PNGs take most of the time of a report: only the tests marked for it draw them."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("dapo_fast.report.page.write_figures", lambda run, trees: [])
+
+
+@pytest.fixture
+def pictures():
+    """Asks for PNGs."""
+
+
 def render(path):
     return Page(write_report(path))
 
@@ -45,7 +57,7 @@ def without_values(found):
     return found
 
 
-def test_settings_only(tmp_path):
+def test_settings_only(tmp_path, pictures):
     RunDirectory(tmp_path / "run", load_config(None, "arithmetic", [])).save_config()
     page = render(tmp_path / "run")
     assert page.anchors()[0] == "progress"
@@ -55,7 +67,7 @@ def test_settings_only(tmp_path):
     assert not list((tmp_path / "run" / "figures").iterdir())
 
 
-def test_supervised_start_in_flight(tmp_path):
+def test_supervised_start_in_flight(tmp_path, pictures):
     path = start_run(tmp_path / "run")
     (path / "sft" / "done.json").unlink()
     metrics = path / "sft" / "metrics.jsonl"
@@ -79,7 +91,7 @@ def test_collected_but_not_valued(tmp_path):
     assert step["completions"] == 8
 
 
-def test_trained_but_not_measured(tmp_path):
+def test_trained_but_not_measured(tmp_path, pictures):
     path = start_run(tmp_path / "run")
     write_iteration(path, 1, 6)
     page = render(path)
@@ -88,13 +100,22 @@ def test_trained_but_not_measured(tmp_path):
     assert "undecided: the iteration has not finished" in page.text
 
 
+@pytest.mark.parametrize(("sampled", "doubt"), [(1250, True), (3000, False)])
+def test_a_change_within_the_intervals_is_said_to_be(tmp_path, sampled, doubt):
+    path = start_run(tmp_path / "run")
+    write_evaluation(path, 0, 300, 1200)
+    write_iteration(path, 1, 4)
+    write_evaluation(path, 1, 300, sampled)
+    assert ("the 95% intervals overlap" in render(path).text) is doubt
+
+
 def test_no_heldout_state(tmp_path):
     path = start_run(tmp_path / "run")
     write_iteration(path, 1, 6, heldout_fraction=0.0)
     assert "critic.heldout_fraction" in render(path).text
 
 
-def test_heldout_completions_that_all_agree(tmp_path):
+def test_heldout_completions_that_all_agree(tmp_path, pictures):
     path = start_run(tmp_path / "run", "critic.heldout_fraction=0.99")
     found = trees(6)
     for tree in found:
@@ -106,7 +127,7 @@ def test_heldout_completions_that_all_agree(tmp_path):
     assert "not recorded" in page.text
 
 
-def test_all_wrong_and_nothing_kept(tmp_path):
+def test_all_wrong_and_nothing_kept(tmp_path, pictures):
     path = start_run(tmp_path / "run")
     found = trees(4)
     for tree in found:
@@ -142,7 +163,7 @@ def test_no_tokenizer(tmp_path):
     assert str(path / "sft" / "model") in page.text
 
 
-def test_one_metric_only_and_not_finite(tmp_path):
+def test_one_metric_only_and_not_finite(tmp_path, pictures):
     path = start_run(tmp_path / "run")
     (path / "sft" / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": NaN}\n')
     page = render(path)
@@ -160,7 +181,7 @@ def test_a_state_that_was_not_completed(tmp_path):
     assert any(step["value"] is None and not step["candidates"] for step in steps)
 
 
-def test_an_old_figure_goes(tmp_path):
+def test_an_old_figure_goes(tmp_path, pictures):
     path = start_run(tmp_path / "run")
     (path / "figures").mkdir()
     (path / "figures" / "accuracy.png").write_bytes(b"old")
