@@ -123,6 +123,12 @@ def _resolved(
 
 def _ready(model: PreTrainedModel, source: str | Path, device: torch.device) -> PreTrainedModel:
     check_plugged_in(model, str(source))
+    use_liger(model, device)
+    return model.to(device).eval()
+
+
+def use_liger(model: PreTrainedModel, device: torch.device) -> None:
+    """Liger's RMSNorm, RoPE and SwiGLU in a model that will run on ``device``, where that is CUDA; in place."""
     if device.type == "cuda":
         from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
@@ -131,4 +137,3 @@ def _ready(model: PreTrainedModel, source: str | Path, device: torch.device) -> 
             model, rope=True, rms_norm=True, swiglu=True, cross_entropy=False, fused_linear_cross_entropy=False
         )
         log.info("Liger RMSNorm, RoPE and SwiGLU for %s", type(model).__name__)
-    return model.to(device).eval()

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from dapo_fast.config import ModelSettings, OptimSettings, ParallelSettings
 from dapo_fast.data.packing import Pack, deal, pad_lengths
 from dapo_fast.errors import InputError
-from dapo_fast.models.loading import load_causal_lm, load_config_of, load_value_model, new_causal_lm
+from dapo_fast.models.loading import load_causal_lm, load_config_of, load_value_model, new_causal_lm, use_liger
 from dapo_fast.models.readpath import PolicyReader, ValueReader
 from dapo_fast.models.value import ValueModel
 from dapo_fast.rundir import read_json, write_json
@@ -73,8 +73,15 @@ def _dress(
 ) -> Reader:
     """LoRA, checkpointing, compile, sharding; then the weights of ``source`` if the reader is on the meta device."""
     model = reader.model
+    if world.mesh is not None:
+        use_liger(model, world.device)
     if settings.lora_rank:
         add_lora(model, settings)
+        if world.mesh is not None:
+            for parameter in model.parameters():
+                if not parameter.requires_grad:
+                    # Nothing is ever added to a frozen weight: what it computes in is precise enough to hold it.
+                    parameter.data = parameter.data.to(world.dtype)
     prepare_blocks(model, parallel)
     shard(reader, model, world, parallel)
     if source is not None:

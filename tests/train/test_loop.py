@@ -121,6 +121,10 @@ def test_bf16_keeps_fp32_weights(base, tmp_path):
     # Next to 1/64 bf16 values are 2^-14 apart at least: a step of 1e-5 on such a weight would be rounded away.
     large = before.abs() > 1 / 64
     assert (after != before)[large].float().mean() > 0.5
+    # Frozen weights behind adapters are held in bf16, the adapters in fp32.
+    adapted = settings.model_copy(update={"lora_rank": 2, "lr": 1e-2, "steps": 2})
+    train_actor(base / "trees", base / "policy", adapted, ParallelSettings(), model, tmp_path / "l", seed=7, digest="d")
+    assert (weights(tmp_path / "l")[name] != before).float().mean() > 0.5
 
 
 def test_lora_merges_into_a_plain_model(base, tmp_path):

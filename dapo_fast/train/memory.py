@@ -1,0 +1,204 @@
+"""The dry run: how much device memory training will take, and which pack length fits, from the model's config alone.
+
+A count, not a measurement: weights, gradients and optimizer states are exact; activations are counted from what the
+backward of one decoder block keeps; kernels' workspace and the allocator's fragmentation are not in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from dapo_kernels.plan import default_chunk_rows
+from torch import nn
+
+from dapo_fast.config import Config, OptimSettings
+from dapo_fast.errors import InputError
+from dapo_fast.models.loading import load_config_of, new_causal_lm
+from dapo_fast.models.value import ValueModel
+from dapo_fast.train.optim import INT8_BLOCK
+from dapo_fast.train.parallel import blocks
+from dapo_fast.train.weights import add_lora
+
+GIB = 2**30
+USABLE = 0.92  # of a device's memory: the rest is CUDA's context, NCCL's buffers and fragmentation
+_LENGTHS = tuple(1024 * k for k in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes on one rank for one of the two trained models.
+
+    Attributes:
+        fixed: What every step takes, whatever is packed: (name, bytes).
+        per_token: Bytes that each packed token adds.
+        pack_tokens: The pack length asked for.
+        device_bytes: Memory of the device; None where it is not known.
+    """
+
+    name: str
+    parameters: int
+    trainable: int
+    fixed: tuple[tuple[str, float], ...]
+    per_token: float
+    pack_tokens: int
+    device_bytes: float | None
+
+    def total(self, pack_tokens: int) -> float:
+        """Bytes with packs of ``pack_tokens``."""
+        return sum(size for _, size in self.fixed) + self.per_token * pack_tokens
+
+    @property
+    def longest_pack(self) -> int | None:
+        """Tokens of the longest pack that fits, a multiple of 128; 0 where nothing does, None on an unknown device."""
+        if self.device_bytes is None:
+            return None
+        room = USABLE * self.device_bytes - self.total(0)
+        return max(0, int(room / self.per_token) // 128 * 128)
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {self.parameters / 1e9:.2f} billion parameters, {self.trainable / 1e9:.2f} trained"]
+        rows = [*self.fixed, (f"activations, {self.pack_tokens} tokens a pack", self.per_token * self.pack_tokens)]
+        lines += [f"  {name:<42} {size / GIB:8.2f} GiB" for name, size in rows]
+        lines.append(f"  {'one rank':<42} {self.total(self.pack_tokens) / GIB:8.2f} GiB")
+        lengths = [n for n in _LENGTHS if n <= 4 * self.pack_tokens]
+        lines.append("  by pack length: " + ", ".join(f"{n}: {self.total(n) / GIB:.1f}" for n in lengths) + " GiB")
+        if self.longest_pack is not None:
+            device = f"{USABLE:.0%} of the device's {self.device_bytes / GIB:.0f} GiB"
+            if self.longest_pack == 0:
+                fits = "nothing fits"
+            elif self.longest_pack < self.pack_tokens:
+                fits = (
+                    f"pack_tokens {self.pack_tokens} does NOT fit; the longest pack that does has {self.longest_pack}"
+                )
+            else:
+                fits = f"pack_tokens {self.pack_tokens} fits; the longest pack that does has {self.longest_pack}"
+            lines.append(f"  {device}: {fits}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The dry run of a config: one estimate for the critic and one for the actor."""
+
+    estimates: tuple[Estimate, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(str(estimate) for estimate in self.estimates)
+
+
+def estimate(
+    model: str | Path, config: Config, processes: int, device_gib: float | None = None, device: str = "cuda"
+) -> Report:
+    """What the critic and the actor of ``config`` will need on each of ``processes`` ranks.
+
+    Args:
+        model: Directory with ``config.json``; no weights are read.
+        device_gib: Memory of one device in GiB; None: that of the GPU here, if there is one.
+        device: The kind of device to count for, ``"cuda"`` or ``"cpu"``.
+
+    Raises:
+        InputError: no readable config, or settings that do not go together.
+    """
+    if processes % config.parallel.replicas:
+        raise InputError(f"parallel.replicas {config.parallel.replicas}: does not divide {processes} processes")
+    if device_gib is None and torch.cuda.is_available():
+        device_gib = torch.cuda.get_device_properties(0).total_memory / GIB
+    hf_config = load_config_of(model)
+    with torch.device("meta"):
+        policy = new_causal_lm(hf_config, 0, torch.device("meta"), torch.float32)
+        value = ValueModel.from_config(hf_config, 0).model
+    size = None if device_gib is None else device_gib * GIB
+    return Report(
+        (
+            _count("critic", value, config.critic, config, processes, size, device),
+            _count("actor", policy, config.actor, config, processes, size, device),
+        )
+    )
+
+
+def _count(
+    name: str,
+    model: nn.Module,
+    settings: OptimSettings,
+    config: Config,
+    processes: int,
+    size: float | None,
+    device: str,
+) -> Estimate:
+    parallel = config.parallel
+    dtype = config.model.dtype
+    half = dtype == "bfloat16" or (dtype == "auto" and device == "cuda")
+    sharded = half or processes > 1 or parallel.cpu_offload
+    shards = processes // parallel.replicas
+    width = 2 if half else 4  # bytes of what is computed in
+    body = blocks(model)
+    block = max(sum(p.numel() for p in b.parameters()) for b in body)
+    rest = sum(p.numel() for p in model.parameters()) - sum(p.numel() for b in body for p in b.parameters())
+    if settings.lora_rank:
+        add_lora(model, settings)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    trainable = sum(p.numel() for p in trained)
+    offloaded = 0 if parallel.cpu_offload and device == "cuda" else 1
+    fixed = [
+        ("weights, fp32 where trained", offloaded * (4 * trainable + width * frozen) / shards),
+        ("gradients, fp32", offloaded * 4 * trainable / shards),
+        (f"optimizer states, {settings.optimizer_state}", offloaded * _states(trained, settings) / shards),
+    ]
+    if sharded:
+        # Two blocks are gathered at a time, one computing and one arriving; embedding, head and norm all through.
+        fixed.append(("gathered weights", width * (2 * block + rest)))
+        if not settings.lora_rank:
+            # Gradients as they are made, and their fp32 copy on its way into the reduction.
+            fixed.append(("gradients before reduction", (width + 4) * max(2 * block, rest)))
+    text = model.config.get_text_config()
+    if hasattr(model, "lm_head"):
+        rows = default_chunk_rows(text.vocab_size, torch.device(device))
+        chunk = (width + 4) * rows * text.vocab_size
+        fixed.append((f"logits, {rows} rows at a time", chunk))
+        if not settings.lora_rank:
+            fixed.append(("gradient of the head, fp32", 4 * text.vocab_size * text.hidden_size))
+    per_token = len(body) * _kept(text, parallel.activation_checkpointing, width)
+    if parallel.activation_checkpointing != "none":
+        per_token += _kept(text, "none", width)  # the block that is being computed again
+    per_token += 6 * width * text.hidden_size + 64  # embedding, final norm, their gradients; indices
+    return Estimate(
+        name=name,
+        parameters=sum(p.numel() for p in model.parameters()),
+        trainable=trainable,
+        fixed=tuple(fixed),
+        per_token=per_token,
+        pack_tokens=settings.pack_tokens,
+        device_bytes=size,
+    )
+
+
+def _states(trained: list[nn.Parameter], settings: OptimSettings) -> float:
+    """Bytes of both moments of AdamW."""
+    count = sum(p.numel() for p in trained)
+    if settings.optimizer_state == "float32":
+        return 8 * count
+    if settings.optimizer_state == "bfloat16":
+        return 4 * count
+    small = sum(p.numel() for p in trained if p.ndim > 1 and p.shape[-1] % INT8_BLOCK == 0)
+    return 8 * (count - small) + 2 * small * (1 + 4 / INT8_BLOCK)
+
+
+def _kept(config: object, checkpointing: str, width: int) -> float:
+    """Bytes a token that one decoder block keeps for its backward.
+
+    Without checkpointing: the inputs of both norms and what they give, q, k, v, the attention's result, gate, up and
+    their product. Selective: the block's input, the attention's result, and every second matrix product (q, v, gate,
+    down). Full: the block's input.
+    """
+    hidden = config.hidden_size
+    head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+    queries = config.num_attention_heads * head
+    keys = (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head
+    if checkpointing == "full":
+        return width * hidden
+    if checkpointing == "selective":
+        return width * (2 * hidden + 2 * queries + keys + config.intermediate_size)
+    return width * (4 * hidden + 2 * queries + 2 * keys + 3 * config.intermediate_size) + 4 * config.num_attention_heads
