@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib.metadata
 import json
 import logging
 import math
@@ -29,6 +30,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from torch.optim import AdamW
 from transformers import Qwen2Config
 
 from dapo_fast.data.packing import Pack, actor_groups, pack_actor, pack_stats, pad_lengths
@@ -142,8 +144,12 @@ def response_trees(path: Path, vocabulary: int, problems: int, trunks: int, seed
     rng = random.Random(seed)
     split = [[steps(text) for text in row["responses"]] for row in rows]
     anywhere = [step for responses in split for response in responses for step in response]
+    # Problems spread evenly over response lengths, so that a few of them stand for the file.
+    by_length = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i]["responses"])))
+    chosen = [by_length[(2 * k + 1) * len(rows) // (2 * problems)] for k in range(min(problems, len(rows)))]
     trees = []
-    for index, row in enumerate(rows[:problems]):
+    for index in chosen:
+        row = rows[index]
         prompt = tokenizer.encode(row["problem"]).ids
         tree = Tree(str(index), row["problem"], "", prompt, [], [], len(split[index]), 1)
         own = [step for response in split[index] for step in response]
@@ -174,6 +180,7 @@ class Peer:
     name: str
     version: str
     tokens: int  # processed, padding included
+    flops: float  # of the model, on the real tokens among them
     run: Callable[[], float]  # a forward and backward over everything; the loss
 
 
@@ -210,7 +217,9 @@ def _padded(model: torch.nn.Module, trees: list[Tree], device: torch.device) -> 
         return total
 
     tokens = sum(batch[0].numel() for batch in batches)
-    return Peer("padded", f"transformers {transformers.__version__}", tokens, run)
+    sizes = [len(prefix) + len(candidate.ids) for prefix, candidate in pairs]
+    flops = model_flops(model.config, sum(sizes), sum(sizes), sum(n * (n + 1) / 2 for n in sizes))
+    return Peer("padded", f"transformers {transformers.__version__}", tokens, flops, run)
 
 
 def _packed(name: str, version: str, reader: PolicyReader, packs: list[Pack], pairs: int, device: torch.device) -> Peer:
@@ -224,7 +233,7 @@ def _packed(name: str, version: str, reader: PolicyReader, packs: list[Pack], pa
             total += loss.item()
         return total
 
-    return Peer(name, version, sum(pack.length for pack in packs), run)
+    return Peer(name, version, sum(pack.length for pack in packs), packs_flops(reader.model.config, packs), run)
 
 
 def _flat_liger(reader: PolicyReader, packs: list[Pack], pairs: int, device: torch.device) -> Peer:
@@ -250,10 +259,8 @@ def _flat_liger(reader: PolicyReader, packs: list[Pack], pairs: int, device: tor
             total += loss.item()
         return total
 
-    import importlib.metadata
-
     version = f"liger-kernel {importlib.metadata.version('liger-kernel')}"
-    return Peer("flat", version, sum(pack.length for pack in packs), run)
+    return Peer("flat", version, sum(pack.length for pack in packs), packs_flops(reader.model.config, packs), run)
 
 
 def _one_level(trees: list[Tree]) -> list[Tree]:
@@ -322,40 +329,80 @@ def _status(field: str) -> int:
     raise OSError(f"/proc/self/status has no {field}")
 
 
-def _timed(peer: Peer, model: torch.nn.Module, device: torch.device) -> tuple[float, float]:
+def _timed(peer: Peer, model: torch.nn.Module, device: torch.device, optimizer: AdamW | None) -> tuple[float, float]:
+    """Seconds of one run (an optimizer step included where there is one), and its loss."""
     model.zero_grad(set_to_none=True)
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
     loss = peer.run()
+    if optimizer is not None:
+        optimizer.step()
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start, loss
 
 
-def model_flops(config: Qwen2Config, packs: list[Pack]) -> float:
-    """FLOPs of a forward and backward over the packs' real tokens: 6 a weight and token, 12·H a visible pair and layer.
+def model_flops(config: Qwen2Config, tokens: int, scored: int, visible: float) -> float:
+    """FLOPs of a forward and backward: 6 a weight and token, 12·H a visible pair and layer.
 
-    The lm_head counts for scored tokens only.
+    The lm_head counts for the ``scored`` tokens whose logits are made.
     """
-    hidden, inner = config.hidden_size, config.intermediate_size
-    head_size = hidden // config.num_attention_heads
-    kv = head_size * config.num_key_value_heads
+    hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    kv = hidden // config.num_attention_heads * config.num_key_value_heads
     layer = hidden * (2 * hidden + 2 * kv) + 3 * hidden * inner
-    tokens = sum(pack.tokens for pack in packs)
-    scored = sum(pack.targets.numel() for pack in packs)
+    return 6 * (tokens * layer * layers + scored * hidden * config.vocab_size) + 12 * hidden * visible * layers
+
+
+def packs_flops(config: Qwen2Config, packs: list[Pack]) -> float:
+    """The same of packs, padding left out."""
     visible = sum(float((pack.position_ids[: pack.tokens] + 1).sum()) for pack in packs)
-    linear = 6 * (tokens * layer * config.num_hidden_layers + scored * hidden * config.vocab_size)
-    return linear + 12 * hidden * visible * config.num_hidden_layers
+    tokens, scored = sum(pack.tokens for pack in packs), sum(pack.targets.numel() for pack in packs)
+    return model_flops(config, tokens, scored, visible)
+
+
+KINDS = {  # the first pattern that an operation's or kernel's name matches
+    "attention": r"flash|flex|fmha|attention|_BlockAttention",
+    "loss": r"softmax|logp|logits|direct_advantage|segment|cross_entropy",
+    "gemm": r"gemm|nvjet|cutlass|cublas|aten::(mm|addmm|bmm|linear)",
+}
+
+
+def time_shares(run: Callable[[], float], device: torch.device) -> dict[str, float]:
+    """Shares of one run's wall time by kind of kernel; on a GPU what is left over is ``idle``.
+
+    The loss's own matrix products count as ``gemm``.
+    """
+    activity = torch.profiler.ProfilerActivity
+    cuda = device.type == "cuda"
+    shares = dict.fromkeys([*KINDS, "other"], 0.0)
+    with torch.profiler.profile(activities=[activity.CUDA] if cuda else [activity.CPU]) as profiler:
+        start = time.perf_counter()
+        run()
+        if cuda:
+            torch.cuda.synchronize()
+        wall = time.perf_counter() - start
+    for event in profiler.key_averages():
+        seconds = (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e6
+        kind = next((kind for kind, pattern in KINDS.items() if re.search(pattern, event.key)), "other")
+        shares[kind] += seconds / wall
+    shares["idle"] = max(0.0, 1 - sum(shares.values()))
+    return {kind: round(share, 3) for kind, share in shares.items()}
 
 
 def compare(
     shape: str, case: str, trees: list[Tree], device: torch.device, rounds: int, pack_tokens: int = 16384
 ) -> list[dict]:
-    """Rows for every peer on one workload. ``ratio`` is pairs per second over those of ``padded``."""
+    """Rows for every peer on one workload.
+
+    ``ratio`` is pairs per second over those of ``padded``; ``token_ratio`` is tokens of one sequence a pair over those
+    processed. On a GPU a run ends with an AdamW step.
+    """
     peers, model, pairs = peers_of(shape, trees, device, pack_tokens)
-    packs = pack_actor(trees, actor_groups(trees), pack_tokens)
-    stats = pack_stats(packs)
+    cuda = device.type == "cuda"
+    # Its learning rate is 0, so that every round computes the same.
+    optimizer = AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=True) if cuda else None
+    flat_tokens = pack_stats(pack_actor(trees, actor_groups(trees), pack_tokens))["flat_tokens"]
     times: dict[str, list[float]] = {peer.name: [] for peer in peers}
     losses: dict[str, float] = {}
     memory: dict[str, int | None] = {}
@@ -363,15 +410,12 @@ def compare(
         memory[peer.name] = _peak_memory(device, peer.run, model)  # the warm-up as well
     for _ in range(rounds):
         for peer in peers:
-            seconds, losses[peer.name] = _timed(peer, model, device)
+            seconds, losses[peer.name] = _timed(peer, model, device, optimizer)
             times[peer.name].append(seconds)
     # Everybody computed the same loss, or the comparison means nothing.
-    tolerance = 1e-4 if device.type == "cpu" else 2e-2
     for name, loss in losses.items():
-        if not math.isclose(loss, losses["padded"], rel_tol=tolerance):
+        if not math.isclose(loss, losses["padded"], rel_tol=2e-2 if cuda else 1e-4):
             raise AssertionError(f"{case}: {name} computed a loss of {loss}, padded {losses['padded']}")
-    flops = model_flops(SHAPES[shape], packs)
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
     return [
         {
@@ -383,12 +427,13 @@ def compare(
             "pairs": pairs,
             "pairs_per_s": pairs / medians[peer.name],
             "tokens": peer.tokens,
-            "token_ratio": stats["flat_tokens"] / peer.tokens,
+            "token_ratio": flat_tokens / peer.tokens,
             "ratio": medians["padded"] / medians[peer.name],
             "peak_bytes": memory[peer.name],
-            "mfu": flops / medians["tree"] / H200_FLOPS if device.type == "cuda" and peer.name == "tree" else None,
+            "mfu": peer.flops / medians[peer.name] / H200_FLOPS if cuda else None,
+            "shares": time_shares(peer.run, device) if peer.name == "tree" else None,
             "rounds": rounds,
-            "device": where,
+            "threads": None if cuda else torch.get_num_threads(),
         }
         for peer in peers
     ]
@@ -397,18 +442,41 @@ def compare(
 def cases(shape: str, quick: bool, responses: Path | None) -> Iterator[tuple[str, list[Tree]]]:
     """Workloads by name."""
     vocabulary = SHAPES[shape].vocab_size
-    large = shape not in ("tiny", "small")
     if quick:
-        yield "generated", generated_trees(0, 1, vocabulary, trunks=1, candidates=10)
+        yield "generated", generated_trees(0, 1, vocabulary, trunks=1)
         return
     # On a CPU a third of the paper's six kept responses, since the padded peer takes half a minute for them.
-    yield "generated", generated_trees(0, 4 if large else 1, vocabulary, trunks=6 if large else 2)
+    problems, trunks = {"0.5B": (4, 6), "1.5B": (4, 6), "7B": (1, 6)}.get(shape, (1, 2))
+    yield "generated", generated_trees(0, problems, vocabulary, trunks)
     if responses is not None:
-        yield "responses", response_trees(responses, min(vocabulary, 8192), 4 if large else 1, 6 if large else 2)
-    if large:
+        yield "responses", response_trees(responses, min(vocabulary, 8192), problems, trunks)
+    if trunks == 6:
         for size in (1000, 2048):
             long = generated_trees(0, 1, vocabulary, trunks=2, trunk_tokens=size, candidates=16, kept=1.0)
             yield f"long-{size}", long
+
+
+def token_rows(responses: Path | None) -> list[dict]:
+    """Token ratios over fifty problems of each workload, six responses a problem: packing only, nothing timed."""
+    workloads = {"generated": generated_trees(0, 50, 8192)}
+    if responses is not None:
+        workloads["responses"] = response_trees(responses, 8192, 50, 6)
+    rows = []
+    for case, trees in workloads.items():
+        stats = pack_stats(pack_actor(trees, actor_groups(trees), 16384))
+        pairs = sum(len(state.candidates) for tree in trees for state in tree.states)
+        rows.append(
+            {
+                "suite": "step_tree",
+                "case": f"tokens/{case}",
+                "peer": "tree",
+                "peer_version": "dapo-fast",
+                "pairs": pairs,
+                "tokens": stats["tokens"],
+                "token_ratio": stats["deduplication"],
+            }
+        )
+    return rows
 
 
 def run(
@@ -418,7 +486,7 @@ def run(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if shapes is None:
         shapes = ["tiny"] if quick else ["0.5B", "1.5B", "7B"] if device.type == "cuda" else ["small"]
-    rows = []
+    rows = [] if quick else token_rows(responses)
     for shape in shapes:
         for case, trees in cases(shape, quick, responses):
             if only is None or case == only:
@@ -428,15 +496,15 @@ def run(
 
 def table(rows: list[dict]) -> str:
     """The rows as text."""
-    lines = [f"{'case':22} {'peer':10}  median s   pairs/s   tokens flat/tok   speed  peak MB"]
+    lines = [f"{'case':20} {'peer':10}   pairs   tokens flat/tok  median s   pairs/s   speed  peak MB"]
     for row in rows:
-        peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}"
-        lines.append(
-            f"{row['case']:22} {row['peer']:10} {row['median_s']:9.3f} {row['pairs_per_s']:9.1f} {row['tokens']:8d} "
-            f"{row['token_ratio']:8.1f} {row['ratio']:7.1f} {peak:>8}"
-        )
-        if row["mfu"] is not None:
-            lines.append(f"{'':22} MFU {row['mfu']:.2f}")
+        line = f"{row['case']:20} {row['peer']:10} {row['pairs']:7d} {row['tokens']:8d} {row['token_ratio']:8.1f}"
+        if "median_s" in row:
+            peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}"
+            line += f" {row['median_s']:9.3f} {row['pairs_per_s']:9.1f} {row['ratio']:7.1f} {peak:>8}"
+            line += "" if row["mfu"] is None else f" MFU {row['mfu']:.2f}"
+            line += "" if row["shares"] is None else f" {row['shares']}"
+        lines.append(line)
     return "\n".join(lines)
 
 
