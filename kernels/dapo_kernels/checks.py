@@ -1,5 +1,6 @@
 """What every public function asks of its arguments: a ValueError that begins with the argument's name."""
 
+import math
 import os
 
 import torch
@@ -106,14 +107,16 @@ def offsets(name: str, value: Tensor, entries: int) -> None:
     """The value check of cu_segments, for a tensor that is known to lie on the host."""
     if int(value[0]) != 0 or int(value[-1]) != entries:
         raise ValueError(f"{name}: runs from {int(value[0])} to {int(value[-1])}, expected 0 to N = {entries}")
-    if value.numel() > 1 and bool((value.diff() < 0).any()):
-        at = int((value.diff() < 0).nonzero()[0])
+    lengths = value.diff()
+    if lengths.numel() and int(lengths.min()) < 0:
+        at = int((lengths < 0).nonzero()[0])
         raise ValueError(f"{name}: falls from {int(value[at])} to {int(value[at + 1])} at segment {at}")
 
 
 def per_segment(name: str, value: Tensor, segments: int, hidden: Tensor) -> None:
     tensor(name, value, (segments,), FLOATS)
     same_device(name, value, hidden)
-    if reads_values(value) and value.numel() and not bool(torch.isfinite(value).all()):
+    # A sum is finite only if all are (or, rarely, overflows: then look closely).
+    if reads_values(value) and not math.isfinite(float(value.sum())) and not bool(torch.isfinite(value).all()):
         at = int((~torch.isfinite(value)).nonzero()[0])
         raise ValueError(f"{name}: entry {at} is {float(value[at])}")

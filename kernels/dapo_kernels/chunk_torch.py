@@ -20,9 +20,11 @@ def project(x: Tensor, weight: Tensor, out: Tensor) -> None:
         torch.mm(x.to(out.dtype), weight.t().to(out.dtype), out=out)
 
 
-def add_outer(total: Tensor, dlogits: Tensor, x: Tensor) -> None:
-    """total[V, H] += dlogits[U, V].T @ x[U, H], accumulated in total's dtype."""
-    if x.dtype == total.dtype:
+def add_outer(total: Tensor, dlogits: Tensor, x: Tensor, fresh: bool) -> None:
+    """total[V, H] += dlogits[U, V].T @ x[U, H], accumulated in total's dtype. `fresh`: total is still zero."""
+    if x.dtype == total.dtype and fresh:
+        torch.mm(dlogits.t(), x, out=total)
+    elif x.dtype == total.dtype:
         total.addmm_(dlogits.t(), x)
     elif x.is_cuda:
         torch.addmm(total, dlogits.t(), x, out_dtype=total.dtype, out=total)

@@ -26,8 +26,13 @@ class DirectAdvantage:
     normalizer: float | Tensor
 
     def __call__(self, segment_logps: Tensor, token_logps: Tensor, start: int, stop: int) -> Tensor:
+        return self.with_gradient(segment_logps, start, stop)[0]
+
+    def with_gradient(self, segment_logps: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """The loss and its gradient by each segment's log-probability: spares small batches an autograd graph."""
         u = segment_logps - self.ref_logps[start:stop]
-        return 0.5 * (self.advantages[start:stop] / self.beta - u).square().sum() / self.normalizer
+        gap = self.advantages[start:stop] / self.beta - u
+        return 0.5 * gap.square().sum() / self.normalizer, -gap / self.normalizer
 
     def fused(
         self, tokens: Tensor, offsets: Tensor | None, start: int, stop: int, loss: Tensor, training: bool

@@ -176,15 +176,20 @@ class Gradients:
         self.hidden = self.weight = self.bias = None
         if needs[0]:
             # Rows that several pieces read are summed, so in fp32; without `rows` each is written once, cast.
-            self.hidden = torch.zeros_like(like, dtype=like.dtype if call.rows is None else total)
+            if call.rows is None:
+                self.hidden = torch.empty_like(like)
+            else:
+                self.hidden = torch.zeros_like(like, dtype=total)
         if needs[1]:
             self.weight = torch.zeros(call.weight.shape, dtype=total, device=like.device)
+            self.fresh = True
         if needs[2]:
             self.bias = torch.zeros(call.bias.shape, dtype=total, device=like.device)
 
     def add(self, dlogits: Tensor, x: Tensor, weight: Tensor, piece: Piece) -> None:
         if self.weight is not None:
-            add_outer(self.weight, dlogits, x)
+            add_outer(self.weight, dlogits, x, self.fresh)
+            self.fresh = False
         if self.bias is not None:
             self.bias += dlogits.sum(0, dtype=self.bias.dtype)
         if self.hidden is None:
@@ -285,6 +290,7 @@ def compute(
                 logits.forward(x, call.targets[piece.start : piece.stop], piece, True)
             share = coefficients[piece.start - pieces[0].start : piece.stop - pieces[0].start]
             gradients.add(logits.backward(share, weight.dtype), x, weight, piece)
+    del logits  # its memory is free again before the gradients are cast
     return loss, segment_logps, token_logps, gradients.cast(call)
 
 
@@ -298,6 +304,9 @@ def evaluate(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The objective of one chunk: loss, (k,) segment log-probabilities, and the (n,) gradient of each token's."""
     segments = sums(tokens, offsets)
+    if training and hasattr(objective, "with_gradient"):
+        loss, d_segments = objective.with_gradient(segments, chunk.start, chunk.stop)
+        return loss, segments, spread(d_segments, offsets, tokens.numel()).to(tokens.dtype)
     with torch.set_grad_enabled(training):
         of_segments = segments.detach().requires_grad_(training)
         of_tokens = tokens.detach().requires_grad_(training)
