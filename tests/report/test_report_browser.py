@@ -5,7 +5,7 @@ import shutil
 import pytest
 from browser import Browser, why_not
 from pages import Page
-from test_report_hostile import HOSTILE, hostile_run  # noqa: F401 - a fixture
+from simulated_run import HOSTILE
 
 from dapo_fast.report import write_report
 
@@ -148,7 +148,7 @@ def test_a_step_is_told_in_words_and_sign(browser, page_path):
         assert cell == f"advantage {sign}{abs(value):.2f}"
 
 
-def test_hostile_text_is_only_text(window, hostile_run):  # noqa: F811
+def test_hostile_text_is_only_text(window, hostile_run):
     window.open(hostile_run / "report.html")
     assert window.errors() == []
     for _ in HOSTILE:

@@ -4,7 +4,8 @@ import json
 import shutil
 
 import pytest
-from conftest import (
+from pages import Page
+from simulated_run import (
     Simulated,
     byte_tokenizer,
     make_run,
@@ -14,7 +15,6 @@ from conftest import (
     write_iteration,
     write_metrics,
 )
-from pages import Page
 
 from dapo_fast.config import load_config
 from dapo_fast.data.store import write_shard
