@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,9 @@ import pytest
 import torch
 import train_cases as cases
 from safetensors.torch import load_file
+
+from dapo_fast.cli import main
+from dapo_fast.rundir import write_json
 
 REPOSITORY = Path(cases.__file__).resolve().parents[2]
 
@@ -24,12 +28,15 @@ def base(tmp_path_factory):
     return directory
 
 
-def start(processes, base, jobs, log):
+def environment():
     path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "kernels"), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+
+
+def start(processes, base, jobs, log):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += [cases.__file__, str(base), json.dumps(jobs)]
-    return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    return subprocess.Popen(command, env=environment(), stdout=log, stderr=subprocess.STDOUT)
 
 
 def launch(processes, base, jobs):
@@ -120,3 +127,31 @@ def test_a_rank_that_dies_stops_the_others_with_one_message(base):
         text = log.read()
     assert text.count("another process of this training died or hangs") == 1
     assert "Traceback" not in text.split("another process")[0]
+
+
+def test_the_command_line_under_torchrun(base):
+    """`torchrun … -m dapo_fast critic RUN` and `… actor RUN` give what `dapo-fast critic RUN` and `actor RUN` give."""
+    trees = cases.make_trees(12)
+    kept = sum(bool(state.kept) for tree in trees for state in tree.states)
+    overrides = ["sft.steps=4", "critic.batch_states=24", "actor.batch_pairs=32", "actor.steps=5"]
+    runs = base / "run-1", base / "run-2"
+    for run in runs:
+        for name in ("collect", "advantages"):
+            cases.write_trees(run / "iter1" / name)
+            write_json(run / "iter1" / name / "stage.json", {"digest": name, "settings": {}})
+            write_json(run / "iter1" / name / "done.json", {"digest": name, "kept": kept})
+        shutil.copytree(base / "policy", run / "sft" / "model")
+        write_json(run / "sft" / "stage.json", {"digest": "sft", "settings": {}})
+    for stage in ("critic", "actor"):
+        assert main([stage, str(runs[0]), "--preset", "arithmetic", *overrides]) == 0
+    options = f"--preset arithmetic {' '.join(overrides)}"
+    launch_line = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 -m dapo_fast"
+    for stage in ("critic", "actor"):
+        line = f"{launch_line} {stage} {runs[1]} {options}"
+        done = subprocess.run(line.split(), env=environment(), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(f"{stage}: digest=") == 1
+    for stage in ("critic", "actor"):
+        assert_same(runs[1] / "iter1" / stage, runs[0] / "iter1" / stage)
+    # A finished stage of another config is refused by every rank, with one message and the exit code of bad input.
+    assert main(["actor", str(runs[1]), "actor.beta=0.5"]) == 2
