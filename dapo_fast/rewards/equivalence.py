@@ -26,7 +26,7 @@ _CHOICE = re.compile(r"\(?([A-Za-z])\)?(?:[.:)].*)?\Z", re.S)
 _BASE = re.compile(r"\(?(-?[0-9A-Fa-f.]+)\)?_\{?(\d+)\}?\Z")
 _SCALE_WORD = re.compile(r"\b(?:hundred|thousand|million|billion|trillion|dozen|half|k)\b", re.I)
 _ONE_NUMBER = re.compile(
-    r"(?:[A-Za-z\s,.'-]*\s)?([-+]?\d[\d,]*(?:\.\d+)?%?)(?:\s*(?:[A-Za-z]{2,}[A-Za-z\s.,'^/()-]*[23]?))?\Z"
+    r"(?:[A-Za-z\s,.'-]*\s)?([-+]?\d[\d,]*(?:\.\d+)?%?)(?:\s*(?:[A-Za-z]{2,}[A-Za-z\s.,'^/()-]*(?<=[A-Za-z^])[23]?))?\Z"
 )
 _WORDS = re.compile(r"[A-Za-z][A-Za-z\s.,'’-]+\Z")
 _AND = re.compile(

@@ -9,6 +9,7 @@ _ENVIRONMENT = re.compile(r"\\begin\{([pbvBV]?matrix|array)\}(?:\{[lcr|]*\})?(.*
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?\Z")
 _FRACTION = re.compile(r"([-+]?)\\frac\{([-+]?\d+(?:\.\d+)?)\}\{([-+]?\d+(?:\.\d+)?)\}\Z")
 _SLASH = re.compile(r"([-+]?\d+)/(\d+)\Z")
+_SCIENTIFIC = re.compile(r"([-+]?\d+(?:\.\d+)?)(?:\\times|\*|x)10\^(?:\{([-+]?\d{1,3})\}|(\d))\Z")
 _MIXED = re.compile(r"([-+]?)(\d+)\\frac\{(\d+)\}\{(\d+)\}\Z")
 _THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?![\d])")
 _ASSIGNMENT = re.compile(
@@ -16,7 +17,7 @@ _ASSIGNMENT = re.compile(
 )
 _CURRENCY = re.compile(r"\\\$|[$€£¥]|\\(?:pounds|euro)\b")
 _SPACING = re.compile(
-    r"\\(?:[,;:!> ]|quad|qquad|hspace\{[^{}]*\}|thinspace|displaystyle|textstyle|limits|nolimits)|~|&nbsp;"
+    r"(?<!\\)\\(?:[,;:!> ]|quad|qquad|hspace\{[^{}]*\}|thinspace|displaystyle|textstyle|limits|nolimits)|~|&nbsp;"
 )
 _DEGREES = re.compile(r"\^\{?\\?(?:circ|degree)\b\}?|\\degree\b|°|º")
 _WRAPPED_UNIT = re.compile(
@@ -78,14 +79,26 @@ def normalise(text: str) -> str:
     text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
     text = _braced_fractions(text)
     text = text.replace(r"\leq", r"\le").replace(r"\geq", r"\ge").replace(r"\lbrace", r"\{").replace(r"\rbrace", r"\}")
-    text = text.replace(r"\neq", r"\ne").replace(r"\lvert", "|").replace(r"\rvert", "|").replace(r"\cdot", r"\times")
+    text = (
+        text.replace(r"\varnothing", r"\emptyset")
+        .replace(r"\neq", r"\ne")
+        .replace(r"\lvert", "|")
+        .replace(r"\rvert", "|")
+        .replace(r"\cdot", r"\times")
+    )
     text = re.sub(r"\\(?:mid|vert)(?![A-Za-z])", "|", text)
     text = _DEGREES.sub("", text)
     text = re.sub(r"\\?%|\\text\{\s*percent\s*\}|\bpercent\b", "%", text)
     text = re.sub(r"\{,\}", ",", text)
     text = _CURRENCY.sub("", text)
     unit = _WRAPPED_UNIT.search(text)
-    if unit and unit.end() == len(text) and not re.search(r"\b(?:and|or|if|for|when|to|pi|i)\b", unit.group(1)):
+    if (
+        unit
+        and unit.end() == len(text)
+        and not re.search(
+            r"\b(?:and|or|if|for|when|to|pi|i|hundred|thousand|million|billion|trillion|dozen)\b", unit.group(1)
+        )
+    ):
         text = text[: unit.start()]
     for _ in range(4):
         unwrapped = _WRAPPER.sub(r"\1", text)
@@ -139,6 +152,8 @@ def as_number(text: str) -> Fraction | None:
         return Fraction(text)
     if match := _SLASH.match(text):
         return Fraction(int(match[1]), int(match[2])) if int(match[2]) else None
+    if match := _SCIENTIFIC.match(text):
+        return Fraction(match[1]) * Fraction(10) ** int(match[2] or match[3])
     if match := _FRACTION.match(text):
         bottom = Fraction(match[3])
         return (-1 if match[1] == "-" else 1) * Fraction(match[2]) / bottom if bottom else None
