@@ -1,0 +1,569 @@
+"""What runs in the sandbox: closes itself in, then is either the program under test or its judge.
+
+A script of the standard library alone, started by ``sandbox.py`` with ``python -I -S``. Its standard input is one frame
+(four bytes of length, JSON) with its orders. The judge and the program are two sandboxes that share two pipes and no
+more: the program receives calls as plain data and answers with plain data. What it answers is rebuilt from its data on
+the judge's side, so that no object of the program's making, with whatever ``__eq__``, ever meets an assertion, and no
+name, module, frame or descriptor of the judge's exists where the program runs.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import builtins
+import collections
+import contextlib
+import ctypes
+import datetime
+import decimal
+import errno
+import fractions
+import importlib
+import json
+import os
+import platform
+import resource
+import signal
+import struct
+import sys
+from typing import Any
+
+NOBODY = 65534
+MAX_FRAME = 32 * 2**20
+FRAME_HEAD = struct.Struct(">I")
+
+# Closing in ---------------------------------------------------------------------------------------------------------
+
+NEW_NAMESPACES = 0x00020000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000  # mount, pid, net, ipc, uts
+NEW_USER = 0x10000000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
+MNT_DETACH = 2
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 24, 38
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, what: str) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def _mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+    arguments = [text.encode() if text is not None else None for text in (source, target, kind)]
+    _check(libc.mount(*arguments, ctypes.c_ulong(flags), data.encode() if data else None), f"mount {target}")
+
+
+def _prctl(option: int, *values: int) -> None:
+    padded = [ctypes.c_ulong(value) for value in (*values, 0, 0, 0, 0)[:4]]
+    _check(libc.prctl(option, *padded), f"prctl {option}")
+
+
+def _map_user(proc: int, outside_user: int, outside_group: int) -> None:
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{NOBODY} {outside_user} 1"),
+        ("gid_map", f"{NOBODY} {outside_group} 1"),
+    ):
+        file = os.open(f"self/{name}", os.O_WRONLY, dir_fd=proc)
+        try:
+            os.write(file, text.encode())
+        finally:
+            os.close(file)
+
+
+def isolate(orders: dict[str, Any]) -> None:
+    """Enter new namespaces with a root directory of their own; returns in their first process, without privileges."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    privileged = os.geteuid() == 0
+    user, group = os.geteuid(), os.getegid()
+    proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
+    _check(libc.unshare(NEW_NAMESPACES | (0 if privileged else NEW_USER)), "unshare")
+    if not privileged:
+        _map_user(proc, user, group)
+    child = os.fork()
+    if child:
+        os.closerange(0, 65536)  # the pipes must close when the sandbox ends
+        _, status = os.waitpid(child, 0)
+        os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    _new_root(orders["stage"], orders["read_only"], orders["tmp_bytes"])
+    if privileged:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user clears it
+        _prctl(PR_SET_DUMPABLE, 1)
+        # A user namespace of its own makes RLIMIT_NPROC count this sandbox's processes, not every sandbox's.
+        if libc.unshare(NEW_USER) == 0:
+            _map_user(proc, NOBODY, NOBODY)
+    os.close(proc)
+
+
+def _new_root(stage: str, read_only: list[list[str]], tmp_bytes: int) -> None:
+    _mount(None, "/", None, MS_REC | MS_PRIVATE)
+    _mount("root", stage, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
+    for source, target in read_only:
+        inside = stage + target
+        os.makedirs(os.path.dirname(inside), exist_ok=True)
+        if os.path.islink(source):
+            os.symlink(os.readlink(source), inside)
+            continue
+        if os.path.isdir(source):
+            os.makedirs(inside, exist_ok=True)
+        else:
+            os.close(os.open(inside, os.O_CREAT | os.O_WRONLY, 0o644))
+        _mount(source, inside, None, MS_BIND | MS_REC)
+        if not source.startswith("/dev/"):
+            _read_only(inside)
+    os.makedirs(f"{stage}/tmp", exist_ok=True)
+    _mount("tmp", f"{stage}/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={tmp_bytes},nr_inodes=4096,mode=1777")
+    _mount(None, stage, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
+    os.chdir(stage)
+    _check(libc.syscall(_PIVOT_ROOT[platform.machine()], b".", b"."), "pivot_root")
+    _check(libc.umount2(b".", MNT_DETACH), "umount")
+    os.chdir("/tmp")
+
+
+def _read_only(path: str) -> None:
+    """Recursively, as a bind brings its submounts along (mount_setattr, Linux 5.12), else the mount itself."""
+    attributes = struct.pack("<QQQQ", 0x1 | 0x2 | 0x4, 0, 0, 0)  # read-only, nosuid, nodev
+    at_fdcwd, recursive = -100, 0x8000
+    if libc.syscall(442, at_fdcwd, path.encode(), recursive, attributes, len(attributes)) == 0:
+        return
+    if ctypes.get_errno() != errno.ENOSYS:
+        raise OSError(ctypes.get_errno(), f"mount_setattr {path}")
+    _mount(None, path, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
+
+
+def give_up_privileges() -> None:
+    """No capabilities, now or after an exec."""
+    for capability in range(64):
+        if libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) < 0:
+            break
+    header = struct.pack("<Ii", 0x20080522, 0)
+    _check(libc.capset(header, bytes(24)), "capset")
+    _prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
+_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+_AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+# socket (not socketpair), connect, bind, listen; ptrace, process_vm_readv/writev, pidfd_getfd; mount and friends,
+# unshare, setns, bpf, perf_event_open, userfaultfd, keyctl and friends, io_uring.
+_REFUSED = {
+    "x86_64": (
+        *(41, 42, 49, 50, 101, 310, 311, 438, 165, 166, 155, 161, 272, 308, 321, 298, 323),
+        *(248, 249, 250, 425, 426, 427, 428, 429, 430, 432, 442),
+    ),
+    "aarch64": (
+        *(198, 203, 200, 201, 117, 270, 271, 438, 40, 39, 41, 51, 97, 268, 280, 241, 282),
+        *(217, 218, 219, 425, 426, 427, 428, 429, 430, 432, 442),
+    ),
+}
+
+
+def refuse_system_calls() -> None:
+    """A seccomp filter over what no tested program needs. The namespaces hold without it, so others go without."""
+    machine = platform.machine()
+    if machine not in _REFUSED:
+        return
+    load, equal, above, give = 0x20, 0x15, 0x35, 0x06  # ld word, jeq, jge, ret
+    allow, refuse, kill = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x80000000
+    program = [(load, 0, 0, 4), (equal, 1, 0, _AUDIT_ARCH[machine]), (give, 0, 0, kill), (load, 0, 0, 0)]
+    if machine == "x86_64":
+        program += [(above, 0, 1, 0x40000000), (give, 0, 0, kill)]  # the x32 numbers of the same calls
+    for number in _REFUSED[machine]:
+        program += [(equal, 0, 1, number), (give, 0, 0, refuse)]
+    program.append((give, 0, 0, allow))
+    code = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *line) for line in program))
+    filter_ = struct.pack("HxxxxxxP" if struct.calcsize("P") == 8 else "HxxI", len(program), ctypes.addressof(code))
+    held = ctypes.create_string_buffer(filter_)
+    _prctl(PR_SET_SECCOMP, 2, ctypes.addressof(held))
+
+
+def limit(orders: dict[str, Any]) -> None:
+    """Bound what this process and its children can use."""
+    for name, value in (
+        ("RLIMIT_AS", orders["memory_bytes"]),
+        ("RLIMIT_NPROC", orders["processes"]),
+        ("RLIMIT_FSIZE", orders["file_bytes"]),
+        ("RLIMIT_CPU", orders["cpu_seconds"]),
+        ("RLIMIT_NOFILE", 128),
+        ("RLIMIT_CORE", 0),
+        ("RLIMIT_MEMLOCK", 0),
+        ("RLIMIT_MSGQUEUE", 0),
+    ):
+        which = getattr(resource, name)
+        hard = resource.getrlimit(which)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(which, (value, value))
+
+
+# Plain data over a pipe ---------------------------------------------------------------------------------------------
+
+
+def read_exactly(file: int, count: int) -> bytes:
+    """``count`` bytes; EOFError if the other side closes first."""
+    parts = []
+    while count:
+        part = os.read(file, min(count, 1 << 20))
+        if not part:
+            raise EOFError
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def read_frame(file: int) -> Any:
+    """One value; ValueError for a frame that is too long or not JSON."""
+    (length,) = FRAME_HEAD.unpack(read_exactly(file, 4))
+    if length > MAX_FRAME:
+        raise ValueError("frame too long")
+    return json.loads(read_exactly(file, length))
+
+
+def write_frame(file: int, value: Any) -> None:
+    """Send one JSON value."""
+    data = json.dumps(value).encode()
+    view = memoryview(FRAME_HEAD.pack(len(data)) + data)
+    while view:
+        view = view[os.write(file, view) :]
+
+
+_SEQUENCES = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "deque": collections.deque}
+_AS_TEXT = {
+    "Decimal": (decimal.Decimal, str, decimal.Decimal),
+    "Fraction": (fractions.Fraction, str, fractions.Fraction),
+    "datetime": (datetime.datetime, datetime.datetime.isoformat, datetime.datetime.fromisoformat),
+    "date": (datetime.date, datetime.date.isoformat, datetime.date.fromisoformat),
+    "time": (datetime.time, datetime.time.isoformat, datetime.time.fromisoformat),
+}
+
+
+def pack(value: Any, keep: Any) -> Any:
+    """``value`` as JSON with tags; ``keep(value)`` names what is no plain data."""
+    if value is None or value is True or value is False:
+        return value
+    if isinstance(value, str):
+        return ["str", base64.b64encode("".join(value).encode("utf-8", "surrogatepass")).decode()]
+    if isinstance(value, int):
+        return ["int", hex(int.__index__(value))]
+    if isinstance(value, float):
+        return ["float", float.hex(value)]
+    if isinstance(value, complex):
+        return ["complex", float.hex(value.real), float.hex(value.imag)]
+    if isinstance(value, bytes | bytearray):
+        return ["bytes", base64.b64encode(bytes(value)).decode()]
+    if isinstance(value, range):
+        return ["range", value.start, value.stop, value.step]
+    for tag, kind in _SEQUENCES.items():
+        if isinstance(value, kind):
+            return [tag, [pack(item, keep) for item in kind.__iter__(value)]]
+    if isinstance(value, dict):
+        return ["dict", [[pack(key, keep), pack(item, keep)] for key, item in dict.items(value)]]
+    for tag, (kind, write, _) in _AS_TEXT.items():
+        if type(value) is kind:
+            return ["text", tag, write(value)]
+    if isinstance(value, datetime.timedelta):
+        return ["timedelta", value.days, value.seconds, value.microseconds]
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        return pack(value.tolist(), keep)
+    return keep(value)
+
+
+def unpack(data: Any, held: Any) -> Any:
+    """The value of ``pack``; ``held(name)`` gives what is no plain data. ValueError for anything else."""
+    if data is None or data is True or data is False:
+        return data
+    try:
+        tag, *rest = data
+        if tag == "str":
+            return base64.b64decode(rest[0]).decode("utf-8", "surrogatepass")
+        if tag == "int":
+            return int(rest[0], 16)
+        if tag == "float":
+            return float.fromhex(rest[0])
+        if tag == "complex":
+            return complex(float.fromhex(rest[0]), float.fromhex(rest[1]))
+        if tag == "bytes":
+            return base64.b64decode(rest[0])
+        if tag == "range":
+            return range(*rest)
+        if tag in _SEQUENCES:
+            return _SEQUENCES[tag](unpack(item, held) for item in rest[0])
+        if tag == "dict":
+            return {unpack(key, held): unpack(item, held) for key, item in rest[0]}
+        if tag == "text":
+            return _AS_TEXT[rest[0]][2](rest[1])
+        if tag == "timedelta":
+            return datetime.timedelta(*rest)
+        if tag == "held":
+            return held(rest[0])
+    except (TypeError, KeyError, IndexError, OverflowError) as error:
+        raise ValueError(f"no plain data: {error}") from error
+    raise ValueError("no plain data")
+
+
+# The program under test ---------------------------------------------------------------------------------------------
+
+
+def run_script(orders: dict[str, Any], stdin: int) -> None:
+    """A whole program, reading standard input and writing standard output."""
+    os.dup2(stdin, 0)
+    os.closerange(3, 65536)
+    sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115 - the program's own
+    sys.stdout = open(1, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115 - the program's own
+    code = 0
+    try:
+        exec(compile(orders["program"], "program.py", "exec"), {"__name__": "__main__", "__builtins__": builtins})
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        code = 1
+    with contextlib.suppress(BaseException):
+        sys.stdout.flush()
+    os._exit(code & 0xFF)
+
+
+def serve_calls(orders: dict[str, Any], requests: int, replies: int) -> None:
+    """Define the program's names, then do what the judge asks of them."""
+    objects: list[Any] = []
+
+    def keep(value: Any) -> Any:
+        objects.append(value)
+        shape = "class" if isinstance(value, type) else type(value).__name__[:80]
+        return ["held", [len(objects) - 1, shape, callable(value)]]
+
+    def held(name: Any) -> Any:
+        return objects[name[0]]
+
+    space: dict[str, Any] = {"__name__": "program", "__builtins__": builtins}
+    try:
+        exec(compile(orders["program"], "program.py", "exec"), space)
+        write_frame(replies, ["ready"])
+    except BaseException as error:
+        write_frame(replies, ["raised", type(error).__name__, str(error)[:500]])
+
+    def function(name: str, owner: str) -> Any:
+        return getattr(space[owner](), name) if owner in space and name not in space else space[name]
+
+    operations = {
+        "function": function,
+        "name": lambda name: space[name],
+        "call": lambda target, positional, named: target(*positional, **named),
+        "get": getattr,
+        "set": setattr,
+        "item": lambda target, key: target[key],
+        "length": len,
+        "iterate": iter,
+        "truth": bool,
+        "text": str,
+        "contains": lambda target, key: key in target,
+    }
+    done = object()
+    while True:
+        operation, arguments = read_frame(requests)
+        values = [unpack(argument, held) for argument in arguments]
+        try:
+            if operation == "next":
+                value = next(values[0], done)
+                reply = ["end"] if value is done else ["value", pack(value, keep)]
+            else:
+                reply = ["value", pack(operations[operation](*values), keep)]
+        except BaseException as error:
+            reply = ["raised", type(error).__name__, str(error)[:500]]
+        write_frame(replies, reply)
+
+
+# The judge ----------------------------------------------------------------------------------------------------------
+
+# An exception of these ends a loop instead of failing a test, or ends the judge.
+_NEVER_RAISED = {"StopIteration", "StopAsyncIteration", "GeneratorExit", "SystemExit", "KeyboardInterrupt"}
+
+
+class Wrong(Exception):
+    """The program broke off or answered with no answer."""
+
+
+class Channel:
+    """The judge's end of the two pipes."""
+
+    def __init__(self, requests: int, replies: int) -> None:
+        self.requests, self.replies = requests, replies
+        if read_frame(replies) != ["ready"]:
+            raise Wrong("the program does not load")
+
+    def ask(self, operation: str, *arguments: Any) -> Any:
+        """Have the program's side do ``operation``; its exception is raised here, as a plain built-in one."""
+        packed = [pack(argument, lambda value: ["held", value._number]) for argument in arguments]
+        write_frame(self.requests, [operation, packed])
+        kind, *rest = read_frame(self.replies)
+        if kind == "value":
+            return unpack(rest[0], self._remote)
+        if kind == "end":
+            raise StopIteration
+        name = str(rest[0])
+        exception = getattr(builtins, name, None)
+        ordinary = isinstance(exception, type) and issubclass(exception, Exception) and name not in _NEVER_RAISED
+        if not ordinary or issubclass(exception, UnicodeError | BaseExceptionGroup):
+            exception = Wrong
+        raise exception(str(rest[1]))
+
+    def _remote(self, name: Any) -> Any:
+        number, _, is_callable = name
+        return (RemoteCallable if is_callable else Remote)(self, [int(number)])
+
+
+class Remote:
+    """An object that stays on the program's side. It equals itself and nothing else, whatever its class says."""
+
+    __slots__ = ("_channel", "_number")
+
+    def __init__(self, channel: Channel, number: list[int]) -> None:
+        object.__setattr__(self, "_channel", channel)
+        object.__setattr__(self, "_number", number)
+
+    def __getattr__(self, name: str) -> Any:
+        return self._channel.ask("get", self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._channel.ask("set", self, name, value)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._channel.ask("item", self, key)
+
+    def __len__(self) -> int:
+        return self._channel.ask("length", self)
+
+    def __bool__(self) -> bool:
+        return self._channel.ask("truth", self) is True
+
+    def __contains__(self, key: Any) -> bool:
+        return self._channel.ask("contains", self, key) is True
+
+    def __iter__(self) -> Remote:
+        return self._channel.ask("iterate", self)
+
+    def __next__(self) -> Any:
+        return self._channel.ask("next", self)
+
+    def __str__(self) -> str:
+        return str(self._channel.ask("text", self))
+
+
+class RemoteCallable(Remote):
+    """One that can be called."""
+
+    __slots__ = ()
+
+    def __call__(self, *positional: Any, **named: Any) -> Any:
+        return self._channel.ask("call", self, list(positional), named)
+
+
+def judge(tests: dict[str, Any], channel: Channel) -> None:
+    """Run the tests; whatever is raised means that the program is wrong."""
+    if "entry_point" in tests:
+        space = _trusted_space(tests.get("prompt", ""))
+        exec(compile(tests["test"], "test.py", "exec"), space)
+        space["check"](channel.ask("function", tests["entry_point"], tests.get("method_of", "")))
+        return
+    setup = tests.get("test_setup_code", "")
+    lines = list(tests["test_list"])
+    source = "\n".join([setup, *lines])
+    space = _trusted_space("")
+    for name in _wanted_names(source, "\n".join(lines)):
+        space[name] = _resolve(name, channel)
+    exec(compile(setup, "setup.py", "exec"), space)
+    for line in lines:
+        exec(compile(line, "test.py", "exec"), space)
+
+
+def _trusted_space(preamble: str) -> dict[str, Any]:
+    space: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins}
+    # HumanEval's prompt defines helpers that its tests call: the tests get their own copy, never the program's.
+    exec(compile(preamble, "prompt.py", "exec"), space)
+    return space
+
+
+def _wanted_names(source: str, asserts: str) -> list[str]:
+    """The names that the tests leave to the program."""
+    tree = ast.parse(source)
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    bound = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
+    bound |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    bound |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            bound |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    free = {node.id for node in names} - bound
+    wanted = sorted(name for name in free if not hasattr(builtins, name))
+    called = {
+        n.func.id for n in ast.walk(ast.parse(asserts)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+    }
+    if not called & set(wanted):
+        # A function under test that is named like a built-in, such as MBPP's sum(a, b): the innermost call is it. In
+        # all other tests the built-ins are the judge's, or a program could bring a set() that makes all things equal.
+        wanted += _innermost_calls(asserts)
+    return wanted
+
+
+def _innermost_calls(source: str) -> list[str]:
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            inside = [n for argument in node.args for n in ast.walk(argument) if isinstance(n, ast.Call)]
+            if not any(isinstance(n.func, ast.Name) for n in inside):
+                found.add(node.func.id)
+    return sorted(found) if len(found) == 1 else []
+
+
+def _resolve(name: str, channel: Channel) -> Any:
+    if name in sys.stdlib_module_names:
+        # Tests lean on the program's own "import math"; they get the real one.
+        return importlib.import_module(name)
+    return channel.ask("name", name)
+
+
+def main() -> None:
+    """Read the orders, close in, play the part."""
+    orders = read_frame(0)
+    if not orders["isolated"]:
+        isolate(orders)
+    for path in orders["site"]:
+        sys.path.append(path)
+    os.environ.clear()
+    os.environ.update(orders["environment"])
+    limit(orders)
+    if orders["confined"]:
+        give_up_privileges()
+        refuse_system_calls()
+    sys.setrecursionlimit(orders.get("recursion", 5000))
+    requests, replies, stdin = (orders["fds"].get(name, -1) for name in ("requests", "replies", "stdin"))
+    nothing = os.open("/dev/null", os.O_RDWR)
+    if orders["role"] == "script":
+        os.dup2(nothing, 2)
+        run_script(orders, stdin)
+    verdict = os.dup(1)
+    tests = read_frame(0) if orders["role"] == "judge" else None
+    for file in (0, 1, 2):
+        os.dup2(nothing, file)
+    if tests is None:
+        os.close(verdict)
+        for file in range(3, 128):
+            if file not in (requests, replies):
+                with contextlib.suppress(OSError):
+                    os.close(file)
+        with contextlib.suppress(BaseException):
+            serve_calls(orders, requests, replies)
+        os._exit(0)
+    try:
+        judge(tests, Channel(requests, replies))
+        os.write(verdict, b"right")
+    except BaseException as error:
+        os.write(verdict, f"wrong: {type(error).__name__}: {error}"[:500].encode("utf-8", "replace"))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
