@@ -137,6 +137,9 @@ def _attention(
     if dropout:
         raise InputError(f"{type(module).__name__}: attention dropout of {dropout} is on; packs are read without it")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):  # autocast does not know these kernels, and RoPE leaves it with mixed dtypes
+        query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
     return dapo_attention(query, key, value, scale), None
 
 
@@ -197,6 +200,9 @@ def check_plugged_in(model: PreTrainedModel, source: str) -> None:
             f"{source}: {name} does not use transformers' attention interface, so tree attention cannot be plugged in"
         )
     if model.config.get_text_config().model_type in TESTED:
+        return
+    if model.device.type == "meta":
+        log.warning("%s is not among the tested families, and without weights it cannot be tried", name)
         return
     error = _tree_error(model)
     limit = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1

@@ -5,6 +5,8 @@ import random
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
+from torch.nn.attention.flex_attention import flex_attention
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -47,7 +49,9 @@ def big_tree(seed: int, steps: int = 5, candidates: int = 5, length: int = 40) -
             state = State(index, step, [1.0], [], kept=True)
             for _ in range(rng.randint(0, candidates)):
                 begin = list(rng.choice(state.candidates).ids[:9]) if state.candidates and rng.random() < 0.4 else []
-                state.candidates.append(Candidate(begin + ids(rng.choice([1, 20, 20, 200])), 1, False, 0.0, advantage=0.0))
+                state.candidates.append(
+                    Candidate(begin + ids(rng.choice([1, 20, 20, 200])), 1, False, 0.0, advantage=0.0)
+                )
             states.append(state)
         trunks.append(Trunk(tokens, ends, 1.0, True))
     return Tree("p", "", "", ids(40), trunks, states, 1, 1)
@@ -127,6 +131,22 @@ def test_block_mask_against_every_pair(block, padding):
             assert (k in partial | full) == bool(area.any())
     rows, keys = torch.arange(length)[:, None], torch.arange(length)[None, :]
     assert torch.equal(mask.mask_mod(0, 0, rows, keys), dense)
+
+
+def test_flex_is_compiled_once_for_a_length():
+    """Another tree of the same length is no reason to recompile."""
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(flex_attention, dynamic=False, backend="eager")
+    length = 1024
+    query, key = torch.randn(1, 2, length, 16), torch.randn(1, 2, length, 16)
+    for seed in (1, 2, 3):
+        ends = pack_of(big_tree(seed, steps=2)).subtree_end[:length]
+        ends = torch.cat([ends, torch.arange(ends.numel(), length, dtype=torch.int32) + 1]).clamp(max=length)
+        with torch.no_grad():
+            out = compiled(query, key, key, block_mask=tree_block_mask(ends))
+        torch.testing.assert_close(out.transpose(1, 2), Dense(ends)(query, key, key, 16**-0.5))
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 def test_flat_packs_are_recognised():
@@ -221,6 +241,17 @@ def test_without_a_pack_the_model_is_an_ordinary_one():
     assert torch.equal(ours.generate(ids, **options), plain.eval().generate(ids, **options))
 
 
+def test_autocast():
+    """Mixed dtypes, as RoPE leaves them under autocast, are brought to autocast's."""
+    pack = pack_of(big_tree(3, steps=3, length=6))
+    model = new_causal_lm(LlamaConfig(**(SMALL | {"vocab_size": 1000}), pad_token_id=0), 0)
+    exact = PolicyReader(model).step_logps(pack)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = PolicyReader(model)(pack, objective="cross_entropy")
+    out.loss.backward()
+    torch.testing.assert_close(out.step_logps, exact, rtol=1e-2, atol=1e-2)
+
+
 def test_gradient_checkpointing():
     """Recomputed layers see the same plan."""
     tree = big_tree(3, steps=3, length=6)
@@ -230,7 +261,8 @@ def test_gradient_checkpointing():
     for checkpointing in (False, True):
         model = new_causal_lm(config, 0).train()
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
         PolicyReader(model)(pack, objective="cross_entropy").loss.backward()
         found.append([parameter.grad for parameter in model.parameters()])
     for a, b in itertools.zip_longest(*found):
