@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -108,13 +109,13 @@ def train(
     meter = Meter(model, world)
     telemetry = Telemetry(directory, world, task.name, start, task.steps, tracker, settings.model_dump())
     metrics: dict[str, float] = {}
-    with _StopSignals() as stop, ThreadPoolExecutor(1, "batches") as ahead:
+    with closing(telemetry), _StopSignals() as stop, ThreadPoolExecutor(1, "batches") as ahead:
         upcoming = ahead.submit(task.batch, start) if start < task.steps else None
         for step in range(start, task.steps):
             began = time.perf_counter()
             batch = upcoming.result()
             upcoming = ahead.submit(task.batch, step + 1) if step + 1 < task.steps else None
-            torch.manual_seed((seed << 32) + step)
+            torch.manual_seed(((seed << 32) + step) % 2**63)
             loss, values = _accumulate(task, root, batch, world)
             norm = clip_gradients(trained, settings.clip_norm)
             report = _reduce(loss, values, stop.signal or 0, world)
@@ -136,12 +137,10 @@ def train(
                 checkpoints.save(done, training_state(model, optimizer, settings.optimizer_state))
             if report.signal and done < task.steps:
                 checkpoints.wait()
-                telemetry.close()
                 name = signal.Signals(report.signal).name
                 log.warning("%s: %s; saved step %d, the same command goes on from there", task.name, name, done)
                 raise SystemExit(128 + report.signal)
     checkpoints.wait()
-    telemetry.close()
     return metrics
 
 

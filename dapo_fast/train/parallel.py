@@ -1,4 +1,4 @@
-"""How training is laid over processes: the process group, FSDP2 on an unmodified model, and who is still alive.
+"""How training is laid over processes: the process group, and FSDP2 on an unmodified model.
 
 Without torchrun and in fp32 a model stays as it is. Everywhere else FSDP2 shards it, at world size 1 too, where its
 use is that of keeping fp32 weights behind a bf16 computation.
@@ -11,10 +11,8 @@ import functools
 import itertools
 import logging
 import os
-import threading
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -28,11 +26,10 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from dapo_fast.config import ModelSettings, ParallelSettings
 from dapo_fast.errors import InputError
+from dapo_fast.train.heartbeat import Heart, is_lost_peer
 
 log = logging.getLogger("dapo_fast.train")
 
-HEARTBEAT_S = 2.0
-LOST_AFTER_S = 30.0
 _generation = itertools.count()
 
 
@@ -52,7 +49,6 @@ class World:
     device: torch.device
     dtype: torch.dtype
     mesh: DeviceMesh | None
-    _heart: _Heart | None = field(default=None, repr=False)
 
     def barrier(self) -> None:
         """Wait for every rank."""
@@ -116,75 +112,23 @@ def open_world(model: ModelSettings, parallel: ParallelSettings) -> Iterator[Wor
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(minutes=10))
     mesh = init_device_mesh(kind, (parallel.replicas, size // parallel.replicas), mesh_dim_names=("replicate", "shard"))
-    heart = _Heart(dist.PrefixStore("heart", store), rank, size) if size > 1 else None
     if rank == 0:
         shape = f"{parallel.replicas} × {size // parallel.replicas}" if parallel.replicas > 1 else str(size)
         log.info("FSDP2 over %s processes on %s, computing in %s", shape, kind, name)
+    heart = Heart(dist.PrefixStore("heart", store), rank, size)
     try:
-        yield World(rank, size, device, dtype, mesh if parallel.replicas > 1 else mesh["shard"], heart)
-        if size > 1:
-            dist.barrier()
-    except RuntimeError as error:
-        if size == 1 or not _is_lost_peer(error):
-            raise
-        _give_up(rank, str(error).splitlines()[0])
-    finally:
-        if heart is not None:
-            heart.stop()
-        dist.destroy_process_group()
-
-
-def _is_lost_peer(error: RuntimeError) -> bool:
-    text = str(error)
-    return isinstance(error, dist.DistError) or any(
-        sign in text for sign in ("Connection closed by peer", "Connection reset", "Broken pipe", "gloo/transport")
-    )
-
-
-def _give_up(rank: int, reason: str) -> None:
-    # The others are gone and a collective may hang for ever: neither an exception nor an orderly exit is safe.
-    message = f"rank {rank}: another process of this training died or hangs ({reason}); stopping. "
-    log.error("%s", message + "Its own message says why; the same command resumes from the last checkpoint.")
-    logging.shutdown()
-    os._exit(1)
-
-
-class _Heart:
-    """Tells the other ranks that this one lives, and ends the process when one of them has stopped telling.
-
-    torchrun does this for processes that die on its own node; this covers other launchers, other nodes, and processes
-    that hang. It beats in a thread, so a long step or a wait in a collective is no silence.
-    """
-
-    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
-        self._store = store
-        self._rank = rank
-        self._size = size
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._thread.start()
-
-    def _beat(self) -> None:
-        last_seen = {rank: (0, time.monotonic()) for rank in range(self._size) if rank != self._rank}
-        while not self._stopped.wait(HEARTBEAT_S):
-            try:
-                self._store.add(f"{self._rank}", 1)
-                for rank, (count, since) in last_seen.items():
-                    now = self._store.add(f"{rank}", 0)
-                    if now != count:
-                        last_seen[rank] = (now, time.monotonic())
-                    elif time.monotonic() - since > LOST_AFTER_S and not self._store.add(f"left {rank}", 0):
-                        _give_up(self._rank, f"no sign of life from rank {rank} for {LOST_AFTER_S:.0f} s")
-            except (RuntimeError, dist.DistError) as error:
-                if not self._stopped.is_set():
-                    _give_up(self._rank, f"the launcher's store is gone: {str(error).splitlines()[0]}")
-
-    def stop(self) -> None:
-        """This rank leaves in good order."""
-        self._stopped.set()
-        self._thread.join()
-        with contextlib.suppress(RuntimeError):
-            self._store.add(f"left {self._rank}", 1)
+        yield World(rank, size, device, dtype, mesh if parallel.replicas > 1 else mesh["shard"])
+    except BaseException as error:
+        heart.stop()
+        if size > 1 and is_lost_peer(error):
+            heart.give_up(str(error).splitlines()[0])
+        if size == 1 or isinstance(error, SystemExit | InputError):
+            dist.destroy_process_group()
+        # Elsewhere the others are in a collective that this rank has left: tearing down the group may hang.
+        raise
+    dist.barrier()
+    heart.stop()
+    dist.destroy_process_group()
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import resource
 import sys
@@ -20,6 +21,9 @@ from dapo_fast.data.packing import Pack, pack_cost
 from dapo_fast.errors import InputError
 from dapo_fast.train.parallel import World
 
+log = logging.getLogger("dapo_fast.train")
+
+SAY_EVERY_S = 30.0  # between two lines of the log where there is no terminal for a progress bar
 # Dense bf16 peak of one device, flops a second, from the makers' data sheets.
 _PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "B200": 2250e12}
 
@@ -52,7 +56,9 @@ class Telemetry:
         _cut_metrics(path, start)
         self._file = open(path, "a")  # noqa: SIM115 - open for the life of the run
         self._events = _Events(directory / "tensorboard", start)
-        self._bar = tqdm(total=steps, initial=start, desc=stage, unit="step", mininterval=1.0, disable=_quiet())
+        self._bar = tqdm(total=steps, initial=start, unit="step", mininterval=1.0, disable=not sys.stderr.isatty())
+        self._bar.set_description(stage, refresh=False)
+        self._stage, self._steps, self._said = stage, steps, time.monotonic()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record the metrics of optimizer step ``step`` (the first is 1)."""
@@ -65,6 +71,10 @@ class Telemetry:
             self._run.log(metrics, step=step)
         self._bar.set_postfix(loss=f"{metrics['loss']:.4g}", refresh=False)
         self._bar.update()
+        if self._bar.disable and time.monotonic() - self._said > SAY_EVERY_S:
+            self._said = time.monotonic()
+            left = metrics["seconds"] * (self._steps - step)
+            log.info("%s: step %d of %d, loss %.4g, %.0f s left", self._stage, step, self._steps, metrics["loss"], left)
 
     def sync(self) -> None:
         """Put the lines so far on the disk: a checkpoint is about to count on them."""
@@ -80,10 +90,6 @@ class Telemetry:
         self._file.close()
         if self._run is not None:
             self._run.finish()
-
-
-def _quiet() -> bool:
-    return not sys.stderr.isatty() and "DAPO_FAST_PROGRESS" not in os.environ
 
 
 def _cut_metrics(path: Path, start: int) -> None:

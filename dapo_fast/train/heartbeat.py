@@ -1,0 +1,81 @@
+"""Who is still alive: a process of the training that dies or hangs stops the others, with one message.
+
+torchrun notices a process that dies on its own node; this covers other launchers, other nodes, and processes that
+hang. It beats in a thread, so neither a long step nor a wait in a collective is a silence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+
+import torch.distributed as dist
+
+log = logging.getLogger("dapo_fast.train")
+
+HEARTBEAT_S = 2.0
+LOST_AFTER_S = 30.0
+
+
+class Heart:
+    """Tells the other ranks that this one lives, and ends the process when one of them has stopped telling."""
+
+    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+        """Start beating; with ``size`` 1 there is nobody to tell."""
+        self._store = store
+        self._rank = rank
+        self._others = [other for other in range(size) if other != rank]
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        if self._others:
+            self._thread.start()
+
+    def _beat(self) -> None:
+        seen = {rank: (0, time.monotonic()) for rank in self._others}
+        while not self._stopped.wait(HEARTBEAT_S):
+            try:
+                self._store.add(f"beat {self._rank}", 1)
+                for rank, (count, since) in seen.items():
+                    now = self._store.add(f"beat {rank}", 0)
+                    if now != count:
+                        seen[rank] = (now, time.monotonic())
+                    elif time.monotonic() - since > LOST_AFTER_S and not self._store.add(f"left {rank}", 0):
+                        self.give_up(f"no sign of life from rank {rank} for {LOST_AFTER_S:.0f} s")
+            except RuntimeError as error:
+                if not self._stopped.is_set():
+                    self.give_up(f"the launcher's store is gone: {str(error).splitlines()[0]}")
+
+    def stop(self) -> None:
+        """This rank leaves in good order."""
+        self._stopped.set()
+        if self._others:
+            self._thread.join()
+            with contextlib.suppress(RuntimeError):
+                self._store.add(f"left {self._rank}", 1)
+
+    def give_up(self, reason: str) -> None:
+        """End this process at once; the first rank to do so says why.
+
+        The others are gone and a collective may hang for ever: neither an exception nor an orderly exit is safe.
+        """
+        first = True
+        with contextlib.suppress(RuntimeError):
+            first = self._store.add("reported", 1) == 1
+        if first:
+            log.error(
+                "rank %d: another process of this training died or hangs (%s); stopping. Its own message says why; "
+                "the same command resumes from the last checkpoint.",
+                self._rank,
+                reason,
+            )
+        logging.shutdown()
+        os._exit(1)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether ``error`` is a collective's way of saying that another process is gone."""
+    signs = ("Connection closed by peer", "Connection reset", "Broken pipe", "gloo/transport")
+    return isinstance(error, dist.DistBackendError) or any(sign in str(error) for sign in signs)
