@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from dapo_fast.data.packing import Pack
+from dapo_fast.errors import InputError
 
 log = logging.getLogger("dapo_fast.attention")
 
@@ -74,6 +75,8 @@ class TreeFlex:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """``query`` (1, Hq, T, D), ``key`` and ``value`` (1, Hkv, T, D) → (1, T, Hq, D)."""
         arguments = {"block_mask": self.mask, "scale": scale, "enable_gqa": query.shape[1] != key.shape[1]}
+        if not query.is_cuda and torch.is_grad_enabled() and query.requires_grad:
+            raise InputError("model.attention: 'flex' has no backward on a CPU; use 'tree_sdpa' or 'auto'")
         if query.is_cuda:
             out = _compiled()(query, key, value, kernel_options=kernel_options(), **arguments)
         else:

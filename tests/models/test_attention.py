@@ -171,6 +171,9 @@ def test_a_demanded_backend_is_used_or_refused():
         plan_attention(pack_of(big_tree(0)), "varlen")
     with pytest.raises(InputError, match="CPU only"):
         choose_backend("tree_sdpa", torch.device("cuda"), flat=False)
+    query = torch.randn(1, 2, 128, 8, requires_grad=True)
+    with pytest.raises(InputError, match="'flex' has no backward on a CPU"):
+        plan_attention(empty_pack([128]), "flex")(query, query, query, 0.3)
     with pytest.raises(InputError, match="'best' is unknown"):
         new_causal_lm(LlamaConfig(), 0, attention="best")
     config = LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
