@@ -1,0 +1,312 @@
+"""Collection: what a tree holds, what the options do, and that a killed one ends with the same store."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from collect_process import SETTINGS, run
+from transformers import AutoModelForCausalLM
+
+from dapo_fast.config import CollectSettings
+from dapo_fast.data.store import read_shard, read_trees
+from dapo_fast.data.tree import Trunk
+from dapo_fast.errors import InputError
+from dapo_fast.rollout.collect import Completions, candidates_of, choose_trunks, collect, decision_point, states_of
+from dapo_fast.rollout.engine import Sample
+from dapo_fast.rollout.in_process import InProcessEngine
+from dapo_fast.rollout.steps import Splitter, split_steps
+from dapo_fast.tasks import get_task
+
+TASK = get_task("arithmetic")
+TOKENIZER = TASK.tokenizer()
+EOS = TOKENIZER.eos_token_id
+KILLS = int(os.environ.get("DAPO_FAST_TEST_KILLS", "3"))
+
+
+def ids(text, end=False):
+    return TOKENIZER(text, add_special_tokens=False)["input_ids"] + [EOS] * end
+
+
+def encode(problem):
+    return ids(problem.prompt)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(TASK.model_config()).eval()
+    with torch.no_grad():  # steps and ends likely enough for short tests
+        model.lm_head.weight.mul_(0.5)
+    return model
+
+
+@pytest.fixture(scope="module")
+def policy(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("policy")
+    model.save_pretrained(path)
+    TOKENIZER.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def engine(policy):
+    return InProcessEngine(AutoModelForCausalLM.from_pretrained(policy), TOKENIZER, 128)
+
+
+def lenient(problem, text):
+    """A verdict that random responses meet about half of the time."""
+    return sum(map(ord, text)) % 2 == 0
+
+
+def gather(engine, out, verify=lenient, problems=6, seed=1, digest="d", **settings):
+    settings = {"samples": 6, "kept": 4, "completions": 4, "max_tokens": 20, "shard_problems": 4} | settings
+    summary = collect(
+        TASK.problems(problems, seed=0),
+        engine,
+        CollectSettings(**settings),
+        out,
+        encode=encode,
+        verify=verify,
+        seed=seed,
+        digest=digest,
+    )
+    return summary, list(read_trees(out))
+
+
+def test_trees_are_whole(engine, tmp_path):
+    summary, trees = gather(engine, tmp_path)
+    assert [t.problem_id for t in trees] == [p.id for p in TASK.problems(6, seed=0)]
+    assert json.loads((tmp_path / "done.json").read_text()) == summary
+    for tree, problem in zip(trees, TASK.problems(6, seed=0), strict=True):
+        assert (tree.prompt, tree.answer, tree.prompt_ids) == (problem.prompt, problem.answer, encode(problem))
+        assert tree.sampled == 6 and 0 < len(tree.trunks) <= 4
+        for trunk in tree.trunks:
+            assert trunk.step_ends == split_steps(trunk.ids, TOKENIZER)
+            assert trunk.finished == (trunk.ids[-1] == EOS)
+            text = TOKENIZER.decode(trunk.ids, skip_special_tokens=True)
+            assert trunk.reward == float(trunk.finished and lenient(problem, text))
+        prefixes = [tuple(tree.response_prefix(s)) for s in tree.states]
+        wanted = {tuple(t.ids[:end]) for t in tree.trunks for end in [0, *t.step_ends[:-1]]}
+        assert len(set(prefixes)) == len(prefixes) and set(prefixes) == wanted
+        for state in tree.states:
+            assert len(state.rewards) == 4
+            assert sum(c.count for c in state.candidates) == 4
+            assert len({tuple(c.ids) for c in state.candidates}) == len(state.candidates)
+            budget = 20 - len(tree.response_prefix(state))
+            for c in state.candidates:
+                assert split_steps(c.ids, TOKENIZER) == [len(c.ids)]
+                assert c.terminal == (c.ids[-1] == EOS or len(c.ids) == budget)
+                assert c.reward == 0 or (c.terminal and c.ids[-1] == EOS)
+    states = [s for t in trees for s in t.states]
+    assert summary["states"] == len(states) and summary["completions"] == 4 * len(states)
+    assert summary["all_wrong"] == sum(s.mc == 0 for s in states)
+    assert summary["pairs"] == sum(len(s.candidates) for s in states)
+    assert summary["correct"] == sum(t.correct for t in trees) > 0
+    assert summary["generated_tokens"] == engine.generated_tokens
+
+
+def test_the_seed_decides_and_nothing_else(engine, tmp_path):
+    _, first = gather(engine, tmp_path / "a")
+    _, again = gather(engine, tmp_path / "b")
+    _, other = gather(engine, tmp_path / "c", seed=2)
+    assert first == again != other
+    assert gather(engine, tmp_path / "a")[1] == first  # finished: read, not made
+
+
+def test_all_wrong_and_truncated_responses(engine, tmp_path):
+    engine.end_ids = []
+    summary, trees = gather(engine, tmp_path, verify=lambda p, t: False, splitter="regex:never", problems=2)
+    assert summary["correct"] == 0 and summary["all_wrong"] == summary["states"] == 2
+    assert summary["truncated_trunks"] == summary["trunks"]
+    for tree in trees:
+        [state] = tree.states
+        assert state.mc == 0 and all(c.terminal and c.reward == 0 and len(c.ids) == 20 for c in state.candidates)
+
+
+def test_unfinished_responses_are_never_verified(engine, tmp_path):
+    asked = []
+    gather(engine, tmp_path, verify=lambda p, t: asked.append((p.id, t)) or True, max_tokens=6)
+    assert len(set(asked)) == len(asked)  # within a shard phase, equal texts are judged once
+    for tree in read_trees(tmp_path):
+        assert all(t.reward == float(t.finished) for t in tree.trunks)
+
+
+def test_other_settings_are_refused(engine, tmp_path):
+    gather(engine, tmp_path)
+    for change in ({"seed": 2}, {"digest": "e"}, {"completions": 3}, {"problems": 5}):
+        with pytest.raises(InputError, match=r"shard-0000\d"):
+            gather(engine, tmp_path, **change)
+
+
+def test_bad_input_is_refused_before_anything_is_sampled(tmp_path):
+    class Silent:
+        tokenizer = TOKENIZER
+
+    with pytest.raises(InputError, match="splitter"):
+        gather(Silent(), tmp_path, splitter="words")
+    with pytest.raises(InputError, match="no problems"):
+        collect([], Silent(), SETTINGS, tmp_path, encode=encode, verify=lenient, seed=0, digest="")
+    with pytest.raises(InputError, match="more than once"):
+        problems = TASK.problems(1, seed=0) * 2
+        collect(problems, Silent(), SETTINGS, tmp_path, encode=encode, verify=lenient, seed=0, digest="")
+
+
+# ------------------------------------------------------------------------------------------------ the rules
+
+
+def test_trunks_are_balanced_and_distinct():
+    responses = [(i,) for i in range(8)]
+    assert choose_trunks(responses, [1, 1, 1, 1, 0, 0, 0, 0], 4) == [0, 1, 4, 5]
+    assert choose_trunks(responses, [1, 0, 0, 0, 0, 0, 0, 0], 4) == [0, 1, 2, 3]
+    assert choose_trunks(responses, [1, 1, 1, 1, 1, 1, 1, 0], 4) == [0, 1, 2, 7]
+    assert choose_trunks(responses, [1] * 8, 3) == [0, 1, 2]
+    assert choose_trunks([(1,), (1,), (2,), (2,)], [0, 0, 0, 0], 3) == [0, 2]
+
+
+def test_states_are_unique_prefixes():
+    trunks = [Trunk([1, 2, 3], [1, 2, 3], 0.0, True), Trunk([1, 2, 4], [1, 2, 3], 1.0, True)]
+    assert [(s.trunk, s.step) for s in states_of(trunks)] == [(0, 0), (0, 1), (0, 2)]
+    assert [(s.trunk, s.step) for s in states_of(trunks, every=2)] == [(0, 0), (0, 2)]
+
+
+def test_candidates_are_unique_first_steps():
+    completions = Completions(budget=30)
+    completions.add(ids("1+2=3\n3=3", end=True), True, 1.0)
+    completions.add(ids("1+2=3\n0=0", end=True), True, 0.0)
+    completions.add(ids("1=1", end=True), True, 1.0)
+    completions.add(ids("1=1"), False, 0.0)
+    found = candidates_of(completions, Splitter(TOKENIZER))
+    assert [(c.ids, c.count, c.terminal, c.reward) for c in found] == [
+        (ids("1+2=3\n"), 2, False, 0.0),
+        (ids("1=1", end=True), 1, True, 1.0),
+        (ids("1=1"), 1, True, 0.0),
+    ]
+
+
+def test_decision_point_keeps_its_error():
+    for m in (2, 4, 8, 16, 32):
+        for error in (0.002, 0.01, 0.05):
+            k = decision_point(m, error)
+            assert 1 <= k <= m
+            rng = random.Random(0)
+            # A uniform success rate, seen after k agreeing verdicts: Beta(1, k + 1).
+            squares = [
+                (sum(rng.random() < p for _ in range(m - k)) / m) ** 2
+                for p in (rng.betavariate(1, k + 1) for _ in range(4000))
+            ]
+            assert sum(squares) / len(squares) <= error * 1.15
+    assert decision_point(16, 0.01) == 8
+
+
+# ------------------------------------------------------------------------------------------------ the options
+
+
+def test_every_kth_state(engine, tmp_path):
+    _, trees = gather(engine, tmp_path, every_state=2)
+    assert {s.step % 2 for t in trees for s in t.states} == {0}
+
+
+def test_reused_samples_are_the_prompts_completions(engine, tmp_path):
+    summary, trees = gather(engine, tmp_path / "a", reuse_samples=True)
+    plain, _ = gather(engine, tmp_path / "b")
+    assert summary["completion_tokens"] < plain["completion_tokens"]
+    for tree in trees:
+        assert len(tree.states[0].rewards) == 6 and sum(tree.states[0].rewards) == tree.correct
+        assert all(len(s.rewards) == 4 for s in tree.states[1:])
+
+
+def test_counted_trunks(engine, tmp_path):
+    summary, trees = gather(engine, tmp_path / "a", count_trunk=True)
+    plain, _ = gather(engine, tmp_path / "b")
+    assert summary["completion_tokens"] == plain["completion_tokens"]
+    for tree in trees:
+        for state in tree.states:
+            prefix = tree.response_prefix(state)
+            through = [t for t in tree.trunks if t.ids[: len(prefix)] == prefix and len(t.ids) > len(prefix)]
+            assert len(state.rewards) == 4 + len(through) >= 5
+            assert state.rewards[4:] == [t.reward for t in through]
+            assert sum(c.count for c in state.candidates) == len(state.rewards)
+
+
+def test_decided_states_are_skipped(engine, tmp_path):
+    point = decision_point(8, 0.05)
+    assert point < 8
+    summary, trees = gather(engine, tmp_path, completions=8, skip_decided=True, decided_error=0.05)
+    states = [s for t in trees for s in t.states]
+    assert {len(s.rewards) for s in states} == {point, 8}
+    for state in states:
+        assert (len(state.rewards) == point) == (len(set(state.rewards[:point])) == 1)
+    skipped = sum(8 - len(s.rewards) for s in states)
+    assert summary["skipped_completions"] == skipped > 0
+
+
+class Scripted:
+    """An engine that says what it is told."""
+
+    tokenizer = TOKENIZER
+
+    def __init__(self, texts):
+        self.texts = texts
+
+    def generate(self, prompts, params, progress=None):
+        def sample(i):
+            text = self.texts[i % len(self.texts)]
+            return Sample(ids(text, end=True), text, True)
+
+        return [[sample(i) for i in range(params.n)] for _ in prompts]
+
+
+def test_right_and_wrong_by_the_tasks_verifier(tmp_path):
+    [problem] = TASK.problems(1, seed=0)
+    wrong = str((int(problem.answer) + 1) % 7)
+    engine = Scripted([f"1=1\n0={problem.answer}", f"1=1\n0={wrong}", f"0={problem.answer}", f"0={wrong}"])
+    settings = CollectSettings(samples=4, kept=2, completions=4, max_tokens=40)
+    summary = collect([problem], engine, settings, tmp_path, encode=encode, verify=TASK.verify, seed=0, digest="")
+    [tree] = read_trees(tmp_path)
+    assert [t.reward for t in tree.trunks] == [1.0, 0.0] and summary["accuracy"] == 0.5
+    assert [(s.trunk, s.step, s.mc) for s in tree.states] == [(0, 0, 0.5), (0, 1, 0.5)]
+
+
+# ------------------------------------------------------------------------------------------------ kills
+
+
+def test_killed_again_and_again_it_ends_with_the_same_store(policy, tmp_path):
+    run(policy, tmp_path / "whole")
+    command = [sys.executable, str(Path(__file__).with_name("collect_process.py")), str(policy), str(tmp_path / "cut")]
+    rng = random.Random(0)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as launcher:
+
+        def collect_in_a_child():
+            launcher.stdin.write("\n")
+            launcher.stdin.flush()
+            return int(launcher.stdout.readline())
+
+        killed = 0
+        for _ in range(KILLS):
+            child = collect_in_a_child()
+            time.sleep(rng.uniform(0.0, 1.0))
+            with suppress(ProcessLookupError):  # it was faster
+                os.kill(child, signal.SIGKILL)
+            killed += int(launcher.stdout.readline()) == signal.SIGKILL
+        assert killed > 0
+        collect_in_a_child()
+        assert launcher.stdout.readline().strip() == "0"
+        launcher.kill()
+    names = sorted(p.name for p in (tmp_path / "whole").iterdir())
+    assert sorted(p.name for p in (tmp_path / "cut").iterdir()) == names
+    for name in names:
+        if name.endswith(".parquet"):
+            assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+            assert read_shard(tmp_path / "cut" / name)
+    counts = [json.loads((tmp_path / d / "done.json").read_text()) for d in ("whole", "cut")]
+    assert {k: v for k, v in counts[0].items() if k != "seconds"} == {
+        k: v for k, v in counts[1].items() if k != "seconds"
+    }
