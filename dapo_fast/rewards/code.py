@@ -34,7 +34,8 @@ def verify(
             ``{"test_list", "test_setup_code"?}`` or a list of assert statements (MBPP),
             ``{"inputs", "outputs"}`` (standard input and output: TACO, APPS, LiveCodeBench),
             ``{"inputs", "outputs", "fn_name"}`` (arguments and results of a function or of a ``Solution`` method).
-        timeout: Seconds for all of a function's tests, or for each pair of standard input and output.
+        timeout: CPU seconds for all of a function's tests, or for each pair of standard input and output; the wall
+            clock allows half as much again and a second.
         insecure: Run without a sandbox where none works.
 
     Raises:

@@ -298,6 +298,8 @@ def unpack(data: Any, held: Any) -> Any:
             return _AS_TEXT[rest[0]][2](rest[1])
         if tag == "timedelta":
             return datetime.timedelta(*rest)
+        if tag == "builtin":
+            return held(str(rest[0]))
         if tag == "held":
             return held(rest[0])
     except (TypeError, KeyError, IndexError, OverflowError) as error:
@@ -332,11 +334,10 @@ def serve_calls(orders: dict[str, Any], requests: int, replies: int) -> None:
 
     def keep(value: Any) -> Any:
         objects.append(value)
-        shape = "class" if isinstance(value, type) else type(value).__name__[:80]
-        return ["held", [len(objects) - 1, shape, callable(value)]]
+        return ["held", [len(objects) - 1, callable(value)]]
 
     def held(name: Any) -> Any:
-        return objects[name[0]]
+        return getattr(builtins, name) if isinstance(name, str) else objects[name[0]]
 
     space: dict[str, Any] = {"__name__": "program", "__builtins__": builtins}
     try:
@@ -396,7 +397,7 @@ class Channel:
 
     def ask(self, operation: str, *arguments: Any) -> Any:
         """Have the program's side do ``operation``; its exception is raised here, as a plain built-in one."""
-        packed = [pack(argument, lambda value: ["held", value._number]) for argument in arguments]
+        packed = [pack(argument, _name_of) for argument in arguments]
         write_frame(self.requests, [operation, packed])
         kind, *rest = read_frame(self.replies)
         if kind == "value":
@@ -411,7 +412,7 @@ class Channel:
         raise exception(str(rest[1]))
 
     def _remote(self, name: Any) -> Any:
-        number, _, is_callable = name
+        number, is_callable = name  # a bare name, of a built-in, is for the other direction only
         return (RemoteCallable if is_callable else Remote)(self, [int(number)])
 
 
@@ -461,12 +462,22 @@ class RemoteCallable(Remote):
         return self._channel.ask("call", self, list(positional), named)
 
 
+def _name_of(value: Any) -> list[Any]:
+    if isinstance(value, Remote):
+        return ["held", value._number]
+    if getattr(builtins, getattr(value, "__name__", ""), None) is value:
+        return ["builtin", value.__name__]  # remove_datatype(values, int)
+    raise TypeError(f"a test passes {type(value).__name__}, which is no plain data")
+
+
 def judge(tests: dict[str, Any], channel: Channel) -> None:
     """Run the tests; whatever is raised means that the program is wrong."""
     if "entry_point" in tests:
         space = _trusted_space(tests.get("prompt", ""))
+        candidate = channel.ask("function", tests["entry_point"], tests.get("method_of", ""))
+        space[tests["entry_point"]] = candidate  # HumanEval/33 calls it by its name too
         exec(compile(tests["test"], "test.py", "exec"), space)
-        space["check"](channel.ask("function", tests["entry_point"], tests.get("method_of", "")))
+        space["check"](candidate)
         return
     setup = tests.get("test_setup_code", "")
     lines = list(tests["test_list"])
