@@ -273,8 +273,7 @@ def _tree_pieces(tree: Tree, index: int, items: list[_Item], pack_tokens: int, f
     trunk_index = -1
     for item in items:
         state = tree.states[item.state]
-        trunk = tree.trunks[state.trunk]
-        prefix = len(tree.prompt_ids) + (trunk.step_ends[state.step - 1] if state.step else 0)
+        prefix = len(tree.prompt_ids) + (tree.trunks[state.trunk].step_ends[state.step - 1] if state.step else 0)
         # An upper bound: another trunk repeats the prompt here, and branches share nothing.
         grown = size + len(item.path) + (prefix - trunk_size if state.trunk == trunk_index else prefix)
         if not pieces or grown > pack_tokens:

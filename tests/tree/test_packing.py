@@ -166,6 +166,16 @@ def test_split_repeats_only_the_trunk():
     assert sum(pack.tokens for pack in packs) <= whole.tokens + (len(packs) - 1) * trunk
 
 
+def test_a_prompt_without_responses():
+    """The prompt is a state even where no response was kept; it may be too much for one pack as well."""
+    tree = line_tree("p", 1, 5)
+    tree.trunks = []
+    for budget in (9, 10**4):
+        packs = pack_actor([tree], [(0, 0)], budget)
+        assert sum(pack.steps for pack in packs) == 5
+        assert max(pack.tokens for pack in packs) <= max(budget, 6)
+
+
 def test_too_long_a_step_is_logged(caplog):
     with caplog.at_level(logging.WARNING, logger="dapo_fast.packing"):
         (pack,) = pack_actor([line_tree("p", 1, 1, step=30)], [(0, 0)], 16)
