@@ -108,8 +108,8 @@ def run(stage: str, base: Path, out: Path, parallel: dict, digest: str = "test",
     return train_actor(base / "trees", base / "policy", ActorSettings(**ACTOR | changes), laid, CPU, out, **common)
 
 
-def die(base: Path, out: Path, rank: int, call: int) -> None:
-    """Have rank ``rank`` kill itself when its actor computes its ``call``-th loss."""
+def die(base: Path, out: Path, rank: int, call: int, by: int = signal.SIGKILL) -> None:
+    """Have rank ``rank`` send itself signal ``by`` when its actor computes its ``call``-th loss."""
     from dapo_fast.train.actor import ActorTask
 
     loss, calls = ActorTask.loss, []
@@ -117,18 +117,23 @@ def die(base: Path, out: Path, rank: int, call: int) -> None:
     def deadly(self: ActorTask, *args: object) -> object:
         calls.append(1)
         if len(calls) == call and int(os.environ["RANK"]) == rank:
-            (out / "dying").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), by)
         return loss(self, *args)
 
     ActorTask.loss = deadly
 
 
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO)
+def run_jobs(base: Path, jobs: list[dict]) -> None:
+    """Run ``jobs`` one after another, as a rank of whatever started this process."""
+    logging.basicConfig(level=logging.INFO, force=True)
+    logging.getLogger("dapo_fast").handlers.clear()
+    logging.getLogger("dapo_fast").propagate = True
     torch.set_num_threads(1)
-    where, jobs = Path(sys.argv[1]), json.loads(sys.argv[2])
     for job in jobs:
         if "dies" in job:
-            die(where, where / job["out"], **job["dies"])
-        run(job["stage"], where, where / job["out"], job.get("parallel", {}), **job.get("changes", {}))
+            die(base, base / job["out"], **job["dies"])
+        run(job["stage"], base, base / job["out"], job.get("parallel", {}), **job.get("changes", {}))
+
+
+if __name__ == "__main__":
+    run_jobs(Path(sys.argv[1]), json.loads(sys.argv[2]))
