@@ -329,18 +329,20 @@ def _status(field: str) -> int:
     raise OSError(f"/proc/self/status has no {field}")
 
 
-def _timed(peer: Peer, model: torch.nn.Module, device: torch.device, optimizer: AdamW | None) -> tuple[float, float]:
-    """Seconds of one run (an optimizer step included where there is one), and its loss."""
+def _timed(
+    peer: Peer, model: torch.nn.Module, device: torch.device, optimizer: AdamW | None
+) -> tuple[float, float, float]:
+    """Seconds and CPU seconds of one run (an optimizer step included where there is one), and its loss."""
     model.zero_grad(set_to_none=True)
     if device.type == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     loss = peer.run()
     if optimizer is not None:
         optimizer.step()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start, loss
+    return time.perf_counter() - start, time.process_time() - cpu, loss
 
 
 def model_flops(config: Qwen2Config, tokens: int, scored: int, visible: float) -> float:
@@ -396,7 +398,8 @@ def compare(
     """Rows for every peer on one workload.
 
     ``ratio`` is pairs per second over those of ``padded``; ``token_ratio`` is tokens of one sequence a pair over those
-    processed. On a GPU a run ends with an AdamW step.
+    processed. ``cpu_ratio`` is ``ratio`` in CPU seconds, which other work on the machine disturbs less. On a GPU a run
+    ends with an AdamW step.
     """
     peers, model, pairs = peers_of(shape, trees, device, pack_tokens)
     cuda = device.type == "cuda"
@@ -404,19 +407,22 @@ def compare(
     optimizer = AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=True) if cuda else None
     flat_tokens = pack_stats(pack_actor(trees, actor_groups(trees), pack_tokens))["flat_tokens"]
     times: dict[str, list[float]] = {peer.name: [] for peer in peers}
+    cpu_times: dict[str, list[float]] = {peer.name: [] for peer in peers}
     losses: dict[str, float] = {}
     memory: dict[str, int | None] = {}
     for peer in peers:
         memory[peer.name] = _peak_memory(device, peer.run, model)  # the warm-up as well
     for _ in range(rounds):
         for peer in peers:
-            seconds, losses[peer.name] = _timed(peer, model, device, optimizer)
+            seconds, cpu_seconds, losses[peer.name] = _timed(peer, model, device, optimizer)
             times[peer.name].append(seconds)
+            cpu_times[peer.name].append(cpu_seconds)
     # Everybody computed the same loss, or the comparison means nothing.
     for name, loss in losses.items():
         if not math.isclose(loss, losses["padded"], rel_tol=2e-2 if cuda else 1e-4):
             raise AssertionError(f"{case}: {name} computed a loss of {loss}, padded {losses['padded']}")
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    cpu = {name: statistics.median(seconds) for name, seconds in cpu_times.items()}
     return [
         {
             "suite": "step_tree",
@@ -429,6 +435,7 @@ def compare(
             "tokens": peer.tokens,
             "token_ratio": flat_tokens / peer.tokens,
             "ratio": medians["padded"] / medians[peer.name],
+            "cpu_ratio": None if cuda else cpu["padded"] / cpu[peer.name],
             "peak_bytes": memory[peer.name],
             "mfu": peer.flops / medians[peer.name] / H200_FLOPS if cuda else None,
             "shares": time_shares(peer.run, device) if peer.name == "tree" else None,
@@ -496,12 +503,13 @@ def run(
 
 def table(rows: list[dict]) -> str:
     """The rows as text."""
-    lines = [f"{'case':20} {'peer':10}   pairs   tokens flat/tok  median s   pairs/s   speed  peak MB"]
+    lines = [f"{'case':20} {'peer':10}   pairs   tokens flat/tok  median s   pairs/s   speed  cpu  peak MB"]
     for row in rows:
         line = f"{row['case']:20} {row['peer']:10} {row['pairs']:7d} {row['tokens']:8d} {row['token_ratio']:8.1f}"
         if "median_s" in row:
             peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}"
-            line += f" {row['median_s']:9.3f} {row['pairs_per_s']:9.1f} {row['ratio']:7.1f} {peak:>8}"
+            line += f" {row['median_s']:9.3f} {row['pairs_per_s']:9.1f} {row['ratio']:7.1f}"
+            line += f" {row['cpu_ratio'] or math.nan:5.1f} {peak:>7}"
             line += "" if row["mfu"] is None else f" MFU {row['mfu']:.2f}"
             line += "" if row["shares"] is None else f" {row['shares']}"
         lines.append(line)
