@@ -74,6 +74,8 @@ class _TokenLogprobs(torch.autograd.Function):
                 x = gather_rows(hidden, piece, weight.dtype)
                 targets = call.targets[piece.start : piece.stop]
                 token_logps[piece.start : piece.stop] = logits.forward(x, targets, piece, False)
+        # Kept through save_for_backward alone, whose hooks may offload or recompute them.
+        call.hidden = call.weight = call.bias = None
         return token_logps
 
     @staticmethod
@@ -91,7 +93,9 @@ class _TokenLogprobs(torch.autograd.Function):
                 logits.forward(x, call.targets[piece.start : piece.stop], piece, True)
                 share = upstream[piece.start : piece.stop].to(call.logits_dtype)
                 gradients.add(logits.backward(share, weight.dtype), x, weight, piece)
-        return *gradients.cast(call), None
+            results = gradients.cast(call)
+        call.hidden = call.weight = call.bias = None
+        return *results, None
 
 
 class _SegmentSums(torch.autograd.Function):

@@ -112,7 +112,9 @@ def _torch_value(
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    x = hidden.index_select(0, rows.clamp(0, max(hidden.shape[0] - 1, 0))).to(dtype)
+    # On a GPU a wrong row is found only when debugging; clamped, it still never reads or writes out of bounds.
+    rows = rows.clamp(0, max(hidden.shape[0] - 1, 0)).long()
+    x = hidden.index_select(0, rows).to(dtype)
     head, targets = weight.reshape(-1).to(dtype), targets.to(dtype)
     logits = torch.mv(x, head)
     if bias is not None:

@@ -65,7 +65,7 @@ GATES = {
     **{f"dlogits {dtype} bias softcap rows": dlogits_gate(dtype, ALL) for dtype in ("bf16", "fp16", "fp32")},
     "segment_sum": (
         segment_sum.segment_sum_kernel,
-        {"tokens_ptr": F32, "offsets_ptr": I32, "sums_ptr": F32, "k": "i32"},
+        {"tokens_ptr": F32, "offsets_ptr": I32, "sums_ptr": F32, "n": "i32", "k": "i32"},
         {"BLOCK_SEGMENTS": segment_sum.BLOCK_SEGMENTS, "BLOCK_TOKENS": segment_sum.BLOCK_TOKENS},
         segment_sum.WARPS,
     ),
@@ -73,7 +73,7 @@ GATES = {
         f"direct_advantage {'training' if training else 'forward'}": (
             direct_advantage.direct_advantage_kernel,
             {"tokens_ptr": F32, "offsets_ptr": I32, "advantages_ptr": F32, "ref_ptr": F32, "normalizer_ptr": F32}
-            | {"steps_ptr": F32, "loss_ptr": F32, "gradient_ptr": F32, "k": "i32", "beta": "fp32"},
+            | {"steps_ptr": F32, "loss_ptr": F32, "gradient_ptr": F32, "n": "i32", "k": "i32", "beta": "fp32"},
             {
                 "HAS_GRADIENT": training,
                 "BLOCK_STEPS": direct_advantage.BLOCK_STEPS,

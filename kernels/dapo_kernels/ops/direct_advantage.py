@@ -23,6 +23,7 @@ def direct_advantage_kernel(
     steps_ptr,  # (k,) fp32 out: the steps' log-probabilities
     loss_ptr,  # () fp32, added to
     gradient_ptr,  # (n,) fp32 out
+    n,
     k,
     beta,
     HAS_GRADIENT: tl.constexpr,
@@ -37,10 +38,12 @@ def direct_advantage_kernel(
         begin = tl.load(offsets_ptr + step, mask=inside, other=0)
         end = tl.load(offsets_ptr + step + 1, mask=inside, other=0)
         longest = tl.max(end - begin, 0)
+        end = tl.minimum(end, n)  # never out of bounds, whatever the offsets
         logp = tl.zeros((BLOCK_STEPS,), tl.float32)
         for position in range(0, longest, BLOCK_TOKENS):
             token = begin[:, None] + position + tl.arange(0, BLOCK_TOKENS)[None, :]
-            logp += tl.sum(tl.load(tokens_ptr + token, mask=token < end[:, None], other=0.0), 1)
+            here = (token >= 0) & (token < end[:, None])
+            logp += tl.sum(tl.load(tokens_ptr + token, mask=here, other=0.0), 1)
         tl.store(steps_ptr + step, logp, mask=inside)
         advantage = tl.load(advantages_ptr + step, mask=inside, other=0.0).to(tl.float32)
         reference = tl.load(ref_ptr + step, mask=inside, other=0.0).to(tl.float32)
@@ -51,7 +54,7 @@ def direct_advantage_kernel(
             for position in range(0, longest, BLOCK_TOKENS):
                 token = begin[:, None] + position + tl.arange(0, BLOCK_TOKENS)[None, :]
                 every = tl.broadcast_to(gradient[:, None], (BLOCK_STEPS, BLOCK_TOKENS))
-                tl.store(gradient_ptr + token, every, mask=token < end[:, None])
+                tl.store(gradient_ptr + token, every, mask=(token >= 0) & (token < end[:, None]))
     tl.store(loss_ptr, tl.load(loss_ptr) + tl.sum(losses, 0) / normalizer)
 
 
@@ -79,6 +82,7 @@ def direct_advantage(
         steps,
         loss,
         gradient,
+        tokens.numel(),
         steps.numel(),
         float(beta),
         HAS_GRADIENT=training,

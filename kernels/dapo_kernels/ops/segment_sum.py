@@ -13,6 +13,7 @@ def segment_sum_kernel(
     tokens_ptr,  # (n,) fp32
     offsets_ptr,  # (k+1,)
     sums_ptr,  # (k,) fp32 out
+    n,
     k,
     BLOCK_SEGMENTS: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
@@ -24,7 +25,8 @@ def segment_sum_kernel(
     sums = tl.zeros((BLOCK_SEGMENTS,), tl.float32)
     for step in range(0, tl.max(end - begin, 0), BLOCK_TOKENS):
         token = begin[:, None] + step + tl.arange(0, BLOCK_TOKENS)[None, :]
-        sums += tl.sum(tl.load(tokens_ptr + token, mask=token < end[:, None], other=0.0), 1)
+        here = (token >= 0) & (token < tl.minimum(end, n)[:, None])  # never out of bounds, whatever the offsets
+        sums += tl.sum(tl.load(tokens_ptr + token, mask=here, other=0.0), 1)
     tl.store(sums_ptr + segment, sums, mask=inside)
 
 
@@ -34,6 +36,13 @@ def segment_sum(tokens: Tensor, offsets: Tensor) -> Tensor:
     sums = torch.empty(k, dtype=torch.float32, device=tokens.device)
     if k:
         segment_sum_kernel[(triton.cdiv(k, BLOCK_SEGMENTS),)](
-            tokens, offsets, sums, k, BLOCK_SEGMENTS=BLOCK_SEGMENTS, BLOCK_TOKENS=BLOCK_TOKENS, num_warps=WARPS
+            tokens,
+            offsets,
+            sums,
+            tokens.numel(),
+            k,
+            BLOCK_SEGMENTS=BLOCK_SEGMENTS,
+            BLOCK_TOKENS=BLOCK_TOKENS,
+            num_warps=WARPS,
         )
     return sums
