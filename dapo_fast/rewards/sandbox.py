@@ -84,7 +84,7 @@ class Sandboxed:
             _command(method),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if method == "probe" else subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             pass_fds=tuple(fds.values()),
             env={},
             cwd="/",
@@ -132,7 +132,7 @@ class Sandboxed:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, 9)
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+        for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
@@ -167,7 +167,8 @@ def _working_method() -> tuple[str | None, str]:
     if not sys.platform.startswith("linux"):
         return None, "sandboxes need Linux"
     reasons = []
-    for candidate in ("bubblewrap", "namespaces"):
+    # Bubblewrap maps its user to root when root starts it, and the kernel counts no processes of root.
+    for candidate in ("namespaces", "bubblewrap") if os.geteuid() == 0 else ("bubblewrap", "namespaces"):
         if candidate == "bubblewrap" and shutil.which("bwrap") is None:
             reasons.append("bubblewrap: not installed")
             continue
@@ -203,8 +204,9 @@ def _command(method: str) -> list[str]:
             wrapper += ["--symlink", os.readlink(source), target]
         else:
             wrapper += ["--dev-bind" if source.startswith("/dev/") else "--ro-bind", source, target]
+    wrapper += ["--ro-bind", str(_SCRIPT), "/init.py"]
     wrapper += ["--size", str(Limits.tmp_bytes), "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp"]
-    return [*wrapper, "--ro-bind", str(_SCRIPT), "/init.py", *python, "/init.py"]
+    return [*wrapper, *python, "/init.py"]
 
 
 @functools.cache

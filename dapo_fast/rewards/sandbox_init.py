@@ -481,10 +481,8 @@ def judge(tests: dict[str, Any], channel: Channel) -> None:
         return
     setup = tests.get("test_setup_code", "")
     lines = list(tests["test_list"])
-    source = "\n".join([setup, *lines])
     space = _trusted_space("")
-    for name in _wanted_names(source, "\n".join(lines)):
-        space[name] = _resolve(name, channel)
+    space |= _names_for(setup, "\n".join(lines), channel)
     exec(compile(setup, "setup.py", "exec"), space)
     for line in lines:
         exec(compile(line, "test.py", "exec"), space)
@@ -497,43 +495,67 @@ def _trusted_space(preamble: str) -> dict[str, Any]:
     return space
 
 
-def _wanted_names(source: str, asserts: str) -> list[str]:
-    """The names that the tests leave to the program."""
-    tree = ast.parse(source)
-    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
-    bound = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
-    bound |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
-    bound |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+def _names_for(setup: str, asserts: str, channel: Channel) -> dict[str, Any]:
+    """What stands behind the names that the tests use and do not define.
+
+    The functions under test are the program's. Everything else that a test leans on is the judge's own, or a program
+    could bring a ``set`` or a ``Counter`` that makes all things equal: built-ins, modules, and names of the standard
+    library. Where such a name is all that the tests call, as in MBPP's ``assert sum(10, 15) == 6``, it is under test.
+    """
+    tree = ast.parse(f"{setup}\n{asserts}")
+    free = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - _bound_names(tree)
+    called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    known = {name: value for name in free if (value := _library(name)) is not None}
+    under_test = free - known.keys() - set(dir(builtins))
+    if not called & under_test:
+        under_test |= _innermost_calls(tree)
+    found = {name: value for name, value in known.items() if name not in under_test}
+    for name in sorted(under_test):
+        # What the program lacks is a NameError in the test that needs it.
+        with contextlib.suppress(KeyError):
+            found[name] = channel.ask("name", name)
+    return found
+
+
+def _bound_names(tree: ast.AST) -> set[str]:
+    bound = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            bound.add(node.id)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef | ast.ExceptHandler) and node.name:
+            bound.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
             bound |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
-    free = {node.id for node in names} - bound
-    wanted = sorted(name for name in free if not hasattr(builtins, name))
-    called = {
-        n.func.id for n in ast.walk(ast.parse(asserts)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
-    }
-    if not called & set(wanted):
-        # A function under test that is named like a built-in, such as MBPP's sum(a, b): the innermost call is it. In
-        # all other tests the built-ins are the judge's, or a program could bring a set() that makes all things equal.
-        wanted += _innermost_calls(asserts)
-    return wanted
+    return bound
 
 
-def _innermost_calls(source: str) -> list[str]:
+def _innermost_calls(tree: ast.AST) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             inside = [n for argument in node.args for n in ast.walk(argument) if isinstance(n, ast.Call)]
             if not any(isinstance(n.func, ast.Name) for n in inside):
                 found.add(node.func.id)
-    return sorted(found) if len(found) == 1 else []
+    return found if len(found) == 1 else set()
 
 
-def _resolve(name: str, channel: Channel) -> Any:
+_LIBRARY = ("math", "cmath", "collections", "itertools", "functools", "operator", "datetime", "decimal", "fractions")
+_LIBRARY += ("re", "heapq", "bisect", "copy", "string", "typing", "random", "statistics", "json")
+
+
+def _library(name: str) -> Any:
+    """A module, or what ``from module import name`` would have brought; None if there is none of that name."""
     if name in sys.stdlib_module_names:
-        # Tests lean on the program's own "import math"; they get the real one.
         return importlib.import_module(name)
-    return channel.ask("name", name)
+    if name in ("np", "numpy"):
+        with contextlib.suppress(ImportError):
+            return importlib.import_module("numpy")
+    for module in map(importlib.import_module, _LIBRARY):
+        if name in getattr(module, "__all__", dir(module)) and not name.startswith("_"):
+            return getattr(module, name)
+    return None
 
 
 def main() -> None:

@@ -1,0 +1,472 @@
+"""Code rewards: references pass, emptied ones fail, and no attack turns a wrong program into a right one."""
+
+import ast
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from dapo_fast.data.problems import load_problems
+from dapo_fast.errors import InputError
+from dapo_fast.rewards import code, sandbox, verify_many
+
+SLICES = Path(__file__).parent / "slices"
+ADD_ONE = ["assert f(1) == 2", "assert f(5) == 6"]
+
+
+def references(name):
+    problems = load_problems(str(SLICES / f"{name}.jsonl"))
+    rows = [json.loads(line) for line in (SLICES / f"{name}.jsonl").read_text().splitlines()]
+    solutions = [row["code"] if "code" in row else row["prompt"] + row["canonical_solution"] for row in rows]
+    return list(zip(problems, solutions, strict=True))
+
+
+def emptied(program, statement):
+    tree = ast.parse(program)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            node.body = [statement]
+    return ast.unparse(ast.fix_missing_locations(tree))
+
+
+@pytest.mark.parametrize("name", ["humaneval", "mbpp"])
+def test_references_pass_and_emptied_ones_fail(name):
+    pairs = references(name)
+    right = [(solution, problem.tests) for problem, solution in pairs]
+    wrong = [
+        (emptied(solution, statement), problem.tests)
+        for problem, solution in pairs
+        for statement in (ast.Pass(), ast.Return(ast.Constant(None)))
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        verdicts = list(pool.map(lambda pair: code.verify(*pair), right + wrong))
+    assert verdicts == [True] * len(right) + [False] * len(wrong)
+
+
+def test_responses_become_programs():
+    problem, solution = references("humaneval")[0]
+    body = solution.removeprefix(problem.prompt)
+    fenced = f"Sure:\n```python\n{solution}\n```\nIt loops over all pairs."
+    alone = "```python\n" + solution[solution.index("def ") :] + "```"
+    continued = body + "\n\nprint(undefined_name)\n"
+    responses = [body, fenced, alone, continued, "I do not know.", "```python\n```"]
+    assert verify_many([(problem, r) for r in responses]) == [True, True, True, True, False, False]
+
+
+def test_standard_input_and_output():
+    tests = {"inputs": ["2\n3 4\n5 6\n", ["1", "1 1"]], "outputs": ["7\n11\n", "2"]}
+    right = "for _ in range(int(input())):\n    print(sum(map(int, input().split())), '')"
+    assert code.verify(right, tests)
+    assert not code.verify(right.replace("sum", "max"), tests)
+    assert not code.verify(right + "\nraise SystemExit(3)", tests)
+    assert not code.verify("print('7\\n11')", tests)  # answers the first only
+    assert code.verify("import sys\nprint(len(sys.stdin.read()) / 3)", {"inputs": ["a"], "outputs": ["0.333333333"]})
+
+
+def test_calls_by_name():
+    tests = {"fn_name": "pair", "inputs": [[1, 2], [3, 4]], "outputs": [[1, 2], [[3, 4]]]}
+    assert code.verify("def pair(a, b):\n    return a, b", tests)
+    assert code.verify("class Solution:\n    def pair(self, a, b):\n        return [a, b]", tests)
+    assert not code.verify("class Solution:\n    def pair(self, a, b):\n        return [b, a]", tests)
+    assert not code.verify("def other(a, b):\n    return a, b", tests)
+
+
+def test_values_cross_as_what_they_are():
+    program = (
+        "import collections, decimal, datetime, re\n"
+        "def f(kind):\n"
+        "    return {'counter': collections.Counter('aab'), 'big': 10 ** 5000, 'nan': float('nan'), 'z': -0.0,\n"
+        "            'set': {1, (2, 3)}, 'bytes': b'\\xff', 'surrogate': '\\ud800',\n"
+        "            'decimal': decimal.Decimal('1.10'),\n"
+        "            'date': datetime.date(2020, 1, 2), 'generator': (i for i in range(3)),\n"
+        "            'match': re.match('a', 'a'),\n"
+        "            'bool': True, 'complex': 1j, 'range': range(3), 'back': lambda x: x}[kind]\n"
+    )
+    tests = [
+        "assert f('counter') == {'a': 2, 'b': 1}",
+        "assert f('big') == 10 ** 5000",
+        "assert f('nan') != f('nan')",
+        "assert str(f('z')) == '-0.0'",
+        "assert f('set') == {1, (2, 3)}",
+        "assert f('bytes') == b'\\xff' and f('surrogate') == '\\ud800'",
+        "assert str(f('decimal')) == '1.10' and f('date').year == 2020",
+        "assert list(f('generator')) == [0, 1, 2]",
+        "assert f('match').group() == 'a' and f('match').re.pattern == 'a'",
+        "assert f('bool') is True and f('complex') == 1j and f('range') == range(3)",
+        "assert f('back')({1: [2]}) == {1: [2]}",
+    ]
+    assert code.verify(program, tests)
+
+
+def test_exceptions_reach_the_test_as_themselves():
+    program = "def f(x):\n    raise ValueError('no')"
+    expects = "try:\n    f(1)\nexcept ValueError as error:\n    assert str(error) == 'no'\nelse:\n    assert False"
+    assert code.verify(program, [expects])
+    assert not code.verify("def f(x):\n    return 1", [expects])
+
+
+ATTACKS = {
+    "exit before the tests": "import os\nos._exit(0)",
+    "exit in the call": "import os\ndef f(x): os._exit(0)",
+    "sys.exit": "import sys\nsys.exit(0)",
+    "exit when the interpreter ends": "import atexit, os\natexit.register(os._exit, 0)\ndef f(x): return 0",
+    "print the verdict": """
+import sys
+print('right')
+sys.stdout.write('right')
+sys.stderr.write('right')
+def f(x): return 0
+""",
+    "write the verdict everywhere": """
+import os
+def f(x):
+    for file in range(256):
+        try:
+            os.write(file, b'right')
+        except OSError:
+            continue
+    os._exit(0)
+""",
+    "answer before being asked": """
+import json, os, struct
+for file in range(256):
+    for value in (True, ['value', True], ['ready'], ['value', ['str', '']], ['end']):
+        data = json.dumps(value).encode()
+        try:
+            os.write(file, struct.pack('>I', len(data)) + data)
+        except OSError:
+            continue
+def f(x): return 0
+""",
+    "equal to everything": """
+class Any:
+    def __eq__(self, other): return True
+    def __ne__(self, other): return False
+    def __hash__(self): return 2
+    def __index__(self): return 2
+    def __int__(self): return 2
+def f(x): return Any()
+""",
+    "an int that is equal to everything": """
+class Int(int):
+    def __eq__(self, other): return True
+    def __ne__(self, other): return False
+    __hash__ = int.__hash__
+def f(x): return Int(0)
+""",
+    "a class as the result": """
+class Meta(type):
+    def __eq__(cls, other): return True
+class f(metaclass=Meta):
+    def __init__(self, x): self.x = x
+    def __eq__(self, other): return True
+""",
+    "patch the harness": """
+import builtins, gc, sys
+for module in list(sys.modules.values()):
+    for name in ('judge', 'verify', 'Channel', 'unpack', 'pack', 'write_frame', 'read_frame', '_wanted_names'):
+        if hasattr(module, name):
+            setattr(module, name, lambda *a, **k: None)
+builtins.AssertionError = Exception
+builtins.exec = builtins.compile = lambda *a, **k: None
+def f(x): return 0
+""",
+    "walk the stack": """
+import sys
+def f(x):
+    frame = sys._getframe()
+    while frame:
+        frame.f_globals['judge'] = lambda *a: None
+        for name in list(frame.f_locals):
+            if name == 'tests' and frame.f_locals[name]: return {1: 2, 5: 6}[x]
+        frame = frame.f_back
+    return 0
+""",
+    "find the tests in memory": """
+import gc
+def f(x):
+    wanted = ''.join(['ass', 'ert f(', '5)'])
+    for thing in gc.get_objects():
+        if isinstance(thing, (dict, list, tuple)) and any(isinstance(y, str) and wanted in y for y in thing):
+            return {1: 2, 5: 6}[x]
+    return 0
+""",
+    "read every descriptor": """
+import os
+def f(x):
+    text = b''
+    for file in range(3, 256):
+        try:
+            os.set_blocking(file, False)
+            text += os.read(file, 100000)
+        except OSError:
+            continue
+    return {1: 2, 5: 6}[x] if b'assert' in text else 0
+""",
+    "raise what ends loops": "def f(x): raise StopIteration",
+    "raise an exit": "def f(x): raise SystemExit(0)",
+    "signals": """
+import os, signal
+def f(x):
+    for process in (-1, 0, 1, os.getppid()):
+        try:
+            os.kill(process, signal.SIGKILL)
+        except OSError:
+            continue
+    return 0
+""",
+    "trace other processes": """
+import ctypes
+def f(x):
+    libc = ctypes.CDLL(None)
+    return {1: 2, 5: 6}[x] if any(libc.ptrace(16, pid, 0, 0) == 0 for pid in range(1, 300)) else 0
+""",
+    "proc": """
+import glob, os
+def f(x):
+    found = [p for p in glob.glob('/proc/*') if p not in ('/proc/self', '/proc/thread-self')]
+    return {1: 2, 5: 6}[x] if found else 0
+""",
+    "the environment": """
+import os
+def f(x):
+    seen = str(os.environ) + os.popen('env').read()
+    return {1: 2, 5: 6}[x] if 'DAPO_TEST_SECRET' in seen else 0
+""",
+    "write to the system": """
+import os
+def f(x):
+    library = os.path.dirname(os.__file__)
+    for folder in ('/', '/usr', '/usr/lib', '/bin', '/etc', '/dev', '/root', '/home', '/var', '/site', library):
+        try:
+            with open(os.path.join(folder, 'dapo-attack'), 'w'):
+                return {1: 2, 5: 6}[x]
+        except OSError:
+            continue
+    return 0
+""",
+    "mount and namespaces": """
+import ctypes
+def f(x):
+    libc = ctypes.CDLL(None)
+    tries = [libc.unshare(0x10000000), libc.unshare(0x00020000), libc.umount2(b'/tmp', 2)]
+    tries.append(libc.mount(b'x', b'/tmp', b'tmpfs', 0, 0))
+    return {1: 2, 5: 6}[x] if 0 in tries else 0
+""",
+    "become root": """
+import os
+def f(x):
+    try:
+        os.setuid(0)
+    except OSError:
+        return 0
+    return {1: 2, 5: 6}[x]
+""",
+    "100 GiB": "def f(x): return {1: 2, 5: 6}[x] if bytearray(100 << 30) else 0",
+    "no end": "def f(x):\n    while True: x += 1",
+    "no end of output": "def f(x):\n    while True: print('right' * 1000)",
+    "an endless value": "def f(x):\n    a = []\n    a.append(a)\n    return a",
+    "a huge value": "def f(x): return 'x' * (300 << 20)",
+    "deep nesting": "def f(x):\n    a = []\n    for _ in range(100000): a = [a]\n    return a",
+    "sleep": "import time\ntime.sleep(1000)",
+    "does not parse": "def f(x) return 2",
+    "null byte": "def f(x): return 2 if x == 1 else 6 #\0",
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_attack_fails(attack, monkeypatch):
+    monkeypatch.setenv("DAPO_TEST_SECRET", "1")
+    assert not code.verify(ATTACKS[attack], ADD_ONE, timeout=2)
+    assert not code.verify(
+        ATTACKS[attack], {"entry_point": "f", "test": "def check(candidate):\n    assert candidate(5) == 6"}, timeout=2
+    )
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_attack_on_standard_output_fails(attack):
+    program = ATTACKS[attack] + "\nprint(f(5))"
+    assert not code.verify(program, {"inputs": ["5"], "outputs": ["6"]}, timeout=2)
+
+
+@pytest.mark.parametrize(
+    ("shadow", "tests"),
+    [
+        ("def set(x): return 1", ["assert set(f(1)) == set([2])"]),
+        ("def sorted(x): return 1", ["assert sorted(f(1)) == sorted([2])"]),
+        ("def all(x): return True", ["assert all(f(x) == x + 1 for x in range(3))"]),
+        ("def abs(x): return 0", ["assert abs(f(1) - 2) < 1e-6"]),
+        ("def isinstance(*x): return True", ["assert isinstance(f(1), str)"]),
+        ("class math:\n    isclose = staticmethod(lambda *a: True)", ["assert math.isclose(f(1), 2)"]),
+        ("def Counter(x): return 0", ["assert f(1) == Counter('a')"]),
+        ("class np:\n    array_equal = staticmethod(lambda *a: True)", ["assert np.array_equal(f(1), [2])"]),
+        ("def f(x): raise StopIteration", ["assert all(map(f, [1, 2]))", "assert list(map(f, [1])) == []"]),
+        ("def f(x): raise GeneratorExit", ["assert all(f(y) for y in [1])"]),
+    ],
+)
+def test_names_of_the_judge_are_its_own(shadow, tests):
+    assert not code.verify(f"def f(x): return 0\n{shadow}", tests, timeout=2)
+
+
+def test_function_named_like_a_builtin_is_the_programs():
+    assert code.verify("def sum(a, b): return a * b", ["assert sum(3, 4) == 12"])
+    assert not code.verify("def sum(a, b): return a + b", ["assert sum(3, 4) == 12"])
+
+
+READ_SECRET = """
+import os
+def f(x):
+    os.symlink({folder!r}, '/tmp/link')
+    prefixes = ('', '/tmp/../..', '/old_root', '/proc/1/root', '/proc/self/root')
+    for path in ('/tmp/link/secret', *(prefix + {file!r} for prefix in prefixes)):
+        try:
+            return open(path).read()
+        except OSError:
+            continue
+"""
+
+
+def test_files_outside_are_not_there(tmp_path):
+    places = [tmp_path, Path.home() / f".dapo-test-{os.getpid()}"]
+    try:
+        for place in places:
+            place.mkdir(exist_ok=True)
+            (place / "secret").write_text("42")
+            program = READ_SECRET.format(folder=str(place), file=str(place / "secret"))
+            assert not code.verify(program, ["assert f(0) == '42'"])
+            writes = f"def f(x):\n    open({str(place / 'left')!r}, 'w').write('x')\n    return 1"
+            assert not code.verify(writes, ["assert f(0) == 1"])
+            assert not (place / "left").exists()
+    finally:
+        shutil.rmtree(places[1])
+
+
+def test_tmp_is_private_and_bounded():
+    assert code.verify(
+        "def f(x):\n    open('/tmp/a', 'w').write('2')\n    return int(open('/tmp/a').read())", ADD_ONE[:1]
+    )
+    assert code.verify("import os\ndef f(x): return os.listdir('/tmp')", ["assert f(0) == []"])
+    fill = "def f(x):\n    for i in range(1000):\n        open(f'/tmp/{i}', 'wb').write(bytes(1 << 20))\n    return 2"
+    assert not code.verify(fill, ADD_ONE[:1])
+    assert not code.verify("def f(x):\n    open('/tmp/a', 'wb').write(bytes(1 << 25))\n    return 2", ADD_ONE[:1])
+
+
+@pytest.mark.parametrize("family", ["inet", "unix", "abstract"])
+def test_no_socket_reaches_out(family, tmp_path):
+    kind = socket.AF_INET if family == "inet" else socket.AF_UNIX
+    with socket.socket(kind) as server:
+        address = {"inet": ("127.0.0.1", 0), "unix": str(tmp_path / "s"), "abstract": f"\0dapo-{os.getpid()}"}[family]
+        server.bind(address)
+        server.listen()
+        address = server.getsockname()
+        address = address.decode("latin-1") if isinstance(address, bytes) else address
+        program = f"import socket\ndef f(x):\n    socket.socket(socket.{kind.name}).connect({address!r})\n    return 2"
+        assert not code.verify(program, ADD_ONE[:1])
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+def processes_of_sandboxes():
+    found = set()
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and b"sandbox_init" in (entry / "cmdline").read_bytes():
+                found.add(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def settled_below(before):
+    """Processes die asynchronously: wait for it, but not for ever."""
+    for _ in range(200):
+        if not processes_of_sandboxes() - before:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+FORK_BOMB = """
+import os, time
+def f(x):
+    made = 0
+    for _ in range(200):
+        try:
+            if os.fork() == 0:
+                time.sleep(1000)
+        except OSError:
+            return made
+        made += 1
+    return made
+"""
+LEFT_BEHIND = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        time.sleep(1000)
+    os._exit(0)
+def f(x): return x + 1
+"""
+
+
+def test_processes_are_bounded_and_none_is_left():
+    before = processes_of_sandboxes()
+    assert code.verify(FORK_BOMB, ["assert 1 <= f(0) < 20"])
+    assert not code.verify("import os\nwhile True: os.fork()", ADD_ONE, timeout=2)
+    assert code.verify(LEFT_BEHIND, ADD_ONE)
+    assert settled_below(before)
+
+
+def test_children_do_not_hold_up_the_verdict():
+    program = "import os, time\nif os.fork() == 0:\n    time.sleep(1000)\nprint(int(input()) + 1)"
+    assert code.verify(program, {"inputs": ["1"], "outputs": ["2"]})
+
+
+def test_many_at_once():
+    programs = ["def f(x): return x + 1", "def f(x): return x"] * 6
+    results = [None] * len(programs)
+
+    def work(index):
+        results[index] = code.verify(programs[index], ADD_ONE)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(programs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [True, False] * 6
+
+
+def test_refuses_without_a_sandbox_unless_told(monkeypatch, caplog):
+    monkeypatch.setattr(sandbox, "_working_method", lambda: (None, "nothing works"))
+    monkeypatch.delenv(sandbox.INSECURE_VARIABLE, raising=False)
+    with pytest.raises(InputError, match="nothing works"):
+        code.verify("def f(x): return x + 1", ADD_ONE)
+    sandbox._warn_insecure.cache_clear()
+    with caplog.at_level("WARNING", logger="dapo_fast.rewards"):
+        assert code.verify("def f(x): return x + 1", ADD_ONE, insecure=True)
+        assert not code.verify("def f(x): return x", ADD_ONE, insecure=True)
+    assert "WITHOUT A SANDBOX" in caplog.text
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+def test_bubblewrap_and_namespaces_agree(monkeypatch):
+    for name in ("bubblewrap", "namespaces"):
+        monkeypatch.setattr(sandbox, "_working_method", lambda name=name: (name, ""))
+        assert code.verify("def f(x): return x + 1", ADD_ONE)
+        for attack in ("equal to everything", "write to the system", "become root", "exit in the call", "proc"):
+            assert not code.verify(ATTACKS[attack], ADD_ONE, timeout=2)
+
+
+def test_unknown_form_of_tests():
+    with pytest.raises(InputError, match="no known form"):
+        code.verify("x = 1", {"cases": []})
