@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from dapo_fast.config import ModelSettings
@@ -305,7 +306,8 @@ class _Rows:
         self.length = length
         self.device = like.device
         # Token-major, so that a prefix is one piece of memory and a new token one row of it.
-        self.kv = torch.empty((layers, capacity, length, heads, size), dtype=like.dtype, device=like.device)
+        # Zeros, since what a mask hides still enters a sum, times nought: it must be finite.
+        self.kv = torch.zeros((layers, capacity, length, heads, size), dtype=like.dtype, device=like.device)
         self.count = 0
         self.jobs: list[_Job | None] = [None] * capacity
         self.keys = np.zeros(capacity, dtype=np.uint64)
@@ -420,11 +422,14 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
+    dropout: float = 0.0,
     dapo_rollout: _Prefill | _Decode | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    if dapo_rollout is None:
-        raise InputError("this model's attention belongs to the in-process engine; load another copy to use it itself")
+    if dapo_rollout is None:  # called by someone else: transformers' own
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
     for name in ("sliding_window", "softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:
             raise InputError(f"{type(module).__name__}: its attention uses {name}, which the engine does not honour")

@@ -101,14 +101,21 @@ class Splitter:
         return self._token_ends_by_decoding(ids)
 
     def _token_ends_by_decoding(self, ids: Sequence[int]) -> tuple[str, list[int]]:
-        # Tokens whose texts do not add up: part-characters, or a decoder that looks at neighbours. Every prefix that
-        # the whole text begins with ends at a token where the text is whole; others end where the one before did.
+        # Tokens whose texts do not add up: part-characters, or a decoder that looks at its neighbours. Each token is
+        # decoded after a little context, and counts once what it adds is what the whole text has there.
         text = self._decode(ids)
         ends: list[int] = []
+        context, whole, length = 0, 0, 0
         for count in range(1, len(ids) + 1):
-            prefix = self._decode(ids[:count])
-            whole = text.startswith(prefix) and not (prefix.endswith(_UNDECODABLE) and count < len(ids))
-            ends.append(max(len(prefix), ends[-1] if ends else 0) if whole else (ends[-1] if ends else 0))
+            before = self._decode(ids[context:whole])
+            added = self._decode(ids[context:count])
+            fits = added.startswith(before) and text.startswith(added[len(before) :], length)
+            # Four bytes make a character at most: what is undecodable after four tokens stays so.
+            open_ = added.endswith(_UNDECODABLE) and count - whole < 4 and count < len(ids)
+            if fits and not open_:
+                length += len(added) - len(before)
+                context, whole = whole, count
+            ends.append(length)
         return text, ends
 
     def _piece(self, token: int) -> str:
