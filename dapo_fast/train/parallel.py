@@ -115,7 +115,8 @@ def open_world(model: ModelSettings, parallel: ParallelSettings) -> Iterator[Wor
     if rank == 0:
         shape = f"{parallel.replicas} × {size // parallel.replicas}" if parallel.replicas > 1 else str(size)
         log.info("FSDP2 over %s processes on %s, computing in %s", shape, kind, name)
-    heart = Heart(dist.PrefixStore("heart", store), rank, size)
+    # A connection of its own: a wait of this rank in the store is not to silence its heart.
+    heart = Heart(dist.PrefixStore("heart", store.clone()), rank, size)
     try:
         yield World(rank, size, device, dtype, mesh if parallel.replicas > 1 else mesh["shard"])
     except BaseException as error:
