@@ -121,8 +121,16 @@ def _dispatch(args: argparse.Namespace) -> int:
     if first and not os.environ.get("DAPO_FAST_LOCKED"):
         directory.lock()
     log_to(directory.path if first else None, quiet=not first)
+    _quiet_libraries()
 
     from dapo_fast.pipeline import ChildFailedError, Pipeline
+
+    if directory.config.data.task is not None:
+        # Kernels of a model this small last microseconds: threads gain little, and lose all on a core that is busy.
+        # With one, the same seed also gives the same bits whatever the number of cores.
+        import torch
+
+        torch.set_num_threads(1)
 
     pipeline = Pipeline(directory)
     if args.command == "run":
@@ -142,6 +150,14 @@ def _dispatch(args: argparse.Namespace) -> int:
     if first and isinstance(result, dict):
         print(_summary(args.command, result))
     return 0
+
+
+def _quiet_libraries() -> None:
+    # What these say at import and at loading is about hardware and heads that are not in use here.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _evaluate_model(args: argparse.Namespace) -> int:

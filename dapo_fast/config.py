@@ -195,8 +195,8 @@ class Config(Section):
         if self.data.task is None and self.model.path is None:
             raise ValueError("model.path: needed, since only a built-in task brings its own model")
         for iteration in self.by_iteration:
-            if not 1 <= iteration <= self.iterations:
-                raise ValueError(f"by_iteration.{iteration}: the run has iterations 1 to {self.iterations}")
+            if iteration < 1:
+                raise ValueError(f"by_iteration.{iteration}: the first iteration is 1")
             self.at(iteration)
         return self
 

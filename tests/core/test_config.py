@@ -32,7 +32,7 @@ def test_paper_values():
         (["collect.samples=2", "collect.kept=3"], ["kept", "3 of 2"]),
         (["engine.kind=http"], ["urls"]),
         (["data.task=arithmetic"], ["exclude each other"]),
-        (["by_iteration.3.actor.beta=1"], ["by_iteration.3"]),
+        (["by_iteration.0.actor.beta=1"], ["by_iteration.0"]),
         (["by_iteration.1.actor.bta=1"], ["bta"]),
         (["nothing"], ["section.key=value"]),
     ],

@@ -26,7 +26,6 @@ SMALL = [
     "actor.steps=60",
     "actor.save_every=10",
     "evaluate.samples=2",
-    "by_iteration={}",
 ]
 
 
