@@ -1,0 +1,143 @@
+"""The README's tables from ``benchmarks/results``: ``python benchmarks/readme.py``; ``--check`` fails if they differ."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def results() -> list[dict]:
+    """Every results file, full ones before quick ones."""
+    files = sorted(RESULTS.glob("*.json"), key=lambda path: ("-quick" in path.stem, path.name))
+    return [json.loads(path.read_text()) | {"file": path.name} for path in files]
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def machine(found: dict) -> str:
+    """What a file was measured on, in one line."""
+    facts = found["machine"]
+    libraries = ", ".join(f"{name} {facts['libraries'][name]}" for name in ("torch", "triton", "transformers"))
+    where = facts["gpu"] or f"{facts['cores']} CPU cores ({facts['cpu']}), no GPU"
+    return f"{where}; {libraries}; `benchmarks/results/{found['file']}`"
+
+
+def accuracy(value: dict) -> str:
+    """An accuracy with its interval, in percent."""
+    return f"{100 * value['accuracy']:.1f} [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
+
+
+def end_to_end() -> str:
+    """Held-out accuracy of the built-in task, seed by seed."""
+    found = next((f for f in results() if "end_to_end" in f["suites"]), None)
+    if found is None:
+        return "Accuracy on the built-in task: not measured yet (`make bench`)."
+    rows = found["suites"]["end_to_end"]
+    lines = [
+        [row["case"], row["peer"], accuracy(row["greedy"]), accuracy(row["sampled"]), str(row.get("pairs", ""))]
+        for row in rows
+    ]
+    note = (
+        f"`make train` (or `make train SEED=1 RUN=runs/seed1`): % right on {rows[0]['heldout_problems']} held-out "
+        "problems of the built-in task, with 95% Wilson intervals, before and after each iteration, and the "
+        f"(state, action) pairs that the iteration trained on. Measured on {machine(found)}.\n\n"
+    )
+    return note + table(["run", "policy", "greedy", "sampled", "pairs"], lines)
+
+
+def _value(row: dict, key: str, form: str) -> str:
+    return format(row[key], form) if row.get(key) is not None else ""
+
+
+def step_tree(rows: list[dict]) -> str:
+    """Tokens and speed of the step tree against its peers."""
+    lines = [
+        [
+            row["case"],
+            row["peer"],
+            _value(row, "token_ratio", ".1f"),
+            _value(row, "ratio", ".1f"),
+            _value(row, "cpu_ratio", ".1f"),
+        ]
+        for row in rows
+    ]
+    return table(["shape", "batches", "fewer tokens (×)", "faster than padded (×)", "less CPU time (×)"], lines)
+
+
+def fused_loss(rows: list[dict]) -> str:
+    """The fused loss against its peers, as ratios to the three matrix products."""
+    lines = [
+        [
+            row["case"],
+            row["peer"],
+            row.get("peer_version") or "",
+            _value(row, "ratio_to_floor", ".2f") or row["unavailable"],
+        ]
+        for row in rows
+    ]
+    return table(["shape", "peer", "version", "time / three GEMMs"], lines)
+
+
+def rollout(rows: list[dict]) -> str:
+    """In-process collection against one ``generate`` a state."""
+    return table(["shape", "against", "faster (×)"], [[r["case"], r["peer"], f"{r['ratio']:.1f}"] for r in rows])
+
+
+SECTIONS: dict[str, tuple[str, str, Callable[[list[dict]], str]]] = {
+    "step_tree": ("Step trees", "python -m pytest benchmarks/test_step_tree.py", step_tree),
+    "fused_loss": ("Fused loss, forward and backward", "python -m pytest benchmarks/test_fused_loss.py", fused_loss),
+    "rollout": ("Collection of every state of a response", "python -m pytest benchmarks/test_rollout.py", rollout),
+}
+
+
+def benchmarks() -> str:
+    """Every suite of every machine that has one."""
+    parts = []
+    for suite, (title, command, render) in SECTIONS.items():
+        files = [found for found in results() if suite in found["suites"]]
+        for found in files[:1] + [f for f in files[1:] if f["machine"]["gpu"]]:
+            quick = " --quick" if "-quick" in found["file"] else ""
+            rows = render(found["suites"][suite])
+            parts.append(f"### {title}\n\n`{command}{quick}` on {machine(found)}.\n\n{rows}")
+    return "## Measured\n\n" + "\n\n".join(parts) if parts else "No benchmark results yet: `make bench`."
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"results": end_to_end, "benchmarks": benchmarks}
+
+
+def rendered(text: str) -> str:
+    """The README with every generated block made anew."""
+    for name, render in BLOCKS.items():
+        marks = (f"<!-- generated:{name} -->", f"<!-- /generated:{name} -->")
+        if not all(mark in text for mark in marks):
+            raise SystemExit(f"README.md: no block between {marks[0]} and {marks[1]}")
+        block = f"{marks[0]}\n{render()}\n{marks[1]}"
+        text = re.sub(f"{re.escape(marks[0])}.*?{re.escape(marks[1])}", lambda _, b=block: b, text, flags=re.DOTALL)
+    return text
+
+
+def main() -> int:
+    """Write the README, or check it."""
+    before = README.read_text()
+    after = rendered(before)
+    if "--check" in sys.argv:
+        if before != after:
+            print("README.md differs from benchmarks/results: run `python benchmarks/readme.py`", file=sys.stderr)
+        return int(before != after)
+    README.write_text(after)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
