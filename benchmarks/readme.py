@@ -1,4 +1,4 @@
-"""The README's tables from ``benchmarks/results``: ``python benchmarks/readme.py``; ``--check`` fails if they differ."""
+"""``python benchmarks/readme.py`` makes the README's tables from the results files; ``--check`` compares them."""
 
 from __future__ import annotations
 

@@ -79,13 +79,18 @@ def _open_run(args: argparse.Namespace) -> RunDirectory:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command. Exit code 0 when done, 2 for bad input, 130 when interrupted."""
+    """Run one command. Exit code 0 when done, 1 when training diverged, 2 for bad input, 130 when interrupted."""
     args = _parse(argv)
     try:
         return _dispatch(args)
     except InputError as error:
-        print(f"dapo-fast {args.command}: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK")
+        where = f" (rank {rank})" if rank else ""
+        print(f"dapo-fast {args.command}{where}: {error}", file=sys.stderr)
         return 2
+    except ArithmeticError as error:
+        print(f"dapo-fast {args.command}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"dapo-fast {args.command}: interrupted; the same command resumes", file=sys.stderr)
         return 130

@@ -70,7 +70,7 @@ class Task(Protocol):
         """What to report of a step, from the values ``(items,)`` fp64 of ``packs`` in order."""
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(ArithmeticError):
     """A loss or gradient that is not a number."""
 
 
