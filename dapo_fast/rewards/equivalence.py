@@ -29,9 +29,7 @@ _ONE_NUMBER = re.compile(
     r"(?:[A-Za-z\s,.'-]*\s)?([-+]?\d[\d,]*(?:\.\d+)?%?)(?:\s*(?:[A-Za-z]{2,}[A-Za-z\s.,'^/()-]*(?<=[A-Za-z^])[23]?))?\Z"
 )
 _WORDS = re.compile(r"[A-Za-z][A-Za-z\s.,'’-]+\Z")
-_AND = re.compile(
-    r"\s*,?\s*(?:\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\b(?:and|or)\b|\\(?:text(?:rm)?|mathrm)\{\s*(?:and|or)\s*\})\s*,?\s*|;\s*"
-)
+_AND = re.compile(r"\s*,?\s*(?:\\(?:text|textrm|mathrm)\s*\{\s*,?\s*(?:and|or)\s*\}|\b(?:and|or)\b)\s*,?\s*|;\s*")
 
 
 def equivalent(given: str, reference: str, symbolic: Symbolic) -> bool:
@@ -55,8 +53,12 @@ def _same(given: str, reference: str, symbolic: Symbolic, depth: int) -> bool:
     if compact(left_value) == compact(right_value):
         return not _other_variables(left, right)
     numbers = as_number(left_value), as_number(right_value)
-    if numbers[1] is not None and numbers[0] is None:
-        numbers = _only_number(left_value), numbers[1]
+    if (numbers[0] is None) != (numbers[1] is None):
+        # One side says "12", the other "12 red apples".
+        numbers = (
+            _only_number(left_value) if numbers[0] is None else numbers[0],
+            _only_number(right_value) if numbers[1] is None else numbers[1],
+        )
     if numbers[0] is not None and numbers[1] is not None:
         if _same_number(numbers[0], numbers[1], left_value, right_value):
             return True

@@ -14,10 +14,11 @@ _LONGEST_LINE = 2_000
 _JOINED = re.compile(r"(?:[\s$,;.]|\\[()\[\]]|\\quad|\\qquad|\\text\{|\}|and|or|\\,)*")
 _PHRASE = re.compile(r"(?i)\banswer\b\**\s*(?:(?:is|are|was|equals|becomes|=|:)\s*)+(?:therefore|thus|simply|just)?")
 _DISPLAY = re.compile(r"(?:\\\[|\$\$)((?:(?!\\\[|\$\$).){1,2000}?)(?:\\\]|\$\$)", re.S)
-_INLINE = re.compile(r"(?<!\\)\$([^$\n]+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+_INLINE = re.compile(r"(?<!\\)\$((?:\\\$|[^$\n])+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 _NUMBER = re.compile(
     r"(?<![\w.])[-−]?\s?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?(?:\s?%)?|(?<![\w.])[-−]?\.\d+"
 )
+_SEVERAL = re.compile(r"\d\s*(?:,\s|,?\s*\band\b|\bor\b)\s*[-−]?\d")
 _LATEX = re.compile(r"\\[A-Za-z]|[_^]")
 
 
@@ -122,18 +123,19 @@ def _settle(line: str, last: bool = False) -> str:
     inline = [next(group for group in match if group) for match in _INLINE.findall(line)]
     if len(inline) == 1 or (inline and last):
         return _value(inline[-1])
-    if inline or (not last and _LATEX.search(line)):
+    if inline or (not last and (_LATEX.search(line) or _SEVERAL.search(line))):
         return line
     numbers = list(_NUMBER.finditer(line.rpartition("=")[2])) or list(_NUMBER.finditer(line))
-    words = re.sub(r"[^A-Za-z]", "", line)
+    words = re.search(r"[A-Za-z]{3}", line)  # "b - 1" is an expression, "5 apples" a number
     if numbers and (last or (words and not re.search(r"[(\[,:;/^]|\d[A-Za-z]", line))):
         return numbers[-1 if last else 0].group()
     return line
 
 
 def _value(expression: str) -> str:
-    """What a chain of equalities arrives at: ``7`` of ``3 + 4 = 7``; an equation in letters stays whole."""
+    """What a chain of equalities arrives at: ``7`` of ``3 + 4 = 7``; an equation such as ``2x + y = 1`` stays whole."""
     left, mark, value = expression.rpartition("=")
-    if mark and value.strip() and not left.rstrip().endswith(("\\ne", "<", ">", "!", ":")):
-        return value.strip() if ("=" in left or re.search(r"\d", left)) and _NUMBER.search(value) else expression
+    calculated = "=" in left or not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", left))
+    if mark and value.strip() and calculated and not left.rstrip().endswith(("\\ne", "<", ">", "!", ":")):
+        return value.strip()
     return expression

@@ -27,6 +27,7 @@ _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|boldsymbol|mbox|operatorname|emph|bm|"
     r"bold|underline)\s*\*?\{((?:[^{}]|\{[^{}]*\})*)\}"
 )
+_NO_UNIT = re.compile(r"\b(?:and|or|if|for|when|to|pi|i|hundred|thousand|million|billion|trillion|dozen)\b", re.I)
 _UNIT_WORDS = (
     r"degrees?|radians?|dollars?|cents?|percent|pounds?|euros?|units?|square|sq|cubic|cu|inches|inch|in|feet|foot|ft|"
     r"yards?|yds?|miles?|mi|mph|meters?|metres?|centimeters?|millimeters?|kilometers?|km|cm|mm|m|kg|kilograms?|grams?|"
@@ -63,42 +64,30 @@ def strip_math(text: str) -> str:
             return text
 
 
+_SAME = (
+    *(("−", "-"), ("–", "-"), ("×", r"\times"), ("π", r"\pi"), ("∞", r"\infty"), ("≤", r"\le"), ("≥", r"\ge")),
+    *(("∪", r"\cup"), ("√", r"\sqrt"), ("\\\\%", "%"), (r"\bigcup", r"\cup"), (r"\varnothing", r"\emptyset")),
+    *((r"\leqslant", r"\le"), (r"\geqslant", r"\ge"), (r"\leq", r"\le"), (r"\geq", r"\ge"), (r"\neq", r"\ne")),
+    *((r"\lbrace", r"\{"), (r"\rbrace", r"\}"), (r"\lvert", "|"), (r"\rvert", "|"), (r"\cdot", r"\times")),
+)
+
+
 def normalise(text: str) -> str:
     """A canonical spelling: two answers with the same one are the same answer. Keeps LaTeX that carries meaning."""
     text = strip_math(text)
-    text = text.replace("−", "-").replace("–", "-").replace("×", r"\times").replace("π", r"\pi").replace("∞", r"\infty")
-    text = (
-        text.replace("≤", r"\le")
-        .replace("≥", r"\ge")
-        .replace("∪", r"\cup")
-        .replace("√", r"\sqrt")
-        .replace("\\\\%", "%")
-    )
+    for spelling, ours in _SAME:
+        text = text.replace(spelling, ours)
     text = _SPACING.sub(" ", text)
     text = re.sub(r"\\(?:left|right|big|Big|bigg|Bigg|bigl|bigr|Bigl|Bigr)(?![A-Za-z])\s*\.?", "", text)
     text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
     text = _braced_fractions(text)
-    text = text.replace(r"\leq", r"\le").replace(r"\geq", r"\ge").replace(r"\lbrace", r"\{").replace(r"\rbrace", r"\}")
-    text = (
-        text.replace(r"\varnothing", r"\emptyset")
-        .replace(r"\neq", r"\ne")
-        .replace(r"\lvert", "|")
-        .replace(r"\rvert", "|")
-        .replace(r"\cdot", r"\times")
-    )
     text = re.sub(r"\\(?:mid|vert)(?![A-Za-z])", "|", text)
     text = _DEGREES.sub("", text)
     text = re.sub(r"\\?%|\\text\{\s*percent\s*\}|\bpercent\b", "%", text)
     text = re.sub(r"\{,\}", ",", text)
     text = _CURRENCY.sub("", text)
     unit = _WRAPPED_UNIT.search(text)
-    if (
-        unit
-        and unit.end() == len(text)
-        and not re.search(
-            r"\b(?:and|or|if|for|when|to|pi|i|hundred|thousand|million|billion|trillion|dozen)\b", unit.group(1)
-        )
-    ):
+    if unit and unit.end() == len(text) and not _NO_UNIT.search(unit.group(1)):
         text = text[: unit.start()]
     for _ in range(4):
         unwrapped = _WRAPPER.sub(r"\1", text)
@@ -114,7 +103,7 @@ def normalise(text: str) -> str:
 
 def _is_list(text: str) -> bool:
     # "(1,000)" is never a number, and in "1, 234" the blank says list.
-    return text.startswith(("(", "[", r"\{"))
+    return any(mark in text for mark in ("(", "[", r"\{"))
 
 
 def _braced_fractions(text: str) -> str:

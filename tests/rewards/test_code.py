@@ -284,7 +284,7 @@ def f(x):
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_attack_fails(attack, monkeypatch):
     monkeypatch.setenv("DAPO_TEST_SECRET", "1")
-    assert not code.verify(ATTACKS[attack], ADD_ONE, timeout=2)
+    assert not code.verify(ATTACKS[attack], ADD_ONE, timeout=1)
     assert not code.verify(
         ATTACKS[attack], {"entry_point": "f", "test": "def check(candidate):\n    assert candidate(5) == 6"}, timeout=2
     )
@@ -293,7 +293,7 @@ def test_attack_fails(attack, monkeypatch):
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_attack_on_standard_output_fails(attack):
     program = ATTACKS[attack] + "\nprint(f(5))"
-    assert not code.verify(program, {"inputs": ["5"], "outputs": ["6"]}, timeout=2)
+    assert not code.verify(program, {"inputs": ["5"], "outputs": ["6"]}, timeout=1)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_attack_on_standard_output_fails(attack):
     ],
 )
 def test_names_of_the_judge_are_its_own(shadow, tests):
-    assert not code.verify(f"def f(x): return 0\n{shadow}", tests, timeout=2)
+    assert not code.verify(f"def f(x): return 0\n{shadow}", tests, timeout=1)
 
 
 def test_function_named_like_a_builtin_is_the_programs():
@@ -421,7 +421,7 @@ def f(x): return x + 1
 def test_processes_are_bounded_and_none_is_left():
     before = processes_of_sandboxes()
     assert code.verify(FORK_BOMB, ["assert 1 <= f(0) < 20"])
-    assert not code.verify("import os\nwhile True: os.fork()", ADD_ONE, timeout=2)
+    assert not code.verify("import os\nwhile True: os.fork()", ADD_ONE, timeout=1)
     assert code.verify(LEFT_BEHIND, ADD_ONE)
     assert settled_below(before)
 
@@ -464,7 +464,7 @@ def test_bubblewrap_and_namespaces_agree(monkeypatch):
         monkeypatch.setattr(sandbox, "_working_method", lambda name=name: (name, ""))
         assert code.verify("def f(x): return x + 1", ADD_ONE)
         for attack in ("equal to everything", "write to the system", "become root", "exit in the call", "proc"):
-            assert not code.verify(ATTACKS[attack], ADD_ONE, timeout=2)
+            assert not code.verify(ATTACKS[attack], ADD_ONE, timeout=1)
 
 
 def test_unknown_form_of_tests():
