@@ -354,8 +354,9 @@ def _livecodebench(row: Row, where: str) -> tuple[str, str | None, dict | None]:
     if cases and cases[0].get("testtype") == "functional":
         metadata = _object(_json(_text(row, "metadata", where).encode(), f"{where}: metadata"), f"{where}: metadata")
         tests["fn_name"] = _text(metadata, "func_name", f"{where}: metadata")
-        tests["inputs"] = [[json.loads(line) for line in text.splitlines() if line.strip()] for text in tests["inputs"]]
-        tests["outputs"] = [json.loads(text) for text in tests["outputs"]]
+        lines = [[line for line in str(text).splitlines() if line.strip()] for text in tests["inputs"]]
+        tests["inputs"] = [[_json(line.encode(), f"{where}: input") for line in case] for case in lines]
+        tests["outputs"] = [_json(str(text).encode(), f"{where}: output") for text in tests["outputs"]]
     return _with_starter(_text(row, "question_content", where), row), None, _check_io(tests, where)
 
 
@@ -372,7 +373,7 @@ def _livecodebench_cases(text: str, where: str) -> list[Row]:
             text = _TextUnpickler(io.BytesIO(zlib.decompress(base64.b64decode(text)))).load()
         except (ValueError, zlib.error, pickle.UnpicklingError, EOFError) as error:
             raise InputError(f"{where}: neither JSON nor LiveCodeBench's compressed form ({error})") from error
-    cases = _json(text.encode() if isinstance(text, str) else text, where)
+    cases = _json(str(text).encode(), where)
     if not isinstance(cases, list) or not all(isinstance(c, dict) and {"input", "output"} <= set(c) for c in cases):
         raise InputError(f"{where}: must be an array of objects with input and output")
     return cases

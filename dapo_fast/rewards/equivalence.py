@@ -9,6 +9,7 @@ from fractions import Fraction
 from dapo_fast.rewards.normal import (
     as_number,
     compact,
+    is_calculation,
     matrix_rows,
     normalise,
     right_hand_side,
@@ -49,6 +50,8 @@ def _same(given: str, reference: str, symbolic: Symbolic, depth: int) -> bool:
         return left == right != "" or compact(strip_math(given)) == compact(strip_math(reference)) != ""
     if compact(left) == compact(right):
         return True
+    if "=" in right and "=" not in left and is_calculation(right.rpartition("=")[0]):
+        right = right.rpartition("=")[2].strip()  # a reference such as "\\log_4(8) = 3/2"
     left_value, right_value = right_hand_side(left), right_hand_side(right)
     if compact(left_value) == compact(right_value):
         return not _other_variables(left, right)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from dapo_fast.rewards.normal import is_calculation, split_top_level
+
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 # Bounds that keep a degenerate response (a megabyte of unclosed boxes) linear.
 _MOST_BOXES = 64
@@ -134,8 +136,10 @@ def _settle(line: str, last: bool = False) -> str:
 
 def _value(expression: str) -> str:
     """What a chain of equalities arrives at: ``7`` of ``3 + 4 = 7``; an equation such as ``2x + y = 1`` stays whole."""
-    left, mark, value = expression.rpartition("=")
-    calculated = "=" in left or not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", left))
-    if mark and value.strip() and calculated and not left.rstrip().endswith(("\\ne", "<", ">", "!", ":")):
-        return value.strip()
-    return expression
+    *sides, value = split_top_level(expression, "=")
+    if not sides or not value:
+        return expression
+    several = any(len(split_top_level(side, mark)) > 1 for side in (*sides, value) for mark in ";,")
+    if several or sides[-1].endswith(("\\ne", "<", ">", "!", ":")):
+        return expression
+    return value if len(sides) > 1 or is_calculation(sides[0]) else expression

@@ -152,6 +152,11 @@ def as_number(text: str) -> Fraction | None:
     return None
 
 
+def is_calculation(text: str) -> bool:
+    r"""Whether there is no letter in it but those of commands: ``3 + 4``, ``\\log_4(8)``."""
+    return not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", text))
+
+
 def split_top_level(text: str, separator: str = ",") -> list[str]:
     """Split at separators outside every bracket and matrix."""
     parts, depth, start, position = [], 0, 0, 0

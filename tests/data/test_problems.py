@@ -1,0 +1,329 @@
+"""Problems: every published format loads, and a broken file gives one error that names file and line."""
+
+import base64
+import gzip
+import json
+import pickle
+import zlib
+
+import pytest
+
+from dapo_fast.data import problems as module
+from dapo_fast.data.problems import Problem, format_prompt, load_problems
+from dapo_fast.errors import InputError
+from dapo_fast.tasks import get_task
+
+HUMANEVAL = {
+    "task_id": "HumanEval/0",
+    "prompt": "def f():\n",
+    "entry_point": "f",
+    "canonical_solution": "    return 1\n",
+    "test": "def check(candidate):\n    assert candidate() == 1\n",
+}
+LCB_PRIVATE = base64.b64encode(zlib.compress(pickle.dumps(json.dumps([{"input": "2", "output": "3"}])))).decode()
+
+# name: (row as published, prompt, answer, tests)
+FORMATS = {
+    "own": ({"id": "a", "prompt": "1+1?", "answer": 2}, "1+1?", "2", None),
+    "own code": (
+        {"id": 7, "prompt": "f", "tests": {"test_list": ["assert f()"]}},
+        "f",
+        None,
+        {"test_list": ["assert f()"]},
+    ),
+    "gsm8k": (
+        {"question": "How many?", "answer": "7 * 200 = <<7*200=1400>>1400\n#### 1,400"},
+        "How many?",
+        "1400",
+        None,
+    ),
+    "math": (
+        {"problem": "Halve 1.", "level": "Level 1", "type": "A", "solution": r"It is \boxed{\frac{1}{2}}."},
+        "Halve 1.",
+        r"\frac{1}{2}",
+        None,
+    ),
+    "minerva": (
+        {"problem": "Focus?", "solution": r"\[s=\boxed{1.6} \mathrm{~cm}\]", "type": "8.282J", "idx": 0},
+        "Focus?",
+        "1.6",
+        None,
+    ),
+    "olympiadbench": (
+        {"id": 1606, "context": "Given.", "question": "Find all.", "final_answer": ["$1$", "$2$"], "unit": None},
+        "Given.\nFind all.",
+        "$1$, $2$",
+        None,
+    ),
+    "college": (
+        {"data_source": "c", "question_number": "1.1", "question": "Simplify", "answer": "$10-4 n$"},
+        "Simplify",
+        "$10-4 n$",
+        None,
+    ),
+    "amc": ({"id": 0, "question": "How far?", "answer": 27.0, "url": "u"}, "How far?", "27", None),
+    "aime": (
+        {"id": 60, "problem": "Find m+n.", "solution": "s", "answer": "204", "url": "u", "year": "2024"},
+        "Find m+n.",
+        "204",
+        None,
+    ),
+    "aime capital": ({"ID": "2024-I-1", "Problem": "Find.", "Solution": "s", "Answer": 33}, "Find.", "33", None),
+    "math500": ({"problem": "P", "solution": r"\boxed{1}", "answer": "1", "unique_id": "t"}, "P", "1", None),
+    "svamp": (
+        {
+            "ID": "chal-1",
+            "Body": "There are 87 oranges",
+            "Question": "How many?",
+            "Equation": "( 8.0 - 3.0 )",
+            "Answer": 5.0,
+        },
+        "There are 87 oranges. How many?",
+        "5",
+        None,
+    ),
+    "humaneval": (HUMANEVAL, "def f():\n", None, {k: HUMANEVAL[k] for k in ("prompt", "entry_point", "test")}),
+    "mbpp": (
+        {"task_id": 2, "text": "Write f.", "code": "c", "test_setup_code": "", "test_list": ["assert f() == 1"]},
+        "Write f.\nYour code should pass these tests:\nassert f() == 1",
+        None,
+        {"test_list": ["assert f() == 1"], "test_setup_code": ""},
+    ),
+    "mbpp sanitized": (
+        {
+            "task_id": 2,
+            "prompt": "Write f.",
+            "code": "c",
+            "test_imports": ["import math"],
+            "test_list": ["assert f() == 1"],
+        },
+        "Write f.\nYour code should pass these tests:\nassert f() == 1",
+        None,
+        {"test_list": ["assert f() == 1"], "test_setup_code": "import math"},
+    ),
+    "taco": (
+        {"question": "Add one.", "input_output": json.dumps({"inputs": ["1"], "outputs": ["2"]}), "starter_code": ""},
+        "Add one.",
+        None,
+        {"inputs": ["1"], "outputs": ["2"]},
+    ),
+    "apps by call": (
+        {
+            "question": "Q",
+            "input_output": {"inputs": [[1]], "outputs": [2], "fn_name": "f"},
+            "starter_code": "class Solution:",
+        },
+        "Q\n\nclass Solution:",
+        None,
+        {"inputs": [[1]], "outputs": [2], "fn_name": "f"},
+    ),
+    "livecodebench": (
+        {
+            "question_id": "q1",
+            "question_content": "Add one.",
+            "public_test_cases": json.dumps([{"input": "1", "output": "2", "testtype": "stdin"}]),
+            "private_test_cases": LCB_PRIVATE,
+            "metadata": "{}",
+        },
+        "Add one.",
+        None,
+        {"inputs": ["1", "2"], "outputs": ["2", "3"]},
+    ),
+    "livecodebench by call": (
+        {
+            "question_id": "q1",
+            "question_content": "Add.",
+            "public_test_cases": json.dumps([{"input": "1\n[2]", "output": "3", "testtype": "functional"}]),
+            "metadata": json.dumps({"func_name": "add"}),
+        },
+        "Add.",
+        None,
+        {"inputs": [[1, [2]]], "outputs": [3], "fn_name": "add"},
+    ),
+}
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_published_format(name, tmp_path):
+    row, prompt, answer, tests = FORMATS[name]
+    (problem,) = load_problems(write(tmp_path / "p.jsonl", row))
+    assert (problem.prompt, problem.answer, problem.tests) == (prompt, answer, tests)
+    assert problem.kind == ("math" if tests is None else "code")
+
+
+def test_containers(tmp_path):
+    rows = [{"id": i, "prompt": f"{i}?", "answer": str(i)} for i in range(3)]
+    text = "".join(json.dumps(row) + "\n\n" for row in rows)
+    (tmp_path / "a.jsonl").write_text("\ufeff" + text)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "c.json").write_text(json.dumps(rows))
+    loaded = [load_problems(str(tmp_path / name)) for name in ("a.jsonl", "b.jsonl.gz", "c.json")]
+    assert loaded[0] == loaded[1] == loaded[2] and [p.id for p in loaded[0]] == ["0", "1", "2"]
+    assert load_problems(str(tmp_path / "a.jsonl"), limit=2) == loaded[0][:2]
+    folder = tmp_path / "MATH" / "algebra"
+    folder.mkdir(parents=True)
+    for number in (1, 2):
+        (folder / f"{number}.json").write_text(json.dumps({"problem": "P", "solution": rf"\boxed{{{number}}}"}))
+    assert [(p.id, p.answer) for p in load_problems(str(tmp_path / "MATH"))] == [("algebra/1", "1"), ("algebra/2", "2")]
+
+
+GOOD = b'{"id": "a", "prompt": "p", "answer": "1"}\n'
+BROKEN = {
+    "bad JSON": (GOOD + b'{"id": "b", "prompt": ', ":2: not valid JSON"),
+    "not an object": (GOOD + b"[1]\n", ":2: a problem is a JSON object, this is an array"),
+    "missing field": (GOOD + b'{"id": "b", "prompt": "p"}\n', ":2: field 'answer' is missing"),
+    "wrong type of prompt": (
+        GOOD + b'{"id": "b", "prompt": 3, "answer": "1"}\n',
+        ":2: 'prompt' must be text, not a number",
+    ),
+    "wrong type of answer": (
+        GOOD + b'{"id": "b", "prompt": "p", "answer": ["1"]}\n',
+        ":2: 'answer' must be text or a number",
+    ),
+    "boolean answer": (GOOD + b'{"id": "b", "prompt": "p", "answer": true}\n', ":2: 'answer' must be text or a number"),
+    "null id": (
+        GOOD + b'{"id": null, "prompt": "p", "answer": "1"}\n',
+        ":2: 'id' must be text or a whole number, not null",
+    ),
+    "NaN": (GOOD + b'{"id": "b", "prompt": "p", "answer": NaN}\n', ":2: not valid JSON (NaN is not JSON)"),
+    "empty prompt": (GOOD + b'{"id": "b", "prompt": " ", "answer": "1"}\n', ":2: the question is empty"),
+    "empty answer": (GOOD + b'{"id": "b", "prompt": "p", "answer": ""}\n', ":2: the answer is empty"),
+    "duplicate id": (GOOD + b"\n" + GOOD, ":3: duplicate id 'a', first used at"),
+    "invalid UTF-8": (GOOD + b'{"id": "b", "prompt": "\xff", "answer": "1"}\n', ":2: invalid UTF-8 at byte 23"),
+    "lone surrogate": (GOOD + b'{"id": "b", "prompt": "\\ud800", "answer": "1"}\n', ":2: a lone surrogate, \\ud800"),
+    "deep nesting": (GOOD + b"[" * 200_000 + b"\n", ":2: JSON nested too deeply"),
+    "empty": (b"", ": holds no problems"),
+    "blank lines": (b"\n \n", ": holds no problems"),
+    "unknown fields": (b'{"foo": 1}\n', ":1: fields ['foo'] are those of no known format"),
+    "no box": (b'{"problem": "p", "solution": "so \\\\boxed{1"}\n', ":1: 'solution' has no complete \\boxed{}"),
+    "no hashes": (
+        b'{"question": "q", "answer": "#### 1"}\n{"question": "q", "answer": "1"}\n',
+        ":2: 'answer' has no '####'",
+    ),
+    "empty test list": (b'{"task_id": 1, "text": "t", "test_list": []}\n', ":1: 'test_list' must be a non-empty array"),
+    "unknown tests": (b'{"id": 1, "prompt": "t", "tests": {"x": 1}}\n', ":1: 'tests' holds ['x']"),
+    "unequal tests": (
+        b'{"question": "q", "input_output": {"inputs": ["1"], "outputs": []}}\n',
+        "1 inputs and 0 outputs",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_file(case, tmp_path):
+    content, message = BROKEN[case]
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        load_problems(str(path))
+    assert str(error.value).startswith(str(path)) and message in str(error.value)
+
+
+def test_huge_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_LINE_BYTES", 1000)
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(GOOD + b'{"id": "b", "prompt": "' + b"x" * 2000 + b'", "answer": "1"}\n')
+    with pytest.raises(InputError, match=r"p\.jsonl:2: line longer than 1000 bytes"):
+        load_problems(str(path))
+
+
+def test_broken_containers(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(GOOD * 100)[:-20])
+    (tmp_path / "b.jsonl.gz").write_bytes(b"not gzip")
+    (tmp_path / "c.json").write_text('{"id": 1}')
+    for name in ("a.jsonl.gz", "b.jsonl.gz", "c.json"):
+        with pytest.raises(InputError, match=name):
+            load_problems(str(tmp_path / name))
+
+
+def test_unknown_source():
+    for source in ("no/such/file.jsonl", "./nothing", "nosuchbenchmark", "a/b.jsonl"):
+        with pytest.raises(InputError, match="no such file, and not a benchmark name"):
+            load_problems(source)
+    with pytest.raises(InputError, match="limit 0"):
+        load_problems("gsm8k", limit=0)
+
+
+def test_hub(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(name, configuration, split):
+        asked.append((name, configuration, split))
+        if name == "x/offline":
+            raise ConnectionError("no route\nto host")
+        return [{"question": "q", "answer": "#### 3"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert load_problems("GSM8K")[0].answer == "3"
+    load_problems("x/y")
+    load_problems("x/y:train")
+    load_problems("x/y:main:train")
+    assert asked == [
+        ("openai/gsm8k", "main", "test"),
+        ("x/y", None, "test"),
+        ("x/y", None, "train"),
+        ("x/y", "main", "train"),
+    ]
+    with pytest.raises(InputError, match=r"x/offline \(split test\): cannot be loaded from the hub: no route"):
+        load_problems("x/offline")
+
+
+def test_livecodebench_pickle_cannot_run_code(tmp_path):
+    evil = base64.b64encode(zlib.compress(b"cos\nsystem\n(S'true'\ntR.")).decode()
+    row = FORMATS["livecodebench"][0] | {"private_test_cases": evil}
+    with pytest.raises(InputError, match=r"names os\.system"):
+        load_problems(write(tmp_path / "p.jsonl", row))
+
+
+def test_templates():
+    tokenizer = get_task("arithmetic").tokenizer()
+    problem = Problem("1", "=1+2", "3", kind="arithmetic")
+    plain = tokenizer("=1+2", add_special_tokens=False)["input_ids"]
+    assert format_prompt(problem, tokenizer, "none") == plain
+    assert format_prompt(problem, tokenizer, "\n{prompt}") == tokenizer("\n=1+2")["input_ids"]
+    with pytest.raises(InputError, match="no chat template"):
+        format_prompt(problem, tokenizer, "chat")
+    with pytest.raises(InputError, match="is none of chat, plain, none"):
+        format_prompt(problem, tokenizer, "chatty")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}{{ '\n' }}{% endif %}"
+    )
+    assert format_prompt(problem, tokenizer, "chat") == tokenizer("=1+2\n", add_special_tokens=False)["input_ids"]
+
+
+class Characters:
+    """A tokenizer whose ids are characters."""
+
+    chat_template = "yes"
+    system = ""
+
+    def __call__(self, text, add_special_tokens=True):
+        return {"input_ids": [ord(c) for c in ("^" if add_special_tokens else "") + text]}
+
+    def apply_chat_template(self, messages, tokenize, add_generation_prompt):
+        assert not tokenize and add_generation_prompt
+        return f"{self.system}<{messages[0]['content']}>"
+
+
+def text(problem, tokenizer, template):
+    return "".join(map(chr, format_prompt(problem, tokenizer, template)))
+
+
+def test_instructions_are_given_once():
+    problem, tokenizer = Problem("1", "1+1?", "2"), Characters()
+    assert text(problem, tokenizer, "chat") == (
+        "<1+1?\nPlease reason step by step, and put your final answer within \\boxed{}.>"
+    )
+    assert text(problem, tokenizer, "plain") == "^Problem:\n1+1?\n\nSolution:\n"
+    tokenizer.system = "put your final answer within \\boxed{}"
+    assert text(problem, tokenizer, "chat") == tokenizer.system + "<1+1?>"
+    code = Problem("1", "def f():\n", tests={"test_list": ["assert f()"]}, kind="code")
+    assert text(code, tokenizer, "plain") == "^def f():\n"
+    assert "```python" in text(code, tokenizer, "chat")

@@ -1,0 +1,335 @@
+"""Maths rewards: what counts as the same answer, where it is found, and that no response breaks the verifier."""
+
+import multiprocessing
+import threading
+
+import pytest
+
+from dapo_fast.data.problems import Problem
+from dapo_fast.rewards import algebra, verifier_for, verify_many
+from dapo_fast.rewards.extract import boxed_run, extract_answer, last_boxed
+from dapo_fast.rewards.math import verify
+
+# (reference, what the response boxes)
+SAME = [
+    ("5", "x=5"),
+    ("x=5", "5"),
+    ("\\frac{1}{2}", "0.5"),
+    ("0.5", "\\dfrac12"),
+    ("\\frac{1}{2}", "1/2"),
+    ("50%", "50\\%"),
+    ("50", "50\\%"),
+    ("50\\%", "0.5"),
+    ("1,000", "1000"),
+    ("1000", "1,000"),
+    ("10{,}000", "10000"),
+    ("90^\\circ", "90"),
+    ("90", "90^{\\circ}"),
+    ("90", "90\\text{ degrees}"),
+    ("\\text{Evelyn}", "Evelyn"),
+    ("Evelyn", "\\text{Evelyn}"),
+    ("(3,\\infty)", "(3, \\infty)"),
+    ("[0,1)", "\\left[0, 1\\right)"),
+    ("(-\\infty,2)\\cup(3,\\infty)", "(-\\infty, 2) \\cup (3, \\infty)"),
+    ("1,2", "2, 1"),
+    ("\\{1,2\\}", "1, 2"),
+    ("1,-2", "x=1 \\text{ or } x=-2"),
+    ("1 \\pm \\sqrt{2}", "1+\\sqrt{2}, 1-\\sqrt{2}"),
+    ("\\pm 2", "2,-2"),
+    ("(1,2)", "(1, 2)"),
+    ("(1,2)", "\\left(1,2\\right)"),
+    ("\\begin{pmatrix} 1 \\\\ -2 \\end{pmatrix}", "\\begin{pmatrix}1\\\\-2\\end{pmatrix}"),
+    (
+        "\\begin{pmatrix} 1/2 & 0 \\\\ 0 & 1 \\end{pmatrix}",
+        "\\begin{bmatrix} \\frac{1}{2} & 0 \\\\ 0 & 1 \\end{bmatrix}",
+    ),
+    ("\\$18.90", "18.90"),
+    ("18.90", "\\$18.9"),
+    ("5", "5 \\text{ cm}"),
+    ("5 \\text{ cm}^2", "5"),
+    ("5", "5\\,\\mathrm{m/s}"),
+    ("12\\sqrt{3}", "12 \\sqrt3"),
+    ("\\frac{\\sqrt{3}}{2}", "\\sqrt{3}/2"),
+    ("2\\sqrt{2}", "\\sqrt{8}"),
+    ("x^2+2x+1", "(x+1)^2"),
+    ("y=2x+3", "y = 3+2x"),
+    ("2x+3", "y=2x+3"),
+    ("\\text{(B)}", "B"),
+    ("\\text{(B)}", "(B)"),
+    ("B", "\\text{B}"),
+    ("1\\frac{3}{4}", "\\frac{7}{4}"),
+    ("\\frac{7}{4}", "1\\frac34"),
+    ("1.75", "1\\frac{3}{4}"),
+    ("1011_2", "1011_{2}"),
+    ("2516_8", "2516_8"),
+    ("2516_8", "2516"),
+    ("14\\pi", "14 \\pi"),
+    ("6+9i", "9i+6"),
+    ("\\text{even}", "even"),
+    ("-\\frac{2}{3}", "\\frac{-2}{3}"),
+    ("-\\frac{2}{3}", "-2/3"),
+    ("3.14", "3.140"),
+    ("10^{10}", "10000000000"),
+    ("4.5e33", "4.5 \\times 10^{33}"),
+    ("4.5\\times 10^{33}", "4.5e33"),
+    ("2^{1009}", "2^{1009}"),
+    ("10:30 \\text{ a.m.}", "10\\!:\\!30\\text{ a.m.}"),
+    ("x>3", "3 < x"),
+    ("x \\in [1,2]", "[1,2]"),
+    ("[1,2]", "x \\in [1,2]"),
+    ("2,3,4", "2,3,\\text{ and }4"),
+    ("(1,8,19), (2,7,13), (4,5,7)", "(4,5,7),(2,7,13),(1,8,19)"),
+    ("a=2, a=-6-4 \\sqrt{2}", "2, -6-4\\sqrt{2}"),
+    ("f(x)=x,f(x)=-x", "f(x)=x \\text{ and } f(x)=-x"),
+    ("\\frac{1}{6} \\pi, \\frac{5}{6} \\pi", "\\frac{\\pi}{6}, \\frac{5\\pi}{6}"),
+    ("\\frac{x+1}{2}", "\\frac{1}{2}x+\\frac{1}{2}"),
+    ("\\frac{\\pi}{4}", "0.7854"),
+    ("\\frac{1}{3}", "0.33333"),
+    ("\\sqrt{5}", "2.2361"),
+    ("$10-4 n$", "-4n+10"),
+    ("$(45,2),(-10,-9)$", "(-10,-9), (45,2)"),
+    ("\\text{odd}", "\\text{Odd}"),
+    ("(-1,6)", "(-1, 6)"),
+    ("864 \\mbox{ inches}^2", "864"),
+    ("5.5", "\\frac{11}{2}"),
+    ("\\tan^2 x", "\\tan^2 x"),
+    ("\\text{June 20}", "June 20"),
+    ("0", "0"),
+    ("-1", "−1"),
+    ("70 \\sqrt{2}", "70\\sqrt{2}\\text{ cm}"),
+    ("36^\\circ", "36^\\circ"),
+    ("\\emptyset", "\\varnothing"),
+    ("x=2,y=3", "y=3, x=2"),
+    ("(2,3)", "x=2, y=3"),
+    ("3/4", "0.75"),
+    ("75", "75\\text{ miles per hour}"),
+    ("12", "12 \\text{ ways}"),
+    ("1", "1.0"),
+    ("y= \\pm \\frac{\\sqrt{2 x+c}}{1+x^{2}}", "\\pm \\frac{\\sqrt{c+2x}}{1+x^2}"),
+    ("\\left\\{\\frac{1}{2},3\\right\\}", "\\{3, 0.5\\}"),
+    ("(0,\\frac{5}{2})", "(0,2.5)"),
+    ("k(x-1)", "kx-k"),
+    ("\\text{Yes}", "yes"),
+    ("Saturday and Sunday", "Sunday and Saturday"),
+    ("\\frac{1}{2}", "\\frac 12"),
+    ("0.1", "\\frac{1}{10}"),
+    (".5", "0.5"),
+    ("33\\frac{1}{3}\\%", "\\frac{100}{3}\\%"),
+    ("33\\frac{1}{3}", "33.3333"),
+    ("\\sin x+c", "c+\\sin(x)"),
+    ("1:2", "1:2"),
+    ("3x-4y=5", "3x - 4y - 5 = 0"),
+    ("2,500", "\\$2,500"),
+    ("2.5 \\text{ million}", "2.5\\text{ million}"),
+    ("125 \\text{ ft}^2", "125 \\text{ square feet}"),
+    ("6 - 5i", "6-5i"),
+    ("\\text{Wednesday}", "Wednesday."),
+    ("11,\\! 111,\\! 111,\\! 100", "11111111100"),
+    ("5,\\!000", "5000"),
+    ("\\frac{9}{7}", "\\cfrac{9}{7}"),
+    ("8\\%", "0.08"),
+    ("-3, 0", "x=0, x=-3"),
+    ("3\\sqrt{13}", "3\\sqrt{13}"),
+    ("(5,\\infty)", "x>5"),
+    ("x \\le 4", "(-\\infty, 4]"),
+    ("[-2,7]", "-2 \\le x \\le 7"),
+    ("-2 \\le x \\le 7", "[-2,7]"),
+]
+DIFFERENT = [
+    ("5", "6"),
+    ("(0,1)", "[0,1]"),
+    ("(0,1)", "(0,1]"),
+    ("1,2", "1,3"),
+    ("1,2", "1"),
+    ("(1,2)", "(2,1)"),
+    ("10000", "10001"),
+    ("\\text{east}", "\\text{seat}"),
+    ("5", "5x"),
+    ("5", "-5"),
+    ("0.5", "0.6"),
+    ("50", "500"),
+    ("x>3", "x<3"),
+    ("x>3", "x\\ge 3"),
+    ("\\text{(B)}", "C"),
+    ("1011_2", "1011_3"),
+    ("\\frac{1}{2}", "2"),
+    ("\\sqrt{2}", "2"),
+    ("x=5", "y=5"),
+    ("12", "1,2"),
+    ("2", "\\pm 2"),
+    ("\\pm 2", "2"),
+    ("Evelyn", "Angela"),
+    ("5", "5 \\text{ million}"),
+    ("0.33", "\\frac{1}{3}"),
+    ("(1,2)", "(1,2,3)"),
+    ("\\begin{pmatrix} 1 \\\\ -2 \\end{pmatrix}", "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}"),
+    ("14\\pi", "14"),
+    ("2^{1009}", "2^{1008}"),
+    ("\\text{no}", "yes"),
+    ("x^2+1", "x^2+2"),
+    ("3", "3!"),
+    ("i", "1"),
+    ("e", "c"),
+    ("50", "0.5"),
+    ("1", "1 \\text{ or } 2"),
+    ("7", ""),
+]
+# (reference, response)
+RIGHT = [
+    ("18", "...\n#### 18"),
+    ("1000", "x\n#### 1,000"),
+    ("18", "#### $18.00"),
+    ("18", "The answer is 18."),
+    ("18", "So, the answer is $18$ dollars."),
+    ("18", "The answer is 18 dollars for 3 days."),
+    ("\\frac{1}{2}", "The final answer is $\\frac{1}{2}$. I hope it is correct."),
+    ("18", "She makes 9*2 = $18 every day."),
+    ("3.5", "**Answer:** 3.5"),
+    ("3.5", "Answer: 3.5 meters per second."),
+    ("7", "Therefore\n\\[\nx = 3+4 = 7\n\\]"),
+    ("7", "Thus $x=7$."),
+    ("7", "thus the result is 7"),
+    ("\\frac{3}{4}", "Thus we get $\\frac{3}{4}$."),
+    ("12", "**12**"),
+    ("x+1", "The answer is $x+1$."),
+    ("5", "The answer is:\n\\boxed{5}"),
+    ("5", "The answer is:\n\n5"),
+    ("Evelyn", "The answer is Evelyn."),
+    ("2", "\\boxed{1}... no wait \\boxed{2}"),
+    ("1,2", "The roots are $\\boxed{1}$ and $\\boxed{2}$."),
+    ("5", "\\boxed 5"),
+    ("10", "\\boxed{\\text{10 apples}}"),
+    ("18", "the answer is \\$18."),
+    ("(1,2)", "The answer is (1,2)."),
+    ("7", "A: 3+4=7\nThe answer is 7</s>"),
+    ("72", "Natalia sold 48/2 = <<48/2=24>>24 clips.\n#### 72"),
+    ("40", "The answer is 40%."),
+    ("B", "The answer is (B)."),
+    ("B", "Answer: B"),
+    ("\\text{(C)}", "The correct answer is \\textbf{(C)}."),
+    ("5", "the answer is $x = 5$"),
+    ("5", "The answer is $2+3=5$."),
+    ("6", "So there are 6."),
+    ("-3", "The answer is -3"),
+    ("0.5", "the answer is 1/2"),
+    ("10:30", "The answer is 10:30."),
+    ("10", "Final Answer: The final answer is $10$. I hope it is correct."),
+]
+WRONG = [
+    ("18", "18 is the start but the result is 17"),
+    ("5", ""),
+    ("5", "no number here"),
+    ("5", "\\boxed{}"),
+    ("1", "\\boxed{1}, hence \\boxed{2}"),
+    ("18", "#### 19\n"),
+    ("5", "5 then the answer is 6."),
+    ("18", "####"),
+]
+
+
+@pytest.mark.parametrize(("reference", "given"), SAME)
+def test_same_answer(reference, given):
+    assert verify(f"So it is $\\boxed{{{given}}}$.", reference)
+
+
+@pytest.mark.parametrize(("reference", "given"), DIFFERENT)
+def test_different_answer(reference, given):
+    assert not verify(f"So it is $\\boxed{{{given}}}$.", reference)
+
+
+@pytest.mark.parametrize(("reference", "response"), RIGHT)
+def test_answer_found_in_response(reference, response):
+    assert verify(response, reference), extract_answer(response)
+
+
+@pytest.mark.parametrize(("reference", "response"), WRONG)
+def test_no_answer_or_a_wrong_one(reference, response):
+    assert not verify(response, reference), extract_answer(response)
+
+
+def test_last_box():
+    assert last_boxed(r"\boxed{1} then \boxed{\frac{1}{2}}") == r"\frac{1}{2}"
+    assert last_boxed(r"\boxed{\{1, 2\}}") == r"\{1, 2\}"
+    assert last_boxed(r"\boxed{1} then \boxed{2") == "1"  # the last one was cut off
+    assert last_boxed("none") is None
+    assert boxed_run(r"$\boxed{1}$ and $\boxed{2}$") == "1, 2"
+    assert boxed_run(r"\boxed{1} is wrong, so \boxed{2}") is None
+
+
+def test_several_boxes_are_no_way_to_hedge():
+    assert not verify(r"$\boxed{1}$ or $\boxed{2}$", "1")
+    assert verify(r"$\boxed{1}$ or $\boxed{2}$", "1, 2")
+
+
+HOSTILE = {
+    "unclosed boxes": "\\boxed{" * 100_000,
+    "a megabyte of braces": "{" * 1_000_000,
+    "dollars": "$" * 300_000,
+    "parentheses": "\\(" * 200_000,
+    "hashes": "####" * 100_000,
+    "phrases": "answer is " * 100_000,
+    "null bytes": "\0" * 1_000_000,
+    "surrogates": "\ud800\udfff \\boxed{\ud800}",
+    "deep parentheses": "\\boxed{" + "(" * 15_000 + "}",
+    "deep fractions": "\\boxed{" + "\\frac{" * 300 + "1" + "}{2}" * 300 + "}",
+    "a tower of powers": r"\boxed{10^{10^{10^{10}}}}",
+    "a huge power": r"\boxed{9999999^{9999999999}}",
+    "factorials": r"\boxed{1000!!!!!}",
+    "a hard integral": r"\boxed{\int_0^\infty \frac{\sin(x^7)e^{-x^{11}}}{1+x^{13}} dx}",
+    "a long sum": r"\boxed{\sum_{n=1}^{10^{12}} \sin(n)}",
+    "many elements": "\\boxed{" + "1," * 900 + "}",
+    "division by zero": r"\boxed{\frac{1}{0}}",
+    "nothing": "",
+    "blanks": " " * 1_000_000,
+    "one long line": "12 " * 400_000,
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_no_response_raises_or_passes(kind):
+    for reference in ("5", r"x^2+\sqrt{2}"):
+        assert verify(HOSTILE[kind], reference) is False
+
+
+def test_algebra_survives_a_killed_worker():
+    assert verify(r"\boxed{(x+1)^2}", "x^2+2x+1")
+    worker = algebra._pool.idle.get_nowait()
+    worker.process.kill()
+    algebra._pool.idle.put(worker)
+    verdicts = [verify(r"\boxed{(x+1)^2}", "x^2+2x+1") for _ in range(2)]
+    assert verdicts[-1]
+
+
+def test_threads():
+    verdicts = {}
+
+    def work(number):
+        verdicts[number] = verify(rf"\boxed{{(x+{number})^2}}", f"x^2+{2 * number}x+{number**2}")
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2, 10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert verdicts == dict.fromkeys(range(2, 10), True)
+
+
+def _in_process(number):
+    return verify(rf"\boxed{{(x+{number})^2}}", f"x^2+{2 * number}x+{number**2}")
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_processes(method):
+    assert _in_process(2)  # so that a fork inherits a live worker, which it must not use
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        assert pool.map(_in_process, [2, 3, 4, 5]) == [True] * 4
+
+
+def test_many_and_by_kind():
+    problems = [Problem("1", "?", "5"), Problem("2", "?", "1/2"), Problem("3", "?", "3", kind="arithmetic")]
+    responses = ["The answer is 5.", "\\boxed{0.5}", "1+2=3"]
+    assert verify_many(list(zip(problems, responses))) == [True, True, True]
+    assert verify_many(list(zip(problems, ["6", "7", "1+2=4"]))) == [False, False, False]
+    assert verify_many([]) == []
+    with pytest.raises(ValueError, match="no verifier"):
+        verifier_for("chess")
