@@ -33,11 +33,16 @@ def _q(value: float | None) -> float:
     return value
 
 
-def critic_advantages(tree: Tree, gap: float, unique: bool = True) -> None:
-    """Fill ``advantage`` of every candidate and ``kept`` of every state: kept if max Â − min Â ≥ ``gap``.
+def critic_advantages(tree: Tree, settings: AdvantageSettings, any_right: bool = True) -> None:
+    """Fill ``advantage`` of every candidate and ``kept`` of every state: kept if max Â − min Â ≥ ``settings.gap``.
 
-    A state whose candidates are all the same step has no contrast and is never kept, whatever the gap.
-    With ``unique`` off, a candidate stands as often as it was sampled.
+    A state whose candidates are all the same step has no contrast and is never kept, whatever the gap; nor is one with
+    no right completion, unless ``settings.keep_all_wrong``: no outcome there backs what the critic says. With
+    ``settings.unique`` off, a candidate stands as often as it was sampled.
+
+    Args:
+        any_right: Whether any completion of the whole store was right. If not, the critic has seen one label only, and
+            no state is kept.
     """
     for state in tree.states:
         if not state.candidates:
@@ -46,8 +51,9 @@ def critic_advantages(tree: Tree, gap: float, unique: bool = True) -> None:
         advantages = state_advantages(state)
         for candidate, advantage in zip(state.candidates, advantages, strict=True):
             candidate.advantage = advantage
-        state.kept = len(advantages) > 1 and max(advantages) - min(advantages) >= gap
-        if not unique:
+        backed = any_right and (settings.keep_all_wrong or any(state.rewards))
+        state.kept = backed and len(advantages) > 1 and max(advantages) - min(advantages) >= settings.gap
+        if not settings.unique:
             state.candidates = [replace(c, count=1) for c in state.candidates for _ in range(c.count)]
 
 
@@ -109,7 +115,9 @@ def compute_advantages(
         if summary["digest"] != digest:
             raise InputError(f"{done}: made with other settings; use a new run directory")
         return summary
-    for path in shard_paths(trees_directory):
+    shards = shard_paths(trees_directory)
+    any_right = any(any(s.rewards) for p in shards for t in read_shard(p) for s in t.states)
+    for path in shards:
         target = out / path.name
         if target.exists():
             if shard_meta(target).get("digest") != digest:
@@ -122,15 +130,15 @@ def compute_advantages(
             fill_q(trees)
         for tree in trees:
             if settings.source == "critic":
-                critic_advantages(tree, settings.gap, settings.unique)
+                critic_advantages(tree, settings, any_right)
             else:
                 trunk_advantages(tree, settings.source)
         write_shard(target, trees, {"digest": digest})
     summary = {"digest": digest} | count_states(t for p in shard_paths(out) for t in read_shard(p))
     write_json(done, summary)
     log.info(
-        "advantages: %(kept)d of %(states)d states pass the gap (%(all_wrong)d all wrong, %(all_right)d all right, "
-        "%(single)d with one candidate only), %(pairs)d pairs",
+        "advantages: %(kept)d of %(states)d states kept, %(pairs)d pairs (states with only wrong completions: %(all_wrong)d, "
+        "only right ones: %(all_right)d, a single candidate: %(single)d)",
         summary,
     )
     return summary

@@ -132,6 +132,7 @@ class AdvantageSettings(Section):
 
     gap: float = Field(0.1, ge=0)  # keep states with max Â − min Â ≥ gap
     unique: bool = True  # train once on each unique action
+    keep_all_wrong: bool = False  # also train on states with no right completion, where contrast is the critic's alone
     source: Literal["critic", "mc", "response"] = "critic"  # who says Q: the critic, MC values, the trunk's reward
     pack_tokens: int = Field(16384, ge=16)
 

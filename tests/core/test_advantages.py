@@ -31,11 +31,11 @@ def test_mean_counts_duplicates_and_terminals_take_their_reward():
 def test_unique_actions_are_dropped_after_the_mean():
     states = [State(0, 0, [1.0], [candidate(5, 3, 0.5), candidate(6, 1, 0.9)])]
     once = tree(states)
-    critic_advantages(once, gap=0.1)
+    critic_advantages(once, AdvantageSettings())
     assert [c.advantage for c in once.states[0].candidates] == pytest.approx([-0.1, 0.3])
 
     often = tree([State(0, 0, [1.0], [candidate(5, 3, 0.5), candidate(6, 1, 0.9)])])
-    critic_advantages(often, gap=0.1, unique=False)
+    critic_advantages(often, AdvantageSettings(unique=False))
     assert [c.advantage for c in often.states[0].candidates] == pytest.approx([-0.1, -0.1, -0.1, 0.3])
     assert [c.count for c in often.states[0].candidates] == [1, 1, 1, 1]
 
@@ -43,15 +43,28 @@ def test_unique_actions_are_dropped_after_the_mean():
 @pytest.mark.parametrize(("gap", "kept"), [(0.0, True), (0.25, True), (0.2501, False)])
 def test_gap_is_inclusive(gap, kept):
     one = tree([State(0, 0, [1.0], [candidate(5, 1, 0.5), candidate(6, 1, 0.75)])])
-    critic_advantages(one, gap)
+    critic_advantages(one, AdvantageSettings(gap=gap))
     assert one.states[0].kept is kept
 
 
 def test_a_single_candidate_has_no_contrast():
     one = tree([State(0, 0, [1.0], [candidate(5, 4, 0.5)]), State(0, 1, [], [])])
-    critic_advantages(one, gap=0.0)
+    critic_advantages(one, AdvantageSettings(gap=0.0))
     assert [s.kept for s in one.states] == [False, False]
     assert one.states[0].candidates[0].advantage == 0.0
+
+
+def test_states_without_a_right_completion_are_kept_only_on_demand():
+    def kept(rewards, settings=None, **options):
+        one = tree([State(0, 0, rewards, [candidate(5, 1, 0.5), candidate(6, 1, 0.75)])])
+        critic_advantages(one, settings or AdvantageSettings(), **options)
+        return one.states[0].kept
+
+    every = AdvantageSettings(keep_all_wrong=True)
+    assert kept([0.0, 1.0]) and kept([1.0, 1.0])
+    assert not kept([0.0, 0.0]) and kept([0.0, 0.0], every)
+    # Nothing right anywhere: the critic has seen one label.
+    assert not kept([0.0, 0.0], every, any_right=False)
 
 
 def test_candidate_without_q_is_named():
