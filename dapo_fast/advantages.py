@@ -137,8 +137,8 @@ def compute_advantages(
     summary = {"digest": digest} | count_states(t for p in shard_paths(out) for t in read_shard(p))
     write_json(done, summary)
     log.info(
-        "advantages: %(kept)d of %(states)d states kept, %(pairs)d pairs (states with only wrong completions: %(all_wrong)d, "
-        "only right ones: %(all_right)d, a single candidate: %(single)d)",
+        "advantages: %(kept)d of %(states)d states kept, %(pairs)d pairs (states with only wrong completions: "
+        "%(all_wrong)d, with only right ones: %(all_right)d, with a single candidate: %(single)d)",
         summary,
     )
     return summary

@@ -230,7 +230,13 @@ def results_table(rows: list[dict]) -> str:
     for row in rows:
         name = "base" if row["iteration"] == 0 else f"iteration {row['iteration']}"
         pairs = row.get("advantages", {}).get("pairs", "")
-        note = "" if row.get("accepted", True) else row.get("stopped") or "worse: previous policy kept"
+        note = (
+            ""
+            if row.get("accepted", True)
+            else "no state with contrast: nothing trained"
+            if row.get("stopped")
+            else "worse: previous policy kept"
+        )
         lines.append(
             f"{name:<14} {_accuracy(row.get('greedy')):<24} {_accuracy(row.get('sampled')):<24} {pairs:>7}  {note}"
         )
