@@ -1,11 +1,12 @@
 """Sampling in this process, on the CPU or one GPU: a batch that stays full.
 
-Every sample is a row. A row's keys and values live in its own slot of one buffer, left-aligned, each row at its own
-position; a row that ends gives its slot to the next sample at once, and when none is left the last row moves into the
-gap, so a step of decoding never computes rows that are not wanted.
+Every sample is a row. A row that ends leaves at once and the next sample takes its place, so a step of decoding never
+computes rows that are not wanted; each row is at its own position.
 
-Prompts that begin other prompts (the states of one trunk) are not computed: the longest is prefilled once, and every
-state and every sample of it starts from a copy of its first keys and values.
+Prompts that begin other prompts (the states of one trunk) are not computed: the longest is prefilled once, its keys and
+values are kept once, and every sample of every state attends to the part of them that is its prompt, all rows of a
+trunk by one matrix product. A row keeps only the keys and values of its own tokens. Decoding reads memory more than it
+computes, and a trunk is read once a step instead of once for each of its samples.
 
 The random number behind a token is a function of (seed, prompt index, sample index, token index) alone, so samples do
 not depend on which rows happen to share a batch, apart from rounding.
@@ -149,41 +150,45 @@ class _Generation:
         return budgets
 
     def run(self) -> list[list[Sample]]:
-        queue = self._jobs()
-        rows: _Rows | None = None
+        queue = _Queue(self.model, self.prompts, self._jobs())
+        queue.prefill_next()
+        rows = self._allocate(queue)
         while True:
-            while queue.ready and (rows is None or rows.count < rows.capacity):
+            while queue.ready and rows.admits(queue.ready[0][1]):
                 job, prefix = queue.ready.popleft()
-                if rows is None:
-                    rows = self._allocate(prefix)
                 rows.admit(job, prefix, self.prompts[job.prompt], self.budgets[job.prompt])
-            if rows is not None and rows.count < rows.capacity and queue.prefill_next():
+            if not queue.ready and rows.count < rows.capacity and queue.prefill_next():
                 continue
-            if rows is None or not rows.count:
+            if not rows.count:
                 break
-            self._retire(rows, queue)
+            self._advance(rows)
         self.engine.prefilled_tokens += queue.prefilled
         return self.results  # type: ignore[return-value]
 
-    def _jobs(self) -> _Queue:
+    def _jobs(self) -> list[list[_Job]]:
         n = self.params.n
         keys = stream_keys(self.params.seed, len(self.prompts), n)
-        queue = _Queue(self.model, self.prompts)
-        queue.jobs = [[_Job(i, j, keys[i][j]) for j in range(n)] for i in range(len(self.prompts))]
-        queue.prefill_next()
-        return queue
+        return [[_Job(i, j, keys[i][j]) for j in range(n)] for i in range(len(self.prompts))]
 
-    def _allocate(self, prefix: Tensor) -> _Rows:
-        length = max(len(p) + b for p, b in zip(self.prompts, self.budgets, strict=True))
-        per_row = length * prefix[:, 0].numel() * prefix.element_size()
-        fitting = max(1, int(_memory(self.device) // per_row))
-        wanted = min(self.engine.max_rows, self.params.n * len(self.prompts))
-        if fitting < wanted:
-            log.warning("memory holds %d rows of up to %d tokens, not %d", fitting, length, wanted)
-        return _Rows(min(fitting, wanted), length, max(self.budgets), prefix, self.params.logprobs)
+    def _allocate(self, queue: _Queue) -> _Rows:
+        like = queue.ready[0][1]
+        token = like.keys[:, 0].numel() + like.values[:, 0].numel()
+        prefix_bytes = queue.longest * token * like.keys.element_size()
+        row_bytes = max(self.budgets) * token * like.keys.element_size()
+        wanted = capacity = min(self.engine.max_rows, self.params.n * len(self.prompts))
 
-    def _retire(self, rows: _Rows, queue: _Queue) -> None:
-        """One token for every row, and new samples in the slots of rows that ended."""
+        def trunks() -> int:
+            # Twice as many as full batches need, so that a few late samples do not keep the next trunk out.
+            return min(queue.groups, capacity, 2 * -(-capacity // self.params.n) + 1)
+
+        while capacity > 1 and capacity * row_bytes + trunks() * prefix_bytes > _memory(self.device):
+            capacity //= 2
+        if capacity < wanted:
+            log.warning("memory holds %d rows of up to %d new tokens, not %d", capacity, max(self.budgets), wanted)
+        return _Rows(capacity, max(self.budgets), _Trunks(trunks(), queue.longest, like), like, self.params.logprobs)
+
+    def _advance(self, rows: _Rows) -> None:
+        """One token for every row; rows that end leave."""
         ended = rows.step(self.model, self.params, self.engine.end_ids)
         if self.splitter is not None:
             ended |= self._cut_at_step(rows, ended)
@@ -191,12 +196,8 @@ class _Generation:
         slots = np.flatnonzero(ended)
         for slot in slots:
             self._finish(rows, int(slot))
-        for slot in reversed(slots):
-            if queue.ready:
-                job, prefix = queue.ready.popleft()
-                rows.admit(job, prefix, self.prompts[job.prompt], self.budgets[job.prompt], int(slot))
-            else:
-                rows.remove(int(slot))
+        for slot in slots[::-1]:  # from the end, so that no row that is still to leave is moved
+            rows.remove(int(slot))
         if self.progress is not None and len(slots):
             self.progress(len(slots))
 
@@ -228,20 +229,38 @@ class _Generation:
         return text
 
 
-class _Queue:
-    """Samples still to be started, with the keys and values that each starts from."""
+@dataclass
+class _Prefix:
+    """Keys and values of a longest prompt, and the samples that start from some part of it.
 
-    def __init__(self, model: PreTrainedModel, prompts: list[list[int]]) -> None:
+    Attributes:
+        keys, values: (layers, tokens, heads, size).
+        waiting: Samples that have not ended yet.
+        slot: Where it lies in ``_Trunks``; None: not there yet.
+    """
+
+    keys: Tensor
+    values: Tensor
+    waiting: int
+    slot: int | None = None
+
+
+class _Queue:
+    """Samples still to be started, with the prefix that each starts from."""
+
+    def __init__(self, model: PreTrainedModel, prompts: list[list[int]], jobs: list[list[_Job]]) -> None:
         self.model = model
         self.prompts = prompts
-        self.jobs: list[list[_Job]] = []
-        self.ready: deque[tuple[_Job, Tensor]] = deque()
+        self.jobs = jobs
+        self.ready: deque[tuple[_Job, _Prefix]] = deque()
         self.prefilled = 0
-        self._batches = self._plan()
+        groups = sorted(prefix_groups(prompts), key=lambda group: -len(prompts[group[0]]))
+        self.groups = len(groups)
+        self.longest = len(prompts[groups[0][0]])
+        self._batches = self._plan(groups)
 
-    def _plan(self) -> Iterator[list[tuple[int, list[int]]]]:
+    def _plan(self, groups: list[tuple[int, list[int]]]) -> Iterator[list[tuple[int, list[int]]]]:
         """Batches of (longest prompt, the prompts that it begins with), of similar length."""
-        groups = sorted(prefix_groups(self.prompts), key=lambda group: -len(self.prompts[group[0]]))
         start = 0
         while start < len(groups):
             size = max(1, _PREFILL_TOKENS // len(self.prompts[groups[start][0]]))
@@ -259,12 +278,13 @@ class _Queue:
             ids[row, : len(prompt)] = torch.tensor(prompt)
         prefill = _Prefill()
         _forward(self.model, ids.to(self.model.device), None, prefill)
-        kept = prefill.result()
+        keys, values = prefill.result()
         self.prefilled += sum(map(len, longest))
         for row, (_, members) in enumerate(batch):
-            for member in members:
-                prefix = kept[:, row, : len(self.prompts[member])]
-                self.ready.extend((job, prefix) for job in self.jobs[member])
+            length = len(longest[row])
+            jobs = [job for member in members for job in self.jobs[member]]
+            prefix = _Prefix(keys[:, row, :length], values[:, row, :length], len(jobs))
+            self.ready.extend((job, prefix) for job in jobs)
         return True
 
 
@@ -297,52 +317,101 @@ def _memory(device: torch.device) -> float:
 # --------------------------------------------------------------------------------------- the rows and their memory
 
 
-class _Rows:
-    """Rows being decoded: slots 0 to ``count`` of a buffer of keys and values."""
+class _Trunks:
+    """Keys and values of the prefixes in use, each once, in slots 0 to ``count``."""
 
-    def __init__(self, capacity: int, length: int, budget: int, like: Tensor, logprobs: bool) -> None:
-        layers, _, heads, size = like.shape
+    def __init__(self, capacity: int, length: int, like: _Prefix) -> None:
+        layers, _, heads, _ = like.keys.shape
         self.capacity = capacity
-        self.length = length
-        self.device = like.device
-        # Token-major, so that a prefix is one piece of memory and a new token one row of it.
+        self.count = 0
+        self.held: list[_Prefix] = []
         # Zeros, since what a mask hides still enters a sum, times nought: it must be finite.
-        self.kv = torch.zeros((layers, capacity, length, heads, size), dtype=like.dtype, device=like.device)
+        self.keys, self.values = (
+            torch.zeros((layers, capacity, heads, length, x.shape[-1]), dtype=x.dtype, device=x.device)
+            for x in (like.keys, like.values)
+        )
+
+    def hold(self, prefix: _Prefix) -> None:
+        prefix.slot = self.count
+        self.count += 1
+        self.held.append(prefix)
+        length = prefix.keys.shape[1]
+        self.keys[:, prefix.slot, :, :length] = prefix.keys.transpose(1, 2)
+        self.values[:, prefix.slot, :, :length] = prefix.values.transpose(1, 2)
+
+    def release(self, prefix: _Prefix) -> _Prefix | None:
+        """Give up a slot; the last prefix moves into it and is returned, if it is another."""
+        self.count -= 1
+        last = self.held.pop()
+        if last is prefix:
+            return None
+        self.held[prefix.slot] = last
+        length = last.keys.shape[1]
+        for buffer in (self.keys, self.values):
+            buffer[:, prefix.slot, :, :length] = buffer[:, last.slot, :, :length]
+        last.slot = prefix.slot
+        return last
+
+
+class _Rows:
+    """Rows being decoded: slots 0 to ``count`` of buffers of the keys and values of their own tokens."""
+
+    def __init__(self, capacity: int, budget: int, trunks: _Trunks, like: _Prefix, logprobs: bool) -> None:
+        layers, _, heads, _ = like.keys.shape
+        self.capacity = capacity
+        self.length = budget  # the prompt's last token is fed as the row's first, the last one drawn never
+        self.trunks = trunks
+        self.device = like.keys.device
+        self.kv = tuple(
+            torch.zeros((layers, capacity, heads, budget, x.shape[-1]), dtype=x.dtype, device=x.device)
+            for x in (like.keys, like.values)
+        )
         self.count = 0
         self.jobs: list[_Job | None] = [None] * capacity
+        self.prefixes: list[_Prefix | None] = [None] * capacity
         self.keys = np.zeros(capacity, dtype=np.uint64)
         self.last = np.zeros(capacity, dtype=np.int64)  # the token to feed
-        self.position = np.zeros(capacity, dtype=np.int64)  # and where it goes
+        self.cached = np.zeros(capacity, dtype=np.int64)  # tokens of the prefix that are this row's prompt
         self.drawn = np.zeros(capacity, dtype=np.int64)
         self.budget = np.zeros(capacity, dtype=np.int64)
         self.tokens = np.zeros((capacity, budget), dtype=np.int64)
         self.logprobs = np.zeros((capacity, budget), dtype=np.float32) if logprobs else None
 
-    def admit(self, job: _Job, prefix: Tensor, prompt: list[int], budget: int, slot: int | None = None) -> None:
-        """Start ``job`` in ``slot``, or in a new one, from the keys and values of its prompt but the last token's."""
-        if slot is None:
-            slot = self.count
-            self.count += 1
-        cached = len(prompt) - 1
-        if cached:
-            self.kv[:, slot, :cached] = prefix[:, :cached]
+    def admits(self, prefix: _Prefix) -> bool:
+        """Whether a sample that starts from ``prefix`` finds room."""
+        held = prefix.slot is not None or self.trunks.count < self.trunks.capacity
+        return self.count < self.capacity and held
+
+    def admit(self, job: _Job, prefix: _Prefix, prompt: list[int], budget: int) -> None:
+        """Start ``job`` from the keys and values of its prompt but the last token's."""
+        if prefix.slot is None:
+            self.trunks.hold(prefix)
+        slot = self.count
+        self.count += 1
         self.jobs[slot] = job
+        self.prefixes[slot] = prefix
         self.keys[slot] = job.key
         self.last[slot] = prompt[-1]
-        self.position[slot] = cached
+        self.cached[slot] = len(prompt) - 1
         self.drawn[slot] = 0
         self.budget[slot] = budget
 
     def remove(self, slot: int) -> None:
         """Close the gap at ``slot`` with the last row."""
+        prefix = self.prefixes[slot]
+        prefix.waiting -= 1
+        if not prefix.waiting:
+            self.trunks.release(prefix)
         self.count -= 1
         end = self.count
         if slot == end:
             return
-        written = int(self.position[end])
-        self.kv[:, slot, :written] = self.kv[:, end, :written]
-        self.jobs[slot] = self.jobs[end]
-        for state in (self.keys, self.last, self.position, self.drawn, self.budget, self.tokens):
+        written = int(self.drawn[end])
+        for buffer in self.kv:
+            buffer[:, slot, :, :written] = buffer[:, end, :, :written]
+        for owners in (self.jobs, self.prefixes):
+            owners[slot] = owners[end]
+        for state in (self.keys, self.last, self.cached, self.drawn, self.budget, self.tokens):
             state[slot] = state[end]
         if self.logprobs is not None:
             self.logprobs[slot] = self.logprobs[end]
@@ -354,10 +423,9 @@ class _Rows:
     def step(self, model: PreTrainedModel, params: SamplingParams, end_ids: list[int]) -> np.ndarray:
         """Draw one token for every row; says which rows ended, by an end token or their budget."""
         active = slice(0, self.count)
-        position = torch.from_numpy(self.position[active].copy()).to(self.device)
+        position = torch.from_numpy(self.cached[active] + self.drawn[active]).to(self.device)
         last = torch.from_numpy(self.last[active].copy()).to(self.device)
-        width = int(self.position[active].max()) + 1
-        logits = _forward(model, last[:, None], position[:, None], _Decode(self, position, width))[:, -1]
+        logits = _forward(model, last[:, None], position[:, None], _Decode(self))[:, -1]
         uniform = stream_uniforms(self.keys[active], self.drawn[active])
         token, logprob = draw(logits, torch.from_numpy(uniform), params)
         drawn = token.cpu().numpy()
@@ -366,7 +434,6 @@ class _Rows:
         if self.logprobs is not None:
             self.logprobs[rows, self.drawn[active]] = logprob.cpu().numpy()
         self.last[active] = drawn
-        self.position[active] += 1
         self.drawn[active] += 1
         return np.isin(drawn, end_ids) | (self.drawn[active] >= self.budget[active])
 
@@ -378,41 +445,78 @@ class _Prefill:
     """Causal attention over a right-padded batch; keeps the keys and values. Padding comes after, so none is seen."""
 
     def __init__(self) -> None:
-        self._kept: dict[int, Tensor] = {}
-        self.key_size = 0
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        self._kept[layer] = torch.cat([key, value], -1).transpose(1, 2)
+        self._keys[layer], self._values[layer] = key.transpose(1, 2), value.transpose(1, 2)
         grouped = query.shape[1] != key.shape[1]
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
 
-    def result(self) -> Tensor:
-        """(layers, rows, tokens, heads, key size + value size)."""
-        return torch.stack([self._kept[layer] for layer in sorted(self._kept)])
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Keys and values: (layers, rows, tokens, heads, size) each."""
+        layers = sorted(self._keys)
+        return torch.stack([self._keys[i] for i in layers]), torch.stack([self._values[i] for i in layers])
 
 
 class _Decode:
-    """One query a row against that row's own slot."""
+    """One query a row, against the row's part of its trunk and the row's own tokens.
 
-    def __init__(self, rows: _Rows, position: Tensor, width: int) -> None:
+    Rows are dealt to the trunks, as many places a trunk as the fullest one needs: ``place`` (trunks, places) says which
+    row sits where, ``trunk`` and ``seat`` (rows,) where a row sits. An empty place computes row 0 once more, unread.
+    """
+
+    def __init__(self, rows: _Rows) -> None:
         self.rows = rows
-        self.width = width
-        self.write = torch.arange(rows.count, device=position.device) * rows.length + position
-        unseen = torch.arange(width, device=position.device)[None] > position[:, None]
-        mask = torch.zeros(unseen.shape, dtype=rows.kv.dtype, device=position.device)
-        self.mask = mask.masked_fill_(unseen, float("-inf"))[:, None, None]
+        count, device = rows.count, rows.device
+        cached, drawn = rows.cached[:count], rows.drawn[:count]
+        trunk = np.fromiter((prefix.slot for prefix in rows.prefixes[:count]), dtype=np.int64, count=count)
+        sizes = np.bincount(trunk, minlength=rows.trunks.count)
+        order = np.argsort(trunk, kind="stable")
+        seat = np.empty(count, dtype=np.int64)
+        seat[order] = np.arange(count) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        place = np.zeros((rows.trunks.count, sizes.max()), dtype=np.int64)
+        place[trunk, seat] = np.arange(count)
+        self.trunk, self.seat, self.place = (torch.from_numpy(x).to(device) for x in (trunk, seat, place))
+        self.prefix_width, self.own_width = int(cached.max()), int(drawn.max()) + 1
+        heads = rows.kv[0].shape[2]
+        first = (np.arange(count)[:, None] * heads + np.arange(heads)) * rows.length
+        self.write = torch.from_numpy((first + drawn[:, None]).ravel()).to(device)
+        unseen = np.concatenate(
+            [np.arange(self.prefix_width) >= cached[:, None], np.arange(self.own_width) > drawn[:, None]], 1
+        )
+        self.unseen = torch.from_numpy(unseen).to(device)[:, None, None]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """``query`` (rows, Hq, 1, D), ``key`` and ``value`` (rows, Hkv, 1, D) → (rows, Hq, 1, Dv)."""
         rows, heads, _, size = query.shape
-        kv = self.rows.kv[layer]
-        kv.view(-1, *kv.shape[2:]).index_copy_(0, self.write, torch.cat([key, value], -1)[:, :, 0])
-        seen = kv[:rows, : self.width].transpose(1, 2)
-        # The queries of a key head stand side by side, so that grouped heads need no copies of keys.
-        query = query.reshape(rows, key.shape[1], heads // key.shape[1], size)
-        out = F.scaled_dot_product_attention(
-            query, seen[..., :size], seen[..., size:], self.mask.expand(-1, -1, query.shape[2], -1), scale=scale
+        kv_heads = key.shape[1]
+        own_keys, own_values = (
+            self._own(buffer[layer], new) for buffer, new in zip(self.rows.kv, (key, value), strict=True)
         )
-        return out.reshape(rows, heads, 1, -1)
+        # The queries of a key head stand side by side, so that grouped heads need no copies of keys.
+        query = (query * scale).reshape(rows, kv_heads, heads // kv_heads, size)
+        trunk_keys, trunk_values = (
+            buffer[layer, : self.place.shape[0], :, : self.prefix_width]
+            for buffer in (self.rows.trunks.keys, self.rows.trunks.values)
+        )
+        own_scores = torch.bmm(query.flatten(0, 1), own_keys.transpose(1, 2)).unflatten(0, (rows, kv_heads))
+        scores = torch.cat([self._by_trunk(query, trunk_keys.transpose(2, 3)), own_scores], -1)
+        weights = scores.float().masked_fill_(self.unseen, float("-inf")).softmax(-1).to(value.dtype)
+        on_trunk, on_own = weights.split([self.prefix_width, self.own_width], -1)
+        own = torch.bmm(on_own.flatten(0, 1), own_values).unflatten(0, (rows, kv_heads))
+        return (self._by_trunk(on_trunk, trunk_values) + own).reshape(rows, heads, 1, -1)
+
+    def _own(self, buffer: Tensor, new: Tensor) -> Tensor:
+        """The rows' own keys or values with ``new`` written: (rows · heads, own width, size)."""
+        buffer.view(-1, buffer.shape[-1]).index_copy_(0, self.write, new.flatten(0, 2))
+        return buffer.view(-1, *buffer.shape[2:])[: new.shape[0] * new.shape[1], : self.own_width]
+
+    def _by_trunk(self, left: Tensor, right: Tensor) -> Tensor:
+        """``left`` (rows, heads, n, x) times its trunk's ``right`` (trunks, heads, x, y): (rows, heads, n, y)."""
+        dealt = left[self.place].transpose(1, 2)  # trunks, heads, places, n, x
+        product = torch.matmul(dealt.flatten(2, 3), right).unflatten(2, dealt.shape[2:4])
+        return product[self.trunk, :, self.seat]
 
 
 def _attention(
