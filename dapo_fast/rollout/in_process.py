@@ -234,13 +234,15 @@ class _Prefix:
     """Keys and values of a longest prompt, and the samples that start from some part of it.
 
     Attributes:
-        keys, values: (layers, tokens, heads, size).
+        keys, values: (layers, tokens, heads, size); None once ``_Trunks`` holds them.
+        length: Tokens.
         waiting: Samples that have not ended yet.
         slot: Where it lies in ``_Trunks``; None: not there yet.
     """
 
-    keys: Tensor
-    values: Tensor
+    keys: Tensor | None
+    values: Tensor | None
+    length: int
     waiting: int
     slot: int | None = None
 
@@ -283,7 +285,7 @@ class _Queue:
         for row, (_, members) in enumerate(batch):
             length = len(longest[row])
             jobs = [job for member in members for job in self.jobs[member]]
-            prefix = _Prefix(keys[:, row, :length], values[:, row, :length], len(jobs))
+            prefix = _Prefix(keys[:, row, :length], values[:, row, :length], length, len(jobs))
             self.ready.extend((job, prefix) for job in jobs)
         return True
 
@@ -335,22 +337,20 @@ class _Trunks:
         prefix.slot = self.count
         self.count += 1
         self.held.append(prefix)
-        length = prefix.keys.shape[1]
-        self.keys[:, prefix.slot, :, :length] = prefix.keys.transpose(1, 2)
-        self.values[:, prefix.slot, :, :length] = prefix.values.transpose(1, 2)
+        self.keys[:, prefix.slot, :, : prefix.length] = prefix.keys.transpose(1, 2)
+        self.values[:, prefix.slot, :, : prefix.length] = prefix.values.transpose(1, 2)
+        prefix.keys = prefix.values = None
 
-    def release(self, prefix: _Prefix) -> _Prefix | None:
-        """Give up a slot; the last prefix moves into it and is returned, if it is another."""
+    def release(self, prefix: _Prefix) -> None:
+        """Give up a slot; the last prefix moves into it."""
         self.count -= 1
         last = self.held.pop()
         if last is prefix:
-            return None
+            return
         self.held[prefix.slot] = last
-        length = last.keys.shape[1]
         for buffer in (self.keys, self.values):
-            buffer[:, prefix.slot, :, :length] = buffer[:, last.slot, :, :length]
+            buffer[:, prefix.slot, :, : last.length] = buffer[:, last.slot, :, : last.length]
         last.slot = prefix.slot
-        return last
 
 
 class _Rows:
