@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from dapo_fast.advantages import count_states, critic_advantages
-from dapo_fast.config import load_config
+from dapo_fast.config import AdvantageSettings, load_config
 from dapo_fast.data.store import write_shard
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
 from dapo_fast.rundir import RunDirectory, write_json
@@ -176,7 +176,7 @@ def write_iteration(
     tokens = {"response_tokens": 9000, "completion_tokens": 39000, "generated_tokens": 48000}
     write_json(path / "collect" / "done.json", {"problems": len(trees), "seconds": 61.5} | tokens)
     for tree in trees:
-        critic_advantages(tree, gap=0.1)
+        critic_advantages(tree, AdvantageSettings(gap=0.1))
     write_metrics(path / "critic" / "metrics.jsonl", "critic", 60, number)
     write_json(path / "critic" / "heldout.json", heldout(trees, heldout_fraction))
     write_json(path / "critic" / "done.json", {"loss": 0.41})

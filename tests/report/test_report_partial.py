@@ -120,7 +120,7 @@ def test_heldout_completions_that_all_agree(tmp_path, pictures):
     found = trees(6)
     for tree in found:
         for state in tree.states:
-            state.rewards = [0.0] * 8
+            state.rewards = [1.0] * 8
     write_iteration(path, 1, 6, trees=found, heldout_fraction=0.99)
     page = render(path)
     assert "there is no ROC curve" in page.text
