@@ -74,20 +74,60 @@ class Pipeline:
 
     # What decides a stage's result: its own settings and the digest of what it reads -------------------------
 
-    def _claim(self, iteration: int, stage: str, settings: dict[str, Any]) -> tuple[Path, str]:
+    def _settings(self, stage: str, iteration: int) -> dict[str, Any]:
+        config = self.config.at(iteration) if iteration else self.config
+        common = {"stage": stage, "seed": config.seed}
+        if stage == "sft":
+            own = {"model": config.model.model_dump(), "task": config.data.task, "template": config.data.template}
+            return common | own | {"sft": config.sft.model_dump()}
+        if stage == "collect":
+            data = config.data.model_dump(exclude={"heldout", "heldout_limit"})
+            own = {"policy": self._digest_of(self.policy(iteration - 1)), "data": data, "engine": config.engine.kind}
+            return common | own | {"iteration": iteration, "collect": config.collect.model_dump()}
+        trees = self._upstream(self.directory.stage(iteration, "collect")) if iteration else ""
+        if stage == "critic":
+            return common | {"trees": trees, "critic": config.critic.model_dump(), "dtype": config.model.dtype}
+        if stage == "advantages":
+            settings = common | {"trees": trees, "advantages": config.advantages.model_dump()}
+            if config.advantages.source == "critic":
+                settings["critic"] = self._upstream(self.directory.stage(iteration, "critic"))
+            return settings
+        if stage == "actor":
+            own = {"policy": self._digest_of(self.policy(iteration - 1)), "actor": config.actor.model_dump()}
+            own["advantages"] = self._upstream(self.directory.stage(iteration, "advantages"))
+            return common | own | {"dtype": config.model.dtype}
+        data = config.data.model_dump(include={"task", "heldout", "heldout_limit", "template"})
+        own = {"policy": self._digest_of(self._trained(iteration)), "data": data, "engine": config.engine.kind}
+        return common | own | {"evaluate": config.evaluate.model_dump()}
+
+    def check_settings(self) -> None:
+        """Compare the settings with those of every stage that has begun, before anything is written.
+
+        Raises:
+            InputError: names the stage and the keys that differ.
+        """
+        for iteration in range(self.config.iterations + 1):
+            for stage in STAGES[1:] if iteration else ("sft", "evaluate"):
+                directory = self.directory.stage(iteration, stage)
+                if (directory / "stage.json").exists():
+                    self.directory.claim(directory, self._settings(stage, iteration))
+
+    def _claim(self, stage: str, iteration: int) -> tuple[Path, str]:
         directory = self.directory.stage(iteration, stage)
         if _rank() == 0:
-            self.directory.claim(directory, settings)
+            self.directory.claim(directory, self._settings(stage, iteration))
         _barrier_free_wait(directory / "stage.json")
-        return directory, str(read_json(directory / "stage.json")["digest"])
+        return directory, self._upstream(directory)
 
     def _upstream(self, directory: Path) -> str:
         return str(read_json(directory / "stage.json")["digest"])
 
-    def _policy_digest(self, iteration: int) -> str:
-        path = self.policy(iteration)
-        stage = path.parent / "stage.json"
-        return self._upstream(path.parent) if stage.exists() else f"model {path}"
+    def _digest_of(self, policy: Path) -> str:
+        return self._upstream(policy.parent) if (policy.parent / "stage.json").exists() else f"model {policy}"
+
+    def _trained(self, iteration: int) -> Path:
+        """The policy that ``iteration`` trained, accepted or not."""
+        return self.directory.stage(iteration, "actor") / "model" if iteration else self.policy(0)
 
     # Problems ------------------------------------------------------------------------------------------------
 
@@ -130,15 +170,7 @@ class Pipeline:
     def sft(self, iteration: int = 0) -> Path:
         """Supervised start: from the built-in task's gold traces, or from ``sft.data``."""
         config = self.config
-        settings = {
-            "stage": "sft",
-            "seed": config.seed,
-            "model": config.model.model_dump(),
-            "task": config.data.task,
-            "template": config.data.template,
-            "sft": config.sft.model_dump(),
-        }
-        out, digest = self._claim(0, "sft", settings)
+        out, digest = self._claim("sft", 0)
         start: Path
         if config.model.path is None:
             task = get_task(str(config.data.task))
@@ -171,16 +203,7 @@ class Pipeline:
         config = self.config.at(iteration)
         _one_process("collect")
         policy = self._need(self.policy(iteration - 1), "actor" if iteration > 1 else "sft", iteration - 1)
-        settings = {
-            "stage": "collect",
-            "seed": config.seed,
-            "iteration": iteration,
-            "policy": self._policy_digest(iteration - 1),
-            "data": config.data.model_dump(exclude={"heldout", "heldout_limit"}),
-            "collect": config.collect.model_dump(),
-            "engine": config.engine.kind,
-        }
-        out, digest = self._claim(iteration, "collect", settings)
+        out, digest = self._claim("collect", iteration)
         if (out / "done.json").exists():
             return read_json(out / "done.json")
         problems = self._problems(iteration)
@@ -204,14 +227,7 @@ class Pipeline:
         init: str | Path = config.critic.init
         if init == "actor":
             init = self.policy(iteration - 1)
-        settings = {
-            "stage": "critic",
-            "seed": config.seed,
-            "trees": self._upstream(trees),
-            "critic": config.critic.model_dump(),
-            "dtype": config.model.dtype,
-        }
-        out, digest = self._claim(iteration, "critic", settings)
+        out, digest = self._claim("critic", iteration)
         return train_critic(
             trees,
             init,
@@ -232,15 +248,9 @@ class Pipeline:
         self._need(trees / "done.json", "collect", iteration)
         needs_critic = config.advantages.source == "critic"
         critic = self.directory.stage(iteration, "critic")
-        settings = {
-            "stage": "advantages",
-            "trees": self._upstream(trees),
-            "advantages": config.advantages.model_dump(),
-        }
         if needs_critic:
             self._need(critic / "model", "critic", iteration)
-            settings["critic"] = self._upstream(critic)
-        out, digest = self._claim(iteration, "advantages", settings)
+        out, digest = self._claim("advantages", iteration)
         if (out / "done.json").exists():
             return read_json(out / "done.json")
         fill: Callable[[Sequence[Tree]], None] | None = None
@@ -258,15 +268,7 @@ class Pipeline:
         self._need(trees / "done.json", "advantages", iteration)
         if not read_json(trees / "done.json")["kept"]:
             raise NoContrastError(f"{trees}: {_why_no_state(read_json(trees / 'done.json'))}")
-        settings = {
-            "stage": "actor",
-            "seed": config.seed,
-            "advantages": self._upstream(trees),
-            "policy": self._policy_digest(iteration - 1),
-            "actor": config.actor.model_dump(),
-            "dtype": config.model.dtype,
-        }
-        out, digest = self._claim(iteration, "actor", settings)
+        out, digest = self._claim("actor", iteration)
         return train_actor(
             trees,
             self.policy(iteration - 1),
@@ -285,18 +287,9 @@ class Pipeline:
         problems = self._heldout()
         if not problems:
             return None
-        policy = self.policy(0) if iteration == 0 else self.directory.stage(iteration, "actor") / "model"
+        policy = self._trained(iteration)
         self._need(policy, "actor" if iteration else "sft", iteration)
-        stage = policy.parent / "stage.json"
-        settings = {
-            "stage": "evaluate",
-            "seed": config.seed,
-            "policy": self._upstream(policy.parent) if stage.exists() else f"model {policy}",
-            "data": config.data.model_dump(include={"task", "heldout", "heldout_limit", "template"}),
-            "evaluate": config.evaluate.model_dump(),
-            "engine": config.engine.kind,
-        }
-        out, digest = self._claim(iteration, "evaluate", settings)
+        out, digest = self._claim("evaluate", iteration)
         if (out / "summary.json").exists():
             return read_json(out / "summary.json")
         with self._engine(policy, out) as engine:
@@ -315,8 +308,9 @@ class Pipeline:
 
     def run(self) -> list[dict]:
         """Every stage of every iteration. Returns the rows of the results table."""
-        self.directory.save_config()
+        self.check_settings()
         self.check_inputs()
+        self.directory.save_config()
         if self._has_sft():
             self._stage("sft", 0)
         rows = [{"iteration": 0, "accepted": True, **(self._stage("evaluate", 0) or {})}]

@@ -14,17 +14,14 @@ from dapo_fast.cli import main
 from dapo_fast.config import load_config
 
 SMALL = [
-    "seed=1",
+    "seed=0",
     "iterations=1",
-    "data.limit=120",
+    "data.limit=300",
     "data.heldout_limit=200",
-    "sft.steps=260",
-    "sft.batch_sequences=32",
-    "sft.save_every=40",
-    "collect.shard_problems=20",
-    "critic.epochs=3",
-    "actor.steps=60",
-    "actor.save_every=10",
+    "sft.save_every=50",
+    "collect.shard_problems=50",
+    "actor.steps=150",
+    "actor.save_every=30",
     "evaluate.samples=2",
 ]
 
@@ -71,7 +68,7 @@ def test_killed_at_random_it_ends_with_the_same_bits(finished, tmp_path):
     directory = tmp_path / "killed"
     command = [sys.executable, "-m", "dapo_fast", "run", str(directory), "--preset", "arithmetic", *SMALL]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    for seconds in (9, 13, 17):
+    for seconds in (18, 30, 22):
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
