@@ -1,0 +1,53 @@
+"""A new policy is kept, unless it is worse than the one before by more than the intervals allow."""
+
+import json
+
+import pytest
+
+from dapo_fast.config import load_config
+from dapo_fast.pipeline import Pipeline
+from dapo_fast.rundir import RunDirectory, write_json
+
+
+def measured(sampled, greedy=0.9):
+    return {
+        name: {"accuracy": value, "low": value - 0.02, "high": value + 0.02}
+        for name, value in (("sampled", sampled), ("greedy", greedy))
+    }
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    config = load_config(preset="arithmetic", overrides=["iterations=3"])
+    made = Pipeline(RunDirectory(tmp_path, config))
+    for iteration, sampled in enumerate((0.4, 0.6, 0.5, 0.58)):
+        write_json(tmp_path / f"iter{iteration}" / "evaluate" / "summary.json", measured(sampled))
+    return made
+
+
+def decide(pipeline, iteration):
+    found = json.loads((pipeline.directory.path / f"iter{iteration}" / "evaluate" / "summary.json").read_text())
+    return pipeline._decide(iteration, found)
+
+
+def test_worse_beyond_the_interval_is_refused_and_the_next_is_held_to_the_policy_that_stayed(pipeline):
+    path = pipeline.directory.path
+    assert decide(pipeline, 1)["accepted"]
+    assert pipeline.policy(1) == path / "iter1" / "actor" / "model"
+    refused = decide(pipeline, 2)
+    assert not refused["accepted"] and "50.0%" in refused["reason"] and "60.0%" in refused["reason"]
+    assert pipeline.policy(2) == pipeline.policy(1)
+    # 0.58 beats the refused 0.5, and is within the interval of the 0.6 that stayed.
+    assert decide(pipeline, 3)["accepted"] and "60.0%" in decide(pipeline, 3)["reason"]
+    assert pipeline.policy(3) == path / "iter3" / "actor" / "model"
+
+
+def test_keep_best_off_keeps_it_all_the_same(pipeline):
+    pipeline.config.keep_best = False
+    decide(pipeline, 1)
+    assert decide(pipeline, 2)["accepted"]
+
+
+def test_greedy_decides_where_nothing_was_sampled(pipeline):
+    write_json(pipeline.directory.path / "iter0" / "evaluate" / "summary.json", {"greedy": measured(0, 0.9)["greedy"]})
+    assert not pipeline._decide(1, {"greedy": measured(0, 0.8)["greedy"]})["accepted"]
