@@ -90,6 +90,7 @@ def main(updates: int = 30) -> tuple[float, float]:
         total = out.loss.detach().clone()
         dist.all_reduce(total)
         losses.append(total.item())
+    dist.barrier()  # nobody leaves while another still talks
     dist.destroy_process_group()
     return losses[0], losses[-1]
 
