@@ -70,8 +70,11 @@ class RunDirectory:
 
     def lock(self) -> None:
         """Hold the directory until this process ends; InputError if another process does."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held for the life of the process
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held for the life of the process
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be used as a run directory ({error.strerror})") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

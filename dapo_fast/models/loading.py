@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from dapo_fast.errors import InputError
@@ -60,8 +61,14 @@ def load_causal_lm(
         InputError: no model there, or one whose attention a tree cannot honour.
     """
     device, dtype, name = _resolved(device, dtype, attention)
-    load_config_of(directory)
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation=name)
+    architecture = (load_config_of(directory).architectures or [""])[0]
+    if architecture.endswith("Classification"):
+        # transformers would load it, with a random lm_head.
+        raise InputError(f"{directory}: a {architecture}, not a causal LM; a critic is no policy")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation=name)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{directory}: not a readable model directory ({error})") from error
     return _ready(model, directory, device)
 
 

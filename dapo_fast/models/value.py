@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedConfig, PreTrainedModel
 
@@ -89,5 +90,5 @@ def _token_classifier(directory: str | Path, options: dict[str, Any], changes: d
         return AutoModelForTokenClassification.from_pretrained(directory, config=config, **options)
     except ValueError as error:
         raise InputError(f"{directory}: transformers has no token classifier for this model ({error})") from error
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise InputError(f"{directory}: not a readable model directory ({error})") from error

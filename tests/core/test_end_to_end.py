@@ -97,6 +97,7 @@ def test_all_wrong_is_a_clear_message_and_not_a_trained_model(tmp_path, capsys):
     ("arguments", "words"),
     [
         (["run", "RUN"], "no config.yaml"),
+        (["run", "/dev/null/run", "--preset", "arithmetic"], "/dev/null/run: cannot be used as a run directory"),
         (["run", "RUN", "--preset", "arithmetic", "actor.bta=1"], "actor.bta"),
         (["run", "RUN", "--preset", "nothing"], "--preset nothing"),
         (["run", "RUN", "data.problems=none.jsonl", "model.path=none"], "none.jsonl"),

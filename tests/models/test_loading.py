@@ -100,3 +100,16 @@ def test_wrong_directories(actor, tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="there is no CUDA device"):
             load_causal_lm(directory, device="cuda")
+
+
+def test_a_critic_is_no_policy_and_a_damaged_file_is_named(actor, tmp_path):
+    _, directory = actor
+    load_value_model(directory, init="causal_lm").save_pretrained(tmp_path / "critic")
+    with pytest.raises(InputError, match="critic is no policy"):
+        load_causal_lm(tmp_path / "critic")
+    weights = directory / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(InputError, match="actor: not a readable model directory"):
+        load_causal_lm(directory)
+    with pytest.raises(InputError, match="actor: not a readable model directory"):
+        load_value_model(directory, init="causal_lm")
