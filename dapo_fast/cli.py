@@ -126,7 +126,7 @@ def _dispatch(args: argparse.Namespace) -> int:
     if first and not os.environ.get("DAPO_FAST_LOCKED"):
         directory.lock()
     log_to(directory.path if first else None, quiet=not first)
-    _quiet_libraries()
+    quiet_libraries()
 
     from dapo_fast.pipeline import ChildFailedError, Pipeline
 
@@ -157,7 +157,8 @@ def _dispatch(args: argparse.Namespace) -> int:
     return 0
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
+    """Keep what other libraries say at loading out of the log."""
     # What these say at import and at loading is about hardware and heads that are not in use here.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -316,7 +316,7 @@ class Pipeline:
         rows = [{"iteration": 0, "accepted": True, **(self._stage("evaluate", 0) or {})}]
         write_json(self.directory.path / "results.json", rows)
         for iteration in range(1, self.config.iterations + 1):
-            rows.append(self._iterate(iteration))
+            rows.append(self.iterate(iteration))
             write_json(self.directory.path / "results.json", rows)
             if rows[-1].get("stopped"):
                 log.warning("iteration %d: %s; the policy stays as it was", iteration, rows[-1]["stopped"])
@@ -324,7 +324,8 @@ class Pipeline:
         write_report(self.directory.path)
         return rows
 
-    def _iterate(self, iteration: int) -> dict:
+    def iterate(self, iteration: int) -> dict:
+        """Every stage of ``iteration``, and whether its policy is kept. Returns its row of the results table."""
         row: dict[str, Any] = {"iteration": iteration}
         row["collect"] = self._stage("collect", iteration)
         if self.config.at(iteration).advantages.source == "critic":

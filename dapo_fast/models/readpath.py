@@ -7,6 +7,7 @@ and ranks add up.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -24,6 +25,9 @@ from transformers import PreTrainedModel
 from dapo_fast.data.packing import Pack
 from dapo_fast.models.attention import backbone_inputs
 from dapo_fast.models.value import ValueModel
+
+# A pack and the GLOBAL number of steps of its batch → an objective of linear_segment_loss over the pack's steps.
+PackObjective = Callable[[Pack, float | Tensor], Callable[[Tensor, Tensor, int, int], Tensor]]
 
 
 class PolicyOutput(NamedTuple):
@@ -56,7 +60,7 @@ class PolicyReader(nn.Module):
         pack: Pack,
         beta: float = 0.01,
         normalizer: float | Tensor | None = None,
-        objective: Literal["direct_advantage", "cross_entropy", "logps"] = "direct_advantage",
+        objective: Literal["direct_advantage", "cross_entropy", "logps"] | PackObjective = "direct_advantage",
     ) -> PolicyOutput:
         """One pass over ``pack``, already on the model's device.
 
@@ -65,7 +69,8 @@ class PolicyReader(nn.Module):
             normalizer: What the summed loss is divided by: the global number of steps (direct advantage) or of scored
                 tokens (cross-entropy); None: this pack's own.
             objective: ``"direct_advantage"``: ½ Σ (Â/β − log π/π_ref)²; ``"cross_entropy"``: −Σ log π(token);
-                ``"logps"``: no loss.
+                ``"logps"``: no loss; a function of (pack, normalizer): the objective that it gives over the pack's
+                steps (``docs/objectives.md``).
         """
         inputs = backbone_inputs(self.model, pack)
         head = hidden_states_and_weight(self.model, **inputs)
@@ -84,6 +89,10 @@ class PolicyReader(nn.Module):
                 **options,
             )
             return PolicyOutput(out.loss, out.step_logps)
+        if callable(objective):
+            of_pack = objective(pack, max(pack.steps, 1) if normalizer is None else normalizer)
+            out = linear_segment_loss(hidden, weight, pack.targets, pack.cu_steps, of_pack, **options)
+            return PolicyOutput(out.loss, out.segment_logps)
         if objective == "cross_entropy":
             normalizer = max(pack.targets.numel(), 1) if normalizer is None else normalizer
             # Every token is a segment of its own: chunks then need not be cut between long sequences.

@@ -18,7 +18,7 @@ from dapo_fast.data.packing import Group, Pack, actor_batches, actor_groups, pac
 from dapo_fast.data.store import read_trees
 from dapo_fast.data.tree import Tree
 from dapo_fast.errors import InputError
-from dapo_fast.models.readpath import PolicyReader
+from dapo_fast.models.readpath import PackObjective, PolicyReader
 from dapo_fast.train.loop import Batch, train
 from dapo_fast.train.parallel import World, open_world
 from dapo_fast.train.stage import Dealer, Epochs, finish, finished, policy_reader, read_values
@@ -35,11 +35,18 @@ class ActorTask:
     name = "actor"
 
     def __init__(
-        self, reader: PolicyReader, trees: Sequence[Tree], settings: ActorSettings, dealer: Dealer, seed: int
+        self,
+        reader: PolicyReader,
+        trees: Sequence[Tree],
+        settings: ActorSettings,
+        dealer: Dealer,
+        seed: int,
+        objective: PackObjective | None = None,
     ) -> None:
         self._reader = reader
         self._trees = trees
         self._beta = settings.beta
+        self._objective = objective or "direct_advantage"
         self._dealer = dealer
         self._batches: Epochs[list[Group]] = Epochs(
             lambda epoch: actor_batches(trees, settings.batch_pairs, seed, epoch, settings.state_wise)
@@ -58,7 +65,7 @@ class ActorTask:
 
     def loss(self, pack: Pack, count: int) -> tuple[Tensor, Tensor]:
         """The pack's share of the loss, and log π(a|s) of its pairs."""
-        out = self._reader(pack, self._beta, count)
+        out = self._reader(pack, self._beta, count, self._objective)
         return out.loss, out.step_logps
 
     def metrics(self, packs: Sequence[Pack], values: Tensor) -> dict[str, float]:
@@ -96,6 +103,7 @@ def train_actor(
     *,
     seed: int,
     digest: str,
+    objective: PackObjective | None = None,
 ) -> dict[str, Any]:
     """Train the policy on the stored advantages and write it to ``out/model``; a killed run goes on where it was.
 
@@ -105,6 +113,7 @@ def train_actor(
     Args:
         trees_directory: Trees with advantages and kept states.
         policy: The reference: where training starts from.
+        objective: Another loss of the same steps; None: the squared loss.
 
     Raises:
         InputError: no state is kept, or the trees, the model or the settings are wrong.
@@ -123,7 +132,7 @@ def train_actor(
         reader = policy_reader(policy, settings, model, parallel, world)
         dealer = Dealer(world, reader.model, settings.pack_tokens)
         _fill_reference(trees, reader, dealer, world, out / "reference", digest)
-        task = ActorTask(reader, trees, settings, dealer, seed)
+        task = ActorTask(reader, trees, settings, dealer, seed, objective)
         train(task, reader, reader.model, settings, world, out, seed, digest, parallel.tracker)
         _write_scores(out / "scores.parquet", trees[:SCORED_TREES], reader, dealer, world)
         pairs = sum(len(trees[t].states[s].candidates) for t, s in groups)

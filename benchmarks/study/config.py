@@ -1,0 +1,172 @@
+"""What the study runs: its YAML file, and the cells that it unfolds into."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from dapo_fast.config import Config, load_config
+from dapo_fast.errors import InputError
+from dapo_fast.tasks import get_task
+
+DEFAULT = Path(__file__).parent / "study.yaml"
+Trains = Literal["nothing", "advantages", "correct responses", "preference pairs"]
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Variant(Section):
+    """One way of training: ``settings`` go over the study's, each setting of ``grid`` into the actor's section."""
+
+    label: str
+    trains: Trains = "advantages"
+    settings: dict[str, Any] = {}
+    grid: list[dict[str, float]] = []
+    like: str | None = None  # the method whose settings and tuning it takes over
+
+
+class Sweep(Section):
+    """One setting of DAPO, value by value."""
+
+    label: str
+    setting: str
+    values: list[float]
+
+
+class Calibration(Section):
+    """How well states' true success rates are known, and on how many held-out problems."""
+
+    problems: int
+    completions: int
+
+
+class Study(Section):
+    """The whole file."""
+
+    preset: str
+    settings: dict[str, Any] = {}
+    tasks: list[str]
+    seeds: list[int]
+    tuning_seed: int
+    calibration: Calibration
+    methods: dict[str, Variant]
+    ablations: dict[str, Variant]
+    sweeps: dict[str, Sweep]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        if "dapo" not in self.methods:
+            raise ValueError("methods: needs dapo, which ablations and sweeps start from")
+        if self.tuning_seed in self.seeds:
+            raise ValueError("tuning_seed: must not be one of seeds")
+        for name, variant in self.methods.items():
+            if variant.like is not None and variant.like not in self.methods:
+                raise ValueError(f"methods.{name}.like: no method {variant.like}")
+        for task in self.tasks:
+            get_task(task)
+        return self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: a variant on a task from a seed.
+
+    Attributes:
+        variant: Its name, the cell's directory too: ``dapo``, ``rejection@2`` (tuning), ``beta=0.05``.
+        group: ``tuning``, ``methods``, ``ablations`` or the sweep's name.
+        method: The method whose tuned setting it takes; None: it brings its own.
+    """
+
+    task: str
+    seed: int
+    variant: str
+    group: str
+    trains: Trains = "advantages"
+    settings: dict[str, Any] = field(default_factory=dict)
+    method: str | None = None
+
+    def directory(self, root: Path) -> Path:
+        """Where it lives below the study's directory."""
+        return root / self.task / f"seed{self.seed}" / self.variant
+
+
+def load_study(path: Path) -> Study:
+    """Read a study; InputError names the file and every wrong key."""
+    try:
+        return Study.model_validate(yaml.safe_load(path.read_text()))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: not a readable YAML file ({error})") from error
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise InputError(f"{path}: {wrong}") from error
+
+
+def merge(base: dict, change: dict) -> dict:
+    """``change`` over ``base``, section by section."""
+    merged = copy.deepcopy(base)
+    for key, value in change.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def nested(key: str, value: Any) -> dict:
+    """``"a.b", 1`` → ``{"a": {"b": 1}}``."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def config_of(study: Study, cell: Cell, tuned: dict[str, float]) -> Config:
+    """The run's settings: the preset, the study's, the tuned ones, the cell's."""
+    settings = merge(study.settings, {"seed": cell.seed, "data": {"task": cell.task}})
+    settings = merge(merge(settings, {"actor": tuned}), cell.settings)
+    base = load_config(preset=study.preset).model_dump()
+    if "by_iteration" in settings:  # given whole, not merged: an empty one takes the preset's away
+        base["by_iteration"] = {}
+    try:
+        return Config.model_validate(merge(base, settings))
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise InputError(f"variant {cell.variant}: {wrong}") from error
+
+
+def tuning_cells(study: Study, task: str) -> list[Cell]:
+    """Every method with each setting of its grid, on the tuning seed."""
+    return [
+        Cell(task, study.tuning_seed, f"{name}@{i}", "tuning", v.trains, merge(v.settings, {"actor": setting}))
+        for name, v in study.methods.items()
+        for i, setting in enumerate(v.grid)
+    ]
+
+
+def method_cells(study: Study, task: str, seed: int) -> list[Cell]:
+    """Every method with its tuned setting."""
+    cells = []
+    for name, v in study.methods.items():
+        origin = study.methods[v.like] if v.like else v
+        settings = merge(origin.settings, v.settings)
+        cells.append(Cell(task, seed, name, "methods", origin.trains, settings, v.like or name))
+    return cells
+
+
+def ablation_cells(study: Study, task: str, seed: int) -> list[Cell]:
+    """Every change to DAPO, and every point of every sweep."""
+    base = study.methods["dapo"].settings
+    cells = [Cell(task, seed, n, "ablations", "advantages", merge(base, v.settings), "dapo")
+             for n, v in study.ablations.items()]  # fmt: skip
+    for name, sweep in study.sweeps.items():
+        for value in sweep.values:
+            number = int(value) if value == int(value) else value
+            settings = merge(base, nested(sweep.setting, number))
+            cells.append(Cell(task, seed, f"{name}={number:g}", name, "advantages", settings, "dapo"))
+    return cells

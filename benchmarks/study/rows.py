@@ -1,0 +1,51 @@
+"""Finished cells as rows of a results file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dapo_fast.rundir import read_json
+
+from .config import Cell, Study, ablation_cells, method_cells, tuning_cells
+
+
+def rows_of(study: Study, root: Path) -> list[dict]:
+    """One row a finished cell, for the results file."""
+    rows = []
+    for task in study.tasks:
+        chains = [tuning_cells(study, task)]
+        chains += [f(study, task, seed) for f in (method_cells, ablation_cells) for seed in study.seeds]
+        for cell in [c for chain in chains for c in chain]:
+            path = cell.directory(root) / "cell.json"
+            if path.exists():
+                rows.append(_row(study, cell, read_json(path), cell.directory(root)))
+    return rows
+
+
+def _row(study: Study, cell: Cell, result: dict, directory: Path) -> dict:
+    label = _label(study, cell)
+    measured = [row for row in result["rows"] if "sampled" in row]
+    row = {"suite": "study", "case": f"{cell.task}, seed {cell.seed}", "peer": label, "peer_version": "dapo-fast"}
+    row |= {"task": cell.task, "seed": cell.seed, "variant": cell.variant, "group": cell.group}
+    row["actor"] = result["tuned"] or cell.settings.get("actor", {})
+    row["heldout_problems"] = measured[-1]["greedy"]["n"]
+    row["iterations"] = [
+        {mode: r[mode]["accuracy"] for mode in ("greedy", "sampled")} | {"accepted": r["accepted"]} for r in measured
+    ]
+    kept = [r for r in measured if r["accepted"]][-1]
+    row |= {mode: {k: kept[mode][k] for k in ("accuracy", "low", "high")} for mode in ("greedy", "sampled")}
+    last = result["rows"][-1]
+    if "advantages" in last:
+        row["pairs"] = last["advantages"]["pairs"]
+        row["kept_states"] = last["advantages"]["kept"]
+    calibration = directory / "iter1" / "critic" / "calibration.json"
+    if calibration.exists():
+        row["calibration"] = read_json(calibration)
+    return row
+
+
+def _label(study: Study, cell: Cell) -> str:
+    if cell.group in study.sweeps:
+        return f"{study.sweeps[cell.group].label} {cell.variant.split('=')[1]}"
+    name = cell.variant.split("@")[0]
+    return (study.methods.get(name) or study.ablations[name]).label

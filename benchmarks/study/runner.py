@@ -1,0 +1,116 @@
+"""Cells in chains, chains in workers: what is done is never done again, and a kill costs a stage's step in flight."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import time
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dapo_fast.cli import quiet_libraries
+from dapo_fast.errors import InputError
+from dapo_fast.rundir import RunDirectory, log_to, read_json
+
+from .config import Cell, Study, ablation_cells, config_of, method_cells, tuning_cells
+
+log = logging.getLogger("dapo_fast.study")
+
+
+def run_study(
+    study: Study, root: Path, workers: int, tasks: list[str], seeds: list[int], variants: list[str] | None
+) -> None:
+    """Tune the methods, then run every cell of ``tasks``, ``seeds`` and ``variants`` (None: all), from where it stood.
+
+    Raises:
+        InputError: an unknown task or variant, a wrong setting, or results of other settings in ``root``.
+    """
+    for task in tasks:
+        if task not in study.tasks:
+            raise InputError(f"--task {task}: the study has {', '.join(study.tasks)}")
+    chains: list[list[Cell]] = []
+    known: set[str] = set()
+    for cells_of in (method_cells, ablation_cells):
+        for task in tasks:
+            for seed in seeds:
+                cells = cells_of(study, task, seed)
+                known |= {c.variant for c in cells}
+                chains.append([c for c in cells if variants is None or c.variant in variants])
+    for name in variants or []:
+        if name not in known:
+            raise InputError(f"--variant {name}: unknown; there are {', '.join(sorted(known))}")
+    tuning = [tuning_cells(study, task) for task in tasks]
+    for cell in [c for chain in tuning + chains for c in chain]:
+        config_of(study, cell, {})  # a wrong setting is named before anything runs
+    RunDirectory(root, config_of(study, tuning[0][0], {})).lock()
+    log_to(root)
+    cells = [c for chain in tuning + chains for c in chain]
+    # A fresh interpreter for each worker, since torch's threads do not survive a fork; this is what it starts with.
+    os.environ |= {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    quiet_libraries()
+    with tqdm(total=len(cells), unit="cell", desc="study", initial=_done(cells, root)) as bar:
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+        try:
+            _wait([pool.submit(_chain, study, chain, root, False) for chain in tuning], cells, root, bar)
+            for task in tasks:
+                log.info("%s: tuned to %s", task, tuned_settings(study, task, root))
+            calibrate = variants is None
+            _wait([pool.submit(_chain, study, c, root, calibrate) for c in chains if c], cells, root, bar)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _done(cells: list[Cell], root: Path) -> int:
+    return sum((cell.directory(root) / "cell.json").exists() for cell in cells)
+
+
+def _wait(futures: list[Future], cells: list[Cell], root: Path, bar: tqdm) -> None:
+    """Until all are done, or one has failed: its error is raised here."""
+    while not all(future.done() for future in futures):
+        time.sleep(1)
+        bar.update(_done(cells, root) - bar.n)
+        for future in futures:
+            if future.done():
+                future.result()
+    for future in futures:
+        future.result()
+    bar.update(_done(cells, root) - bar.n)
+
+
+def _chain(study: Study, cells: list[Cell], root: Path, calibrate: bool) -> None:
+    import torch
+
+    from .calibration import calibrate_critic
+    from .cell import open_cell, run_cell
+
+    torch.set_num_threads(1)
+    quiet_libraries()
+    for cell in cells:
+        log_to(cell.directory(root), quiet=True)
+        tuned = tuned_settings(study, cell.task, root).get(cell.method or "", {})
+        run_cell(study, cell, root, tuned)
+        if calibrate and (cell.directory(root) / "iter1" / "critic" / "done.json").exists():
+            calibrate_critic(open_cell(study, cell, root, tuned), study.calibration)
+
+
+def tuned_settings(study: Study, task: str, root: Path) -> dict[str, dict[str, float]]:
+    """For each method the setting of its grid with the best sampled accuracy on the tuning seed (so far)."""
+    best: dict[str, dict[str, float]] = {}
+    for name, variant in study.methods.items():
+        scores = []
+        for cell, setting in zip([c for c in tuning_cells(study, task) if c.variant.startswith(f"{name}@")],
+                                 variant.grid, strict=True):  # fmt: skip
+            path = cell.directory(root) / "cell.json"
+            if path.exists():
+                scores.append((_sampled(read_json(path)), setting))
+        if scores:
+            best[name] = max(scores, key=lambda pair: pair[0])[1]
+    return best
+
+
+def _sampled(result: dict) -> float:
+    """Sampled accuracy of the last policy that was measured."""
+    return [row for row in result["rows"] if "sampled" in row][-1]["sampled"]["accuracy"]

@@ -1,0 +1,146 @@
+"""The learning study: its baselines compute what they say, its cells share stages and are never done twice."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
+
+ROOT = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.study.baselines import correct_responses, dpo, preference_trees  # noqa: E402
+from benchmarks.study.config import load_study  # noqa: E402
+from dapo_fast.config import load_config  # noqa: E402
+from dapo_fast.data.packing import actor_groups, pack_actor  # noqa: E402
+from dapo_fast.data.tree import Tree, Trunk  # noqa: E402
+from dapo_fast.errors import InputError  # noqa: E402
+from dapo_fast.models.readpath import PolicyReader  # noqa: E402
+from dapo_fast.tasks import get_task  # noqa: E402
+
+STUDY = {
+    "preset": "arithmetic",
+    "settings": {
+        "by_iteration": {},
+        "iterations": 1,
+        "data": {"limit": 12, "heldout_limit": 10},
+        "sft": {"steps": 40},
+        "critic": {"epochs": 1, "heldout_fraction": 0.3},
+        "actor": {"steps": 3},
+        "evaluate": {"samples": 2},
+    },
+    "tasks": ["instruments"],
+    "seeds": [0],
+    "tuning_seed": 9,
+    "calibration": {"problems": 2, "completions": 8},
+    "methods": {
+        "base": {"label": "base", "trains": "nothing"},
+        "rejection": {"label": "rejection", "trains": "correct responses", "grid": [{"lr": 1e-4}, {"lr": 1e-3}]},
+        "dpo": {"label": "DPO", "trains": "preference pairs", "grid": [{"beta": 0.1}]},
+        "dapo": {"label": "DAPO", "grid": [{"beta": 0.1}]},
+    },
+    "ablations": {"scratch": {"label": "scratch", "settings": {"critic": {"init": "scratch"}}}},
+    "sweeps": {"beta": {"label": "β", "setting": "actor.beta", "values": [0.1, 0.2]}},
+}
+
+
+def trees():
+    def trunk(ids, reward, finished=True):
+        return Trunk(ids, [2, len(ids)], reward, finished)
+
+    trunks = [trunk([5, 6, 7], 1.0), trunk([5, 6, 8, 9], 0.0), trunk([5, 6, 7], 1.0), trunk([6, 6, 6], 0.0)]
+    cut = trunk([9, 9, 9, 9], 0.0, finished=False)
+    lone = Tree("all right", "", "", [4, 5], [trunk([7, 7, 2], 1.0)], [], 1, 1)
+    return [Tree("mixed", "", "", [4, 5, 6], [*trunks, cut], [], 5, 2), lone]
+
+
+def test_dpo_is_the_loss_of_its_paper():
+    found = preference_trees(trees())
+    assert [(s.candidates[0].ids, s.candidates[1].ids) for s in found[0].states] == [
+        ([5, 6, 7], [5, 6, 8, 9]),
+        ([5, 6, 7], [6, 6, 6]),
+    ]
+    assert len(found) == 1, "a problem without a wrong response makes no pair"
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(get_task("arithmetic").model_config()).double()
+    for number, state in enumerate(found[0].states):
+        for candidate in state.candidates:
+            candidate.ref_logp = -1.5 - number
+    (pack,) = pack_actor(found, actor_groups(found), 1024)
+    model.set_attn_implementation("dapo_auto")
+    out = PolicyReader(model)(pack, normalizer=pack.steps, objective=dpo(0.3))
+    out.loss.backward()
+    got = model.lm_head.weight.grad.clone()
+    model.zero_grad()
+    model.set_attn_implementation("eager")
+
+    def ratio(state, index):
+        candidate = state.candidates[index]
+        ids = torch.tensor([found[0].prompt_ids + candidate.ids])
+        logps = model(ids).logits[0, 2:-1].log_softmax(-1)
+        return logps.gather(1, ids[0, 3:, None]).sum() - candidate.ref_logp
+
+    expected = torch.stack([-F.logsigmoid(0.3 * (ratio(s, 0) - ratio(s, 1))) for s in found[0].states]).mean()
+    expected.backward()
+    torch.testing.assert_close(out.loss, expected.detach().to(out.loss.dtype), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(got, model.lm_head.weight.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_rejection_sampling_streams_distinct_correct_responses():
+    stream = correct_responses(trees(), 2, seed=0)
+    right = {((4, 5, 6), (5, 6, 7)), ((4, 5), (7, 7, 2))}
+    for step in range(5):
+        assert {(tuple(p), tuple(r)) for p, r in stream(step)} == right
+    wrong = Tree("w", "", "", [4], [Trunk([5, 2], [2], 0.0, True)], [], 1, 0)
+    with pytest.raises(InputError, match="no correct response"):
+        correct_responses([wrong], 2, seed=0)
+
+
+def test_committed_study_is_valid():
+    study = load_study(ROOT / "benchmarks" / "study" / "study.yaml")
+    for sweep in study.sweeps.values():
+        section, key = sweep.setting.split(".")
+        assert hasattr(getattr(load_config(preset=study.preset), section), key)
+
+
+def run_study(directory, config, *arguments):
+    command = [sys.executable, "-m", "benchmarks.study", str(directory), "--config", str(config), "--workers", "1"]
+    return subprocess.run([*command, "--no-record", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+def test_study_runs_shares_and_resumes(tmp_path):
+    config = tmp_path / "study.yaml"
+    config.write_text(yaml.safe_dump(STUDY))
+    done = run_study(tmp_path / "study", config)
+    assert done.returncode == 0, done.stderr
+    seed = tmp_path / "study" / "instruments" / "seed0"
+    cells = {path.parent.name: json.loads(path.read_text()) for path in seed.glob("*/cell.json")}
+    assert cells.keys() == {"base", "rejection", "dpo", "dapo", "scratch", "beta=0.1", "beta=0.2"}
+    assert all(
+        0 <= row["sampled"]["accuracy"] <= 1 for cell in cells.values() for row in cell["rows"] if "sampled" in row
+    )
+    # One start and one set of rollouts for all; a critic for the one that trains another.
+    stages = [path.name.split("-")[0] for path in (seed / "store").iterdir()]
+    assert stages.count("sft") == 1 and stages.count("collect") == 1 and stages.count("critic") == 2
+    assert (seed / "beta=0.1" / "iter1" / "actor").resolve() == (seed / "dapo" / "iter1" / "actor").resolve()
+    measured = json.loads((seed / "scratch" / "iter1" / "critic" / "calibration.json").read_text())
+    assert measured["states"] > 0 and 0 <= measured["critic"]["brier"] <= 1
+
+    # A cell and its model lost: only that is done again, to the same result.
+    model = (seed / "dpo" / "iter1" / "actor").resolve() / "model" / "model.safetensors"
+    before, others = model.read_bytes(), (seed / "dapo" / "cell.json").stat().st_mtime_ns
+    for path in model.parent.parent.iterdir():
+        if path.name != "stage.json":
+            subprocess.run(["rm", "-r", path], check=True)
+    (seed / "dpo" / "cell.json").unlink()
+    assert run_study(tmp_path / "study", config, "--variant", "dpo").returncode == 0
+    assert model.read_bytes() == before
+    assert (seed / "dapo" / "cell.json").stat().st_mtime_ns == others
+
+    unknown = run_study(tmp_path / "study", config, "--variant", "dppo")
+    assert unknown.returncode == 2 and "dppo" in unknown.stderr and "Traceback" not in unknown.stderr
