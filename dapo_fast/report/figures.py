@@ -22,7 +22,7 @@ from dapo_fast.report.trees import BINS, GAP_BINS, TreeSummary
 
 SERIES = ("#1f5f99", "#b4560f", "#6f4a9e", "#2b7a5f", "#8a6d12", "#a33a63")
 GOOD, BAD, GRAY = "#2166ac", "#c85c12", "#b9bfc5"
-_STYLE = {
+STYLE = {
     "font.size": 10,
     "font.family": "sans-serif",
     "axes.spines.top": False,
@@ -51,7 +51,7 @@ def write_figures(run: Run, trees: dict[int, TreeSummary]) -> list[Path]:
     folder = run.path / "figures"
     folder.mkdir(exist_ok=True)
     written = []
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         for name, figure in {
             "accuracy": _accuracy(run),
             "critic": _critic(run, trees),
