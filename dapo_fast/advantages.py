@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from dapo_fast.config import AdvantageSettings
 from dapo_fast.data.store import read_shard, shard_meta, shard_paths, write_shard
 from dapo_fast.data.tree import Candidate, State, Tree
 from dapo_fast.errors import InputError
-from dapo_fast.rundir import read_json, write_json
+from dapo_fast.rundir import add_seconds, read_json, write_json
 
 log = logging.getLogger("dapo_fast.advantages")
 
@@ -123,6 +124,7 @@ def compute_advantages(
             if shard_meta(target).get("digest") != digest:
                 raise InputError(f"{target}: made with other settings; use a new run directory")
             continue
+        began = time.monotonic()
         trees = read_shard(path)
         if settings.source == "critic":
             if fill_q is None:
@@ -134,6 +136,7 @@ def compute_advantages(
             else:
                 trunk_advantages(tree, settings.source)
         write_shard(target, trees, {"digest": digest})
+        add_seconds(out, time.monotonic() - began)
     summary = {"digest": digest} | count_states(t for p in shard_paths(out) for t in read_shard(p))
     write_json(done, summary)
     log.info(

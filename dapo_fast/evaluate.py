@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,8 +21,8 @@ from dapo_fast.data.problems import Problem
 from dapo_fast.errors import InputError
 from dapo_fast.rewards import Verifier, verify_many
 from dapo_fast.rollout.engine import Engine, SamplingParams
+from dapo_fast.rundir import add_seconds, write_json
 from dapo_fast.rundir import digest as digest_of
-from dapo_fast.rundir import write_json
 
 log = logging.getLogger("dapo_fast.evaluate")
 
@@ -128,6 +129,7 @@ def _run(
         tqdm(total=len(problems), initial=len(rows), desc=f"evaluate {mode.name}", unit="problem") as bar,
     ):
         for start in range(len(rows), len(problems), size):
+            began = time.monotonic()
             batch = problems[start : start + size]
             params = SamplingParams(
                 n=mode.samples,
@@ -141,6 +143,7 @@ def _run(
             file.write("".join(json.dumps(row) + "\n" for row in new))
             file.flush()
             os.fsync(file.fileno())
+            add_seconds(out, time.monotonic() - began)
             rows += new
             right = sum(r["correct"] for row in rows for r in row["responses"])
             bar.set_postfix(accuracy=f"{right / (len(rows) * mode.samples):.3f}", refresh=False)

@@ -40,6 +40,17 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: not readable ({error})") from error
 
 
+def add_seconds(directory: Path, seconds: float) -> None:
+    """Add to the time that a stage's work has taken, over all processes that did some of it: ``timing.json``."""
+    write_json(directory / "timing.json", {"seconds": seconds_of(directory) + seconds})
+
+
+def seconds_of(directory: Path) -> float:
+    """What ``add_seconds`` has added up; 0 where nothing was."""
+    path = directory / "timing.json"
+    return float(read_json(path)["seconds"]) if path.exists() else 0.0
+
+
 class RunDirectory:
     """One run: its config, its lock, and the directories of its stages.
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from dapo_fast.data.store import read_trees
-from dapo_fast.data.tree import Tree
+from dapo_fast.data.tree import Tree, is_heldout
 from dapo_fast.rewards import verifier_for, verify_many
 from dapo_fast.rollout.engine import SamplingParams, make_engine
 from dapo_fast.rundir import digest, read_json, write_json
 from dapo_fast.train.calibration import measure
-from dapo_fast.train.critic import ValueFiller, is_heldout
+from dapo_fast.train.critic import ValueFiller
 
 from .cell import CellPipeline
 from .config import Calibration

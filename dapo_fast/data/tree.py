@@ -6,6 +6,7 @@ state hang its unique candidate steps. A state is a token prefix: trunks that sh
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 
@@ -110,3 +111,8 @@ class Tree:
     def prefix_ids(self, state: State) -> list[int]:
         """Token ids of ``state``: the prompt and the response up to it."""
         return self.prompt_ids + self.response_prefix(state)
+
+
+def is_heldout(problem_id: str, fraction: float) -> bool:
+    """Whether a problem is held out of the critic's training: a function of its id alone."""
+    return int.from_bytes(hashlib.sha256(problem_id.encode()).digest()[:8], "big") < fraction * 2**64

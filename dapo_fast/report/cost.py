@@ -46,7 +46,7 @@ def _cost(stage: Stage) -> StageCost:
         return StageCost(name, kind, _sum(stage.metrics, "seconds"), None, None, _sum(stage.metrics, "tokens"))
     done = stage.done or {}
     generated = _evaluated(done) if stage.name == "evaluate" else _number(done, "generated_tokens")
-    return StageCost(name, kind, _number(done, "seconds"), generated, _number(done, "completion_tokens"), None)
+    return StageCost(name, kind, stage.seconds, generated, _number(done, "completion_tokens"), None)
 
 
 def _evaluated(summary: dict[str, Any]) -> float | None:
@@ -80,8 +80,7 @@ def cost_section(costs: Sequence[StageCost]) -> str:
     """Where time and tokens went, a stage at a time; a quantity that no file holds is "not recorded"."""
     intro = paragraph(
         "Seconds and tokens as the stages wrote them down. Training counts the tokens it read, trees packed, once an "
-        "optimizer step; sampling counts the tokens it generated. A collection that was resumed knows the time of its "
-        "last process only."
+        "optimizer step; sampling counts the tokens it generated. Work that a kill cost is not in it."
     )
     if not costs:
         return section("cost", "Time and tokens", intro, missing("No stage has finished yet."))

@@ -25,6 +25,7 @@ class Stage:
         path: Its directory, which may not exist.
         done: Its done.json (summary.json for "evaluate"); None while it has not finished.
         metrics: One dict an optimizer step, from metrics.jsonl; empty for stages that do not train.
+        seconds: What sampling, Q values or evaluation took; None where it was not recorded.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Stage:
     path: Path
     done: dict[str, Any] | None
     metrics: list[dict[str, Any]]
+    seconds: float | None
 
     @property
     def started(self) -> bool:
@@ -140,6 +142,10 @@ class _Heldout(BaseModel):
     constant: _Quality | None = None
 
 
+class _Timing(BaseModel):
+    seconds: float
+
+
 class _Decision(BaseModel):
     accepted: bool
     reason: str = ""
@@ -184,7 +190,9 @@ def _read_iteration(run: Path, number: int, stopped: str | None) -> Iteration:
 
 def _read_stage(path: Path, name: str, iteration: int) -> Stage:
     done = _read_object(path / "summary.json", _Measured) if name == "evaluate" else _read_object(path / "done.json")
-    return Stage(name, iteration, path, done, read_metrics(path / "metrics.jsonl") if name in _TRAINED else [])
+    timing = _read_object(path / "timing.json", _Timing)
+    metrics = read_metrics(path / "metrics.jsonl") if name in _TRAINED else []
+    return Stage(name, iteration, path, done, metrics, timing["seconds"] if timing else None)
 
 
 def _read_object(path: Path, shape: type[BaseModel] | None = None) -> dict[str, Any] | None:

@@ -12,10 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dapo_fast.data.store import read_trees
-from dapo_fast.data.tree import State, Tree
+from dapo_fast.data.tree import State, Tree, is_heldout
 from dapo_fast.errors import InputError
 from dapo_fast.report.read import Iteration
-from dapo_fast.train.critic import is_heldout
 
 BINS = 40  # of advantages, on [-1, 1], where every advantage lies since Q is in [0, 1]
 GAP_BINS = 40  # of gaps, on [0, 1]; a gap of 1 falls in the last

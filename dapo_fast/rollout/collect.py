@@ -28,7 +28,7 @@ from dapo_fast.errors import InputError
 from dapo_fast.rewards import verify_many
 from dapo_fast.rollout.engine import Engine, Sample, SamplingParams
 from dapo_fast.rollout.steps import Splitter
-from dapo_fast.rundir import write_json
+from dapo_fast.rundir import add_seconds, seconds_of, write_json
 
 log = logging.getLogger("dapo_fast.rollout.collect")
 
@@ -63,7 +63,7 @@ def collect(
         digest: Of everything else that decides the result (the policy above all): other results are not mixed in.
 
     Returns:
-        What ``done.json`` holds: counts over the whole store, and the seconds that this call took.
+        What ``done.json`` holds: counts over the whole store, and the seconds that its shards took.
 
     Raises:
         InputError: no problems, duplicate ids, an unknown splitter, or a shard there that other settings made.
@@ -74,17 +74,18 @@ def collect(
     size = settings.shard_problems
     shards = [list(problems[start : start + size]) for start in range(0, len(problems), size)]
     totals: Counter[str] = Counter()
-    started = time.monotonic()
     progress = _Progress(len(problems))
     for index, members in enumerate(shards):
         path = out_dir / f"shard-{index:05d}.parquet"
         mark = digest_of([digest, seed, settings.model_dump(mode="json"), [p.id for p in members]])
         counts = _finished(path, mark)
         if counts is None:
+            began = time.monotonic()
             shard = _Shard(members, engine, settings, encode, verify, f"{seed}/{index}", progress)
             trees = shard.collect()
             counts = shard.counts
             write_shard(path, trees, {_DIGEST: mark, _COUNTS: json.dumps(counts, sort_keys=True)})
+            add_seconds(out_dir, time.monotonic() - began)
         totals.update(counts)
         progress.shard_done(len(members), totals)
         log.info(
@@ -93,7 +94,7 @@ def collect(
         )
     progress.close()
     _refuse_strangers(out_dir, len(shards))
-    summary = _summary(totals, time.monotonic() - started)
+    summary = _summary(totals, seconds_of(out_dir))
     write_json(out_dir / "done.json", summary)
     return summary
 

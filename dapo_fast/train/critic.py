@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from dapo_fast.data.packing import (
     pad_lengths,
 )
 from dapo_fast.data.store import read_trees
-from dapo_fast.data.tree import Tree
+from dapo_fast.data.tree import Tree, is_heldout
 from dapo_fast.errors import InputError
 from dapo_fast.models.loading import load_value_model, resolve_device
 from dapo_fast.models.readpath import ValueReader
@@ -122,11 +121,6 @@ def train_critic(
         # The tokenizer comes along from the policy: the critic reads the policy's tokens.
         summary = {"steps": task.steps, "states": len(critic_groups(training)), "heldout": measured.get("critic")}
         return finish(out, digest, reader.model, policy, world, summary)
-
-
-def is_heldout(problem_id: str, fraction: float) -> bool:
-    """Whether a problem is held out of the critic's training: a function of its id alone."""
-    return int.from_bytes(hashlib.sha256(problem_id.encode()).digest()[:8], "big") < fraction * 2**64
 
 
 def _measure_heldout(

@@ -17,7 +17,7 @@ from dapo_fast.advantages import count_states, critic_advantages
 from dapo_fast.config import AdvantageSettings, load_config
 from dapo_fast.data.store import write_shard
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
-from dapo_fast.rundir import RunDirectory, write_json
+from dapo_fast.rundir import RunDirectory, add_seconds, write_json
 from dapo_fast.train.calibration import measure
 from dapo_fast.train.critic import is_heldout
 
@@ -174,7 +174,9 @@ def write_iteration(
     for index, part in enumerate((trees[:half], trees[half:])):
         write_shard(path / "collect" / f"shard-{index:05d}.parquet", part, {"digest": "d"})
     tokens = {"response_tokens": 9000, "completion_tokens": 39000, "generated_tokens": 48000}
-    write_json(path / "collect" / "done.json", {"problems": len(trees), "seconds": 61.5} | tokens)
+    write_json(path / "collect" / "done.json", {"problems": len(trees)} | tokens)
+    add_seconds(path / "collect", 41.0)  # a collection that was killed once
+    add_seconds(path / "collect", 20.5)
     for tree in trees:
         critic_advantages(tree, AdvantageSettings(gap=0.1))
     write_metrics(path / "critic" / "metrics.jsonl", "critic", 60, number)
