@@ -56,9 +56,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", metavar="DIR", help="where results go; a second run resumes them")
     sub.add_argument("--limit", type=int, metavar="N", help="only the first N problems")
     settings(sub)
-    sub = command("estimate", "memory a rank will need, from the model's config alone; loads nothing")
+    sub = command("estimate", "the dry run: memory a rank will need and an iteration's work; loads no weights")
     sub.add_argument("model", metavar="DIR", help="directory with the model's config.json")
     sub.add_argument("--processes", type=int, default=1, metavar="N", help="ranks")
+    sub.add_argument("--problems", type=int, metavar="N", help="problems of an iteration (default: data.limit or 1000)")
+    for name, tokens in (("prompt", 200), ("response", 400)):
+        sub.add_argument(f"--{name}-tokens", type=int, default=tokens, metavar="N", help=f"mean, default {tokens}")
+    sub.add_argument("--response-steps", type=int, default=12, metavar="N", help="mean, default 12")
     settings(sub)
     sub = command("report", "one self-contained HTML page of a run, and PNGs")
     sub.add_argument("run", metavar="RUN", help="run directory")
@@ -211,11 +215,18 @@ def _evaluate_model(args: argparse.Namespace) -> int:
 
 
 def _estimate(args: argparse.Namespace) -> int:
+    from dapo_fast.train.cost import Lengths, iteration_cost
     from dapo_fast.train.memory import estimate
 
+    for name in ("processes", "problems", "prompt_tokens", "response_tokens", "response_steps"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} {value}: at least 1")
     config = _config(args, [f"model.path={args.model}", "data.problems=none"])
     assert config is not None
     print(estimate(args.model, config, args.processes))
+    lengths = Lengths(args.prompt_tokens, args.response_tokens, args.response_steps)
+    print(iteration_cost(args.model, config, args.problems, lengths))
     return 0
 
 
