@@ -1,4 +1,7 @@
-"""``python benchmarks/readme.py`` makes the README's tables from the results files; ``--check`` compares them."""
+"""``python benchmarks/readme.py`` makes the tables and figures of README.md and docs/ from the results files.
+
+``--check`` writes nothing, names what differs, and then exits with code 1.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from study import tables as study_tables
+
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+DOCS = ROOT / "docs"
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -113,29 +118,105 @@ def benchmarks() -> str:
     return "## Measured\n\n" + "\n\n".join(parts) if parts else "No benchmark results yet: `make bench`."
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"results": end_to_end, "benchmarks": benchmarks}
+def study_rows() -> list[dict]:
+    """The learning study's cells; none where it has not been recorded."""
+    return next((found["suites"]["study"] for found in results() if "study" in found["suites"]), [])
 
 
-def rendered(text: str) -> str:
-    """The README with every generated block made anew."""
-    for name, render in BLOCKS.items():
+def study(render: Callable[[list[dict]], str]) -> str:
+    """One of the study's tables, with the machine that it was computed on."""
+    rows = study_rows()
+    if not rows:
+        return "Not measured yet: `python -m benchmarks.study runs/study`."
+    found = next(found for found in results() if "study" in found["suites"])
+    return f"{render(rows)}\n\nOn {machine(found)}."
+
+
+def study_summary(rows: list[dict]) -> str:
+    """The methods' sampled accuracy, with what was done to get it."""
+    seeds = len({row["seed"] for row in rows if row["group"] == "methods"})
+    return (
+        f"`python -m benchmarks.study runs/study`: % right when sampling, on {rows[0]['heldout_problems']} held-out "
+        f"problems; means over {seeds} seeds with 95% intervals.\n\n{study_tables.summary(rows)}"
+    )
+
+
+def cost() -> str:
+    """What the dry run says of the 7B recipe."""
+    found = next((f for f in results() if "dry_run" in f["suites"]), None)
+    if found is None:
+        return "Not counted yet: `python benchmarks/dry_run.py`."
+    rows = found["suites"]["dry_run"]
+    memory = [row for row in rows if "gib" in row]
+    work = [row for row in rows if "eflop" in row]
+    lengths = work[0]["lengths"]
+    ranks = "; ".join(f"{row['peer'].split(',')[0]} {row['gib']:.1f} GiB" for row in memory)
+    lines = [
+        [
+            row["peer"].split(",")[0],
+            f"{row['sampled'] / 1e6:,.0f} M" if row["sampled"] else "",
+            f"{row['packed'] / 1e6:,.0f} M" if row["packed"] else "",
+            f"{row['flat'] / 1e6:,.0f} M" if row["flat"] else "",
+            f"{row['eflop']:.1f}",
+        ]
+        for row in work
+    ]
+    header = ["stage", "tokens sampled", "tokens packed", "the same, a sequence each", "EFLOP"]
+    return (
+        f"The dry run (`python benchmarks/dry_run.py`; counted, not measured): on each of {memory[0]['processes']} "
+        f"ranks, with packs of {memory[0]['pack_tokens']} tokens, {ranks}. One iteration over {lengths['problems']} "
+        f"problems, with prompts of {lengths['prompt']} tokens and responses of {lengths['response']} tokens in "
+        f"{lengths['steps']} steps (`--response-tokens` and so on say otherwise), takes at most:\n\n"
+        f"{table(header, lines)}"
+    )
+
+
+Block = Callable[[], str]
+BLOCKS: dict[Path, dict[str, Block]] = {
+    ROOT / "README.md": {
+        "results": end_to_end,
+        "study": lambda: study(study_summary),
+        "cost": cost,
+        "benchmarks": benchmarks,
+    },
+    DOCS / "study.md": {
+        "methods": lambda: study(study_tables.methods),
+        "tuned": lambda: study(study_tables.tuned),
+        "ablations": lambda: study(study_tables.ablations),
+        "completions": lambda: study(lambda rows: study_tables.sweep(rows, "completions")),
+        "beta": lambda: study(lambda rows: study_tables.sweep(rows, "beta")),
+        "critics": lambda: study(study_tables.critics),
+    },
+}
+
+
+def rendered(path: Path) -> str:
+    """The page with every generated block made anew."""
+    text = path.read_text()
+    for name, render in BLOCKS[path].items():
         marks = (f"<!-- generated:{name} -->", f"<!-- /generated:{name} -->")
         if not all(mark in text for mark in marks):
-            raise SystemExit(f"README.md: no block between {marks[0]} and {marks[1]}")
+            raise SystemExit(f"{path.name}: no block between {marks[0]} and {marks[1]}")
         block = f"{marks[0]}\n{render()}\n{marks[1]}"
         text = re.sub(f"{re.escape(marks[0])}.*?{re.escape(marks[1])}", lambda _, b=block: b, text, flags=re.DOTALL)
     return text
 
 
 def main() -> int:
-    """Write the README, or check it."""
-    before = README.read_text()
-    after = rendered(before)
+    """Write the pages and figures, or check them."""
+    from study.figures import stale_figures, write_figures
+
+    stale = [path.name for path in BLOCKS if path.read_text() != rendered(path)]
+    rows = study_rows()
     if "--check" in sys.argv:
-        if before != after:
-            print("README.md differs from benchmarks/results: run `python benchmarks/readme.py`", file=sys.stderr)
-        return int(before != after)
-    README.write_text(after)
+        stale += stale_figures(rows, DOCS) if rows else []
+        for name in stale:
+            print(f"{name} differs from benchmarks/results: run `python benchmarks/readme.py`", file=sys.stderr)
+        return int(bool(stale))
+    for path in BLOCKS:
+        path.write_text(rendered(path))
+    if rows and stale_figures(rows, DOCS):
+        write_figures(rows, DOCS)
     return 0
 
 

@@ -116,6 +116,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _dispatch(args: argparse.Namespace) -> int:
     first = os.environ.get("RANK", "0") == "0"
+    quiet_libraries()
     if args.command == "estimate":
         return _estimate(args)
     if args.command == "evaluate" and args.run is None:
@@ -130,7 +131,6 @@ def _dispatch(args: argparse.Namespace) -> int:
     if first and not os.environ.get("DAPO_FAST_LOCKED"):
         directory.lock()
     log_to(directory.path if first else None, quiet=not first)
-    quiet_libraries()
 
     from dapo_fast.pipeline import ChildFailedError, Pipeline
 
