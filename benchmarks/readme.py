@@ -99,9 +99,32 @@ def rollout(rows: list[dict]) -> str:
     return table(["shape", "against", "faster (×)"], [[r["case"], r["peer"], f"{r['ratio']:.1f}"] for r in rows])
 
 
+def critic(rows: list[dict]) -> str:
+    """The critic's two readings of a tree against sequences."""
+    names = {
+        "padded": "one padded sequence a value",
+        "trunks": "one padded sequence a response",
+        "tree": "dapo-fast",
+    }
+    lines = [[r["case"], names[r["peer"]], str(r["tokens"]), f"{r['ratio']:.1f}"] for r in rows]
+    return table(["shape", "batches", "tokens", "values per second (×)"], lines)
+
+
+def train_step(rows: list[dict]) -> str:
+    """Where a step's time goes, in percent."""
+    pieces = ("packs", "forward", "backward", "clip", "optimizer")
+    lines = []
+    for row in rows:
+        shares = [f"{100 * row[f'{piece}_s'] / row['step_s']:.0f}" for piece in pieces]
+        lines.append([row["case"], row["peer"], *shares, f"{row['ratio_to_plain']:.2f}"])
+    return table(["shape", "layout", *(f"{p} (%)" for p in pieces), "time / plain"], lines)
+
+
 SECTIONS: dict[str, tuple[str, str, Callable[[list[dict]], str]]] = {
     "step_tree": ("Step trees", "python -m pytest benchmarks/test_step_tree.py", step_tree),
     "fused_loss": ("Fused loss, forward and backward", "python -m pytest benchmarks/test_fused_loss.py", fused_loss),
+    "critic": ("The critic", "python -m pytest benchmarks/test_critic.py", critic),
+    "train_step": ("A step of the actor", "python -m pytest benchmarks/test_train_step.py", train_step),
     "rollout": ("Collection of every state of a response", "python -m pytest benchmarks/test_rollout.py", rollout),
 }
 
