@@ -205,7 +205,7 @@ class Config(Section):
         """The settings in force in ``iteration`` (1 is the first): ``by_iteration`` merged in up to it."""
         merged = self.model_dump(exclude={"by_iteration"})
         for index in sorted(i for i in self.by_iteration if i <= iteration):
-            merged = _merge(merged, self.by_iteration[index])
+            merged = merge(merged, self.by_iteration[index])
         return Config.model_validate(merged)
 
     def digest(self) -> str:
@@ -218,11 +218,12 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _merge(base: dict, change: dict) -> dict:
+def merge(base: dict, change: dict) -> dict:
+    """``change`` over ``base``, section by section; neither is changed."""
     merged = copy.deepcopy(base)
     for key, value in change.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _merge(merged[key], value)
+            merged[key] = merge(merged[key], value)
         else:
             merged[key] = value
     return merged
@@ -256,9 +257,9 @@ def load_config(
             raise InputError(f"{path}: not a readable YAML file ({error})") from error
         if not isinstance(loaded, dict):
             raise InputError(f"{path}: a config is a mapping of sections, this is {type(loaded).__name__}")
-        values = _merge(values, loaded)
+        values = merge(values, loaded)
     for override in overrides or []:
-        values = _merge(values, _override(override))
+        values = merge(values, _override(override))
     try:
         return Config.model_validate(values)
     except ValidationError as error:

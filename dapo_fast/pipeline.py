@@ -131,7 +131,8 @@ class Pipeline:
 
     # Problems ------------------------------------------------------------------------------------------------
 
-    def _problems(self, iteration: int) -> list[Problem]:
+    def problems(self, iteration: int) -> list[Problem]:
+        """What ``iteration`` samples responses to."""
         data = self.config.data
         if data.task is not None:
             return get_task(data.task).problems(data.limit or 600, self.config.seed + iteration)
@@ -149,7 +150,7 @@ class Pipeline:
 
     def check_inputs(self) -> None:
         """Read every problem file and model directory named by the config, before any work."""
-        self._problems(1)
+        self.problems(1)
         self._heldout()
         if self.config.data.task is None or not self._has_sft():
             path = Path(self._model_path())
@@ -206,7 +207,7 @@ class Pipeline:
         out, digest = self._claim("collect", iteration)
         if (out / "done.json").exists():
             return read_json(out / "done.json")
-        problems = self._problems(iteration)
+        problems = self.problems(iteration)
         with self._engine(policy, out) as engine:
             return collect(
                 problems,

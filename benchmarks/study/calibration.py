@@ -34,7 +34,7 @@ def truth(pipeline: CellPipeline, settings: Calibration, path: Path) -> list[int
     if path.exists() and read_json(path)["key"] == key:
         return read_json(path)["correct"]
     config = pipeline.config
-    problems = {problem.id: problem for problem in pipeline._problems(1)}
+    problems = {problem.id: problem for problem in pipeline.problems(1)}
     engine = make_engine(config.engine, pipeline.policy(0), config.model)
     prefixes = [tree.response_prefix(state) for tree, state in states]
     params = SamplingParams(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from dapo_fast.config import Config, load_config
+from dapo_fast.config import Config, load_config, merge
 from dapo_fast.errors import InputError
 from dapo_fast.tasks import get_task
 
@@ -108,15 +107,6 @@ def load_study(path: Path) -> Study:
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise InputError(f"{path}: {wrong}") from error
-
-
-def merge(base: dict, change: dict) -> dict:
-    """``change`` over ``base``, section by section."""
-    merged = copy.deepcopy(base)
-    for key, value in change.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
 
 
 def nested(key: str, value: Any) -> dict:
