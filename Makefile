@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/arithmetic
 SEED ?= 0
+ARGS ?=
 BIN := $(VENV)/bin
 
 .PHONY: train test bench lint clean
@@ -22,8 +23,13 @@ test: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.installed
-	$(BIN)/python -m pytest benchmarks
+# `make bench ARGS=--quick` takes minutes on two CPU cores.
+bench: $(VENV)/.bench-installed
+	$(BIN)/python -m pytest benchmarks $(ARGS)
+
+$(VENV)/.bench-installed: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,bench]"
+	touch $@
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
