@@ -23,7 +23,9 @@ log = logging.getLogger("dapo_fast.study")
 def run_study(
     study: Study, root: Path, workers: int, tasks: list[str], seeds: list[int], variants: list[str] | None
 ) -> None:
-    """Tune the methods, then run every cell of ``tasks``, ``seeds`` and ``variants`` (None: all), from where it stood.
+    """Tune the methods that need it, then run the cells of ``tasks``, ``seeds`` and ``variants`` (None: all).
+
+    What is done already is left as it is.
 
     Raises:
         InputError: an unknown task or variant, a wrong setting, or results of other settings in ``root``.
@@ -42,10 +44,12 @@ def run_study(
     for name in variants or []:
         if name not in known:
             raise InputError(f"--variant {name}: unknown; there are {', '.join(sorted(known))}")
-    tuning = [tuning_cells(study, task) for task in tasks]
+    needed = {c.method for chain in chains for c in chain}
+    tuning = [[c for c in tuning_cells(study, task) if c.variant.split("@")[0] in needed] for task in tasks]
     for cell in [c for chain in tuning + chains for c in chain]:
         config_of(study, cell, {})  # a wrong setting is named before anything runs
-    RunDirectory(root, config_of(study, tuning[0][0], {})).lock()
+    directory = RunDirectory(root, config_of(study, method_cells(study, tasks[0], seeds[0])[0], {}))
+    directory.lock()
     log_to(root)
     cells = [c for chain in tuning + chains for c in chain]
     # A fresh interpreter for each worker, since torch's threads do not survive a fork; this is what it starts with.

@@ -1,5 +1,6 @@
 """The learning study: its baselines compute what they say, its cells share stages and are never done twice."""
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -141,6 +142,11 @@ def test_study_runs_shares_and_resumes(tmp_path):
     assert run_study(tmp_path / "study", config, "--variant", "dpo").returncode == 0
     assert model.read_bytes() == before
     assert (seed / "dapo" / "cell.json").stat().st_mtime_ns == others
+
+    with open(tmp_path / "study" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = run_study(tmp_path / "study", config)
+        assert second.returncode == 2 and "another process" in second.stderr
 
     unknown = run_study(tmp_path / "study", config, "--variant", "dppo")
     assert unknown.returncode == 2 and "dppo" in unknown.stderr and "Traceback" not in unknown.stderr
