@@ -38,6 +38,8 @@ def stale_figures(rows: Rows, folder: Path) -> list[str]:
 
 
 def _dots(axes: Axes, values: list[float], y: float, colour: str, filled: bool) -> None:
+    if not values:
+        return
     found = interval(values)
     face = colour if filled else "white"
     axes.plot([100 * v for v in values], [y] * len(values), "|", color=colour, alpha=0.5, markersize=7)
@@ -56,6 +58,7 @@ def methods(rows: Rows) -> Figure:
             _dots(axes, list(scores(rows, task, variant, "sampled").values()), place + 0.15, SERIES[1], True)
         axes.set_title(task)
         axes.set_xlabel("% right on held-out problems")
+        axes.set_xlim(0, 101)
         axes.grid(axis="x")
         axes.set_yticks(range(len(variants)), list(variants.values()))
     panels[0][0].invert_yaxis()
@@ -70,12 +73,17 @@ def ablations(rows: Rows) -> Figure:
     tasks = tasks_of(rows)
     variants = variants_of(rows, "ablations")
     sweeps = sweeps_of(rows)
-    figure, panels = plt.subplots(1, 1 + len(sweeps), figsize=(11, 3.6), width_ratios=[1.2] + [1] * len(sweeps))
+    ratios = [1.2] + [1] * len(sweeps)
+    figure, grid = plt.subplots(1, len(ratios), figsize=(11, 3.6), width_ratios=ratios, squeeze=False)
+    panels = grid[0]
     axes = panels[0]
     for number, task in enumerate(tasks):
         base = scores(rows, task, "dapo", "sampled")
         for place, variant in enumerate(variants):
-            found = paired(scores(rows, task, variant, "sampled"), base)
+            own = scores(rows, task, variant, "sampled")
+            if not own.keys() & base.keys():
+                continue
+            found = paired(own, base)
             half = 100 * found.half if found.n > 1 else 0
             y = place + 0.16 * (2 * number - 1)
             label = task if not place else None
@@ -88,7 +96,7 @@ def ablations(rows: Rows) -> Figure:
     axes.set_title("one change at a time")
     for axes, sweep in zip(panels[1:], sweeps, strict=True):
         _sweep(axes, rows, sweep)
-    panels[1].legend(fontsize=8)
+    panels[-1].legend(fontsize=8)
     return figure
 
 
@@ -96,7 +104,8 @@ def _sweep(axes: Axes, rows: Rows, sweep: str) -> None:
     points = list(variants_of(rows, sweep))
     for number, task in enumerate(tasks_of(rows)):
         for mode, style in (("greedy", "o--"), ("sampled", "o-")):
-            found = [(float(v.split("=")[1]), interval(list(scores(rows, task, v, mode).values()))) for v in points]
+            own = {float(v.split("=")[1]): list(scores(rows, task, v, mode).values()) for v in points}
+            found = [(value, interval(accuracies)) for value, accuracies in own.items() if accuracies]
             x, y = [value for value, _ in found], [100 * i.mean for _, i in found]
             half = [100 * i.half if i.n > 1 else 0 for _, i in found]
             face = SERIES[number] if mode == "sampled" else "white"
@@ -157,10 +166,11 @@ def _errors(axes: Axes, rows: Rows, task: str) -> None:
         found = [(float(v.split("=")[1]), _measured(rows, task, v)) for v in points]
         kept = [(x, fmean(map(read, cells))) for x, cells in found if cells]
         axes.plot([x for x, _ in kept], [y for _, y in kept], "o-", color=colour, markersize=4, label=label)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks([float(v.split("=")[1]) for v in points], [v.split("=")[1] for v in points])
-    axes.minorticks_off()
-    axes.set_yscale("log")
+    if points:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([float(v.split("=")[1]) for v in points], [v.split("=")[1] for v in points])
+        axes.set_yscale("log")
+        axes.minorticks_off()
     axes.set_title(f"{task}: error")
     axes.set_xlabel("completions of a state")
     axes.set_ylabel("mean squared error against truth")

@@ -26,8 +26,12 @@ def scores(rows: Rows, task: str, variant: str, mode: str) -> dict[int, float]:
 
 
 def mean(rows: Rows, task: str, variant: str, mode: str) -> str:
-    """Mean accuracy over seeds with its interval, as text."""
-    return interval(list(scores(rows, task, variant, mode).values())).text()
+    """Mean accuracy over seeds with its interval, as text; how many seeds where some are missing."""
+    found = list(scores(rows, task, variant, mode).values())
+    if not found:
+        return "not run"
+    missing = len(found) < len(scores(rows, task, "base", mode))
+    return interval(found).text() + (f" ({len(found)} seeds)" if missing and len(found) > 1 else "")
 
 
 def sweeps_of(rows: Rows) -> list[str]:
@@ -41,7 +45,10 @@ def _table(header: list[str], lines: list[list[str]]) -> str:
 
 
 def _versus(rows: Rows, task: str, variant: str, mode: str = "sampled") -> str:
-    difference = paired(scores(rows, task, variant, mode), scores(rows, task, "dapo", mode))
+    own, base = scores(rows, task, variant, mode), scores(rows, task, "dapo", mode)
+    if not own.keys() & base.keys():
+        return ""
+    difference = paired(own, base)
     text = difference.text("+")
     return f"**{text}**" if difference.differs else text
 
@@ -79,7 +86,7 @@ def tuned(rows: Rows) -> str:
     for variant, label in variants_of(rows, "methods").items():
         cells = []
         for task in tasks:
-            chosen = next(r["actor"] for r in rows if (r["task"], r["variant"]) == (task, variant))
+            chosen = next((r["actor"] for r in rows if (r["task"], r["variant"]) == (task, variant)), {})
             tried = [r for r in rows if r["task"] == task and r["variant"].startswith(f"{variant}@")]
             found = sorted(r["sampled"]["accuracy"] for r in tried)
             spread = f"; all {len(found)}: {100 * found[0]:.1f} to {100 * found[-1]:.1f}" if found else ""
