@@ -96,7 +96,8 @@ def ablations(rows: Rows) -> Figure:
     axes.set_title("one change at a time")
     for axes, sweep in zip(panels[1:], sweeps, strict=True):
         _sweep(axes, rows, sweep)
-    panels[-1].legend(fontsize=8)
+    if sweeps:
+        panels[-1].legend(fontsize=8)
     return figure
 
 
