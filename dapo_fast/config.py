@@ -263,11 +263,14 @@ def load_config(
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg'].removeprefix('Value error, ')}"
-            for e in error.errors()
-        ]
-        raise InputError(f"{path or preset or 'config'}: " + "; ".join(lines)) from error
+        raise InputError(f"{path or preset or 'config'}: {wrong_keys(error)}") from error
+
+
+def wrong_keys(error: ValidationError) -> str:
+    """What is wrong with which key, all of it on one line."""
+    return "; ".join(
+        f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+    )
 
 
 def _override(text: str) -> dict:

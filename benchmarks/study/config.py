@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from dapo_fast.config import Config, load_config, merge
+from dapo_fast.config import Config, load_config, merge, wrong_keys
 from dapo_fast.errors import InputError
 from dapo_fast.tasks import get_task
 
@@ -105,8 +105,7 @@ def load_study(path: Path) -> Study:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: not a readable YAML file ({error})") from error
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise InputError(f"{path}: {wrong}") from error
+        raise InputError(f"{path}: {wrong_keys(error)}") from error
 
 
 def nested(key: str, value: Any) -> dict:
@@ -126,8 +125,7 @@ def config_of(study: Study, cell: Cell, tuned: dict[str, float]) -> Config:
     try:
         return Config.model_validate(merge(base, settings))
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise InputError(f"variant {cell.variant}: {wrong}") from error
+        raise InputError(f"variant {cell.variant}: {wrong_keys(error)}") from error
 
 
 def tuning_cells(study: Study, task: str) -> list[Cell]:
