@@ -15,7 +15,7 @@ from dapo_fast.config import digest
 from dapo_fast.report.figures import SERIES, STYLE
 
 from .statistics import interval, paired
-from .tables import Rows, scores, sweeps_of, tasks_of, variants_of
+from .tables import Rows, scores, sweeps_of, tasks_of, title_of, variants_of
 
 
 def write_figures(rows: Rows, folder: Path) -> None:
@@ -117,7 +117,7 @@ def _sweep(axes: Axes, rows: Rows, sweep: str) -> None:
     values = [float(v.split("=")[1]) for v in points]
     axes.set_xticks(values, [f"{v:g}" for v in values])
     axes.minorticks_off()
-    axes.set_title("completions of a state" if sweep == "completions" else "β" if sweep == "beta" else sweep)
+    axes.set_title(title_of(sweep))
     axes.set_ylabel("% right")
 
 
@@ -162,14 +162,14 @@ def _errors(axes: Axes, rows: Rows, task: str) -> None:
         "critic trained on them": lambda c: c["critic"]["squared_error"] - c["noise"],
         "the MC values themselves": lambda c: c["mc"]["squared_error"] - c["noise"],
     }
-    points = list(variants_of(rows, "completions"))
+    points = {v.split("=")[1]: _measured(rows, task, v) for v in variants_of(rows, "completions")}
+    points = {completions: cells for completions, cells in points.items() if cells}
     for colour, (label, read) in zip(SERIES, readers.items(), strict=False):
-        found = [(float(v.split("=")[1]), _measured(rows, task, v)) for v in points]
-        kept = [(x, fmean(map(read, cells))) for x, cells in found if cells]
-        axes.plot([x for x, _ in kept], [y for _, y in kept], "o-", color=colour, markersize=4, label=label)
+        errors = [fmean(map(read, cells)) for cells in points.values()]
+        axes.plot([float(n) for n in points], errors, "o-", color=colour, markersize=4, label=label)
     if points:
         axes.set_xscale("log", base=2)
-        axes.set_xticks([float(v.split("=")[1]) for v in points], [v.split("=")[1] for v in points])
+        axes.set_xticks([float(n) for n in points], list(points))
         axes.set_yscale("log")
         axes.minorticks_off()
     axes.set_title(f"{task}: error")

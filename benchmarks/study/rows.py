@@ -7,19 +7,21 @@ from pathlib import Path
 from dapo_fast.rundir import read_json
 
 from .config import Cell, Study, ablation_cells, method_cells, tuning_cells
+from .results import check_results, result_of
 
 
 def rows_of(study: Study, root: Path) -> list[dict]:
-    """One row a finished cell, for the results file."""
-    rows = []
+    """One row a finished cell, for the results file.
+
+    Raises:
+        InputError: a cell's settings are no longer the study's.
+    """
+    cells = [cell for task in study.tasks for cell in tuning_cells(study, task)]
     for task in study.tasks:
-        chains = [tuning_cells(study, task)]
-        chains += [f(study, task, seed) for f in (method_cells, ablation_cells) for seed in study.seeds]
-        for cell in [c for chain in chains for c in chain]:
-            path = cell.directory(root) / "cell.json"
-            if path.exists():
-                rows.append(_row(study, cell, read_json(path), cell.directory(root)))
-    return rows
+        cells += [c for f in (method_cells, ablation_cells) for seed in study.seeds for c in f(study, task, seed)]
+    check_results(study, cells, root)
+    results = [(cell, result_of(cell, root)) for cell in cells]
+    return [_row(study, cell, result, cell.directory(root)) for cell, result in results if result]
 
 
 def _row(study: Study, cell: Cell, result: dict, directory: Path) -> dict:

@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from dapo_fast.cli import quiet_libraries
 from dapo_fast.errors import InputError
-from dapo_fast.rundir import RunDirectory, log_to, read_json
+from dapo_fast.rundir import RunDirectory, log_to
 
 from .config import Cell, Study, ablation_cells, config_of, method_cells, tuning_cells
+from .results import check_results, tuned_settings
 
 log = logging.getLogger("dapo_fast.study")
 
@@ -52,6 +53,7 @@ def run_study(
     directory.lock()
     log_to(root)
     cells = [c for chain in tuning + chains for c in chain]
+    check_results(study, [c for chain in tuning for c in chain], root)
     # A fresh interpreter for each worker, since torch's threads do not survive a fork; this is what it starts with.
     os.environ |= {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     quiet_libraries()
@@ -61,10 +63,15 @@ def run_study(
             _wait([pool.submit(_chain, study, chain, root, False) for chain in tuning], cells, root, bar)
             for task in tasks:
                 log.info("%s: tuned to %s", task, tuned_settings(study, task, root))
+            check_results(study, [c for chain in chains for c in chain], root)  # known only now: tuning decides
             calibrate = variants is None
             _wait([pool.submit(_chain, study, c, root, calibrate) for c in chains if c], cells, root, bar)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()  # a cell goes on from its last checkpoint: an error need not wait for it
+            raise
+        pool.shutdown()
 
 
 def _done(cells: list[Cell], root: Path) -> int:
@@ -98,23 +105,3 @@ def _chain(study: Study, cells: list[Cell], root: Path, calibrate: bool) -> None
         run_cell(study, cell, root, tuned)
         if calibrate and (cell.directory(root) / "iter1" / "critic" / "done.json").exists():
             calibrate_critic(open_cell(study, cell, root, tuned), study.calibration)
-
-
-def tuned_settings(study: Study, task: str, root: Path) -> dict[str, dict[str, float]]:
-    """For each method the setting of its grid with the best sampled accuracy on the tuning seed (so far)."""
-    best: dict[str, dict[str, float]] = {}
-    for name, variant in study.methods.items():
-        scores = []
-        for cell, setting in zip([c for c in tuning_cells(study, task) if c.variant.startswith(f"{name}@")],
-                                 variant.grid, strict=True):  # fmt: skip
-            path = cell.directory(root) / "cell.json"
-            if path.exists():
-                scores.append((_sampled(read_json(path)), setting))
-        if scores:
-            best[name] = max(scores, key=lambda pair: pair[0])[1]
-    return best
-
-
-def _sampled(result: dict) -> float:
-    """Sampled accuracy of the last policy that was measured."""
-    return [row for row in result["rows"] if "sampled" in row][-1]["sampled"]["accuracy"]

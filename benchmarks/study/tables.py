@@ -39,6 +39,11 @@ def sweeps_of(rows: Rows) -> list[str]:
     return [g for g in dict.fromkeys(r["group"] for r in rows) if g not in ("tuning", "methods", "ablations")]
 
 
+def title_of(sweep: str) -> str:
+    """The sweep's name as people write it."""
+    return {"completions": "completions of a state", "beta": "β"}.get(sweep, sweep)
+
+
 def _table(header: list[str], lines: list[list[str]]) -> str:
     text = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join(text + ["| " + " | ".join(line) + " |" for line in lines])
@@ -80,7 +85,7 @@ def summary(rows: Rows) -> str:
 
 
 def tuned(rows: Rows) -> str:
-    """The setting that each method was given, by task."""
+    """The setting that each method with a grid was given, by task."""
     tasks = tasks_of(rows)
     lines = []
     for variant, label in variants_of(rows, "methods").items():
@@ -89,9 +94,9 @@ def tuned(rows: Rows) -> str:
             chosen = next((r["actor"] for r in rows if (r["task"], r["variant"]) == (task, variant)), {})
             tried = [r for r in rows if r["task"] == task and r["variant"].startswith(f"{variant}@")]
             found = sorted(r["sampled"]["accuracy"] for r in tried)
-            spread = f"; all {len(found)}: {100 * found[0]:.1f} to {100 * found[-1]:.1f}" if found else ""
             setting = ", ".join(f"{'β' if key == 'beta' else key} {value:g}" for key, value in chosen.items())
-            cells.append(setting + spread if chosen else "")
+            spread = f"; all {len(found)}: {100 * found[0]:.1f} to {100 * found[-1]:.1f}" if found else ""
+            cells.append(setting + spread if chosen and found else "")
         if any(cells):
             lines.append([label, *cells])
     return _table(["method", *tasks], lines)
@@ -122,7 +127,7 @@ def ablations(rows: Rows) -> str:
 def sweep(rows: Rows, group: str) -> str:
     """Accuracy along one setting."""
     tasks = tasks_of(rows)
-    header = [group] + [f"{task}: {mode}" for task in tasks for mode in ("greedy", "sampled")]
+    header = [title_of(group), *(f"{task}: {mode}" for task in tasks for mode in ("greedy", "sampled"))]
     lines = [
         [
             variant.split("=")[1],

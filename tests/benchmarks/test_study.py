@@ -150,3 +150,10 @@ def test_study_runs_shares_and_resumes(tmp_path):
 
     unknown = run_study(tmp_path / "study", config, "--variant", "dppo")
     assert unknown.returncode == 2 and "dppo" in unknown.stderr and "Traceback" not in unknown.stderr
+
+    changed = yaml.safe_load(config.read_text())
+    changed["settings"]["actor"]["lr"] = 1e-5
+    config.write_text(yaml.safe_dump(changed))
+    refused = run_study(tmp_path / "study", config)
+    assert refused.returncode == 2 and "other settings" in refused.stderr and "dapo" in refused.stderr
+    assert "Traceback" not in refused.stderr and (seed / "dapo" / "cell.json").exists()
