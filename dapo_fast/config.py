@@ -237,6 +237,13 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESET_DIRECTORY.glob("*.yaml"))
 
 
+def preset_values(name: str) -> dict:
+    """What the preset sets, defaults left out; InputError names the presets that exist."""
+    if name not in preset_names():
+        raise InputError(f"--preset {name}: unknown; there are {', '.join(preset_names())}")
+    return yaml.safe_load((PRESET_DIRECTORY / f"{name}.yaml").read_text())
+
+
 def load_config(
     path: str | Path | None = None, preset: str | None = None, overrides: list[str] | None = None
 ) -> Config:
@@ -245,11 +252,7 @@ def load_config(
     Raises:
         InputError: naming the file or argument and every wrong key at once.
     """
-    values: dict = {}
-    if preset is not None:
-        if preset not in preset_names():
-            raise InputError(f"--preset {preset}: unknown; there are {', '.join(preset_names())}")
-        values = yaml.safe_load((PRESET_DIRECTORY / f"{preset}.yaml").read_text())
+    values = {} if preset is None else preset_values(preset)
     if path is not None:
         try:
             loaded = yaml.safe_load(Path(path).read_text())

@@ -52,13 +52,14 @@ class Pipeline:
     def policy(self, iteration: int) -> Path:
         """The policy after ``iteration`` (0: the one the run starts from)."""
         if iteration == 0:
-            return self.directory.stage(0, "sft") / "model" if self._has_sft() else Path(self._model_path())
+            return self.directory.stage(0, "sft") / "model" if self.has_sft() else Path(self._model_path())
         decision = self.directory.path / f"iter{iteration}" / "decision.json"
         if decision.exists() and not read_json(decision)["accepted"]:
             return self.policy(iteration - 1)
         return self.directory.stage(iteration, "actor") / "model"
 
-    def _has_sft(self) -> bool:
+    def has_sft(self) -> bool:
+        """Whether a supervised start comes before iteration 1."""
         return bool(self.config.sft.steps) or self.config.sft.data is not None
 
     def _model_path(self) -> str:
@@ -152,7 +153,7 @@ class Pipeline:
         """Read every problem file and model directory named by the config, before any work."""
         self.problems(1)
         self._heldout()
-        if self.config.data.task is None or not self._has_sft():
+        if self.config.data.task is None or not self.has_sft():
             path = Path(self._model_path())
             if not (path / "config.json").exists():
                 raise InputError(f"model.path {path}: not a Hugging Face model directory (no config.json)")
@@ -312,7 +313,7 @@ class Pipeline:
         self.check_settings()
         self.check_inputs()
         self.directory.save_config()
-        if self._has_sft():
+        if self.has_sft():
             self._stage("sft", 0)
         rows = [{"iteration": 0, "accepted": True, **(self._stage("evaluate", 0) or {})}]
         write_json(self.directory.path / "results.json", rows)

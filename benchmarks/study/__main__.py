@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         study = load_study(args.config)
         if args.workers < 1:
             raise InputError(f"--workers {args.workers}: at least 1")
-        run_study(study, args.run, args.workers, args.task or study.tasks, args.seed or study.seeds, args.variant)
+        run_study(study, args.run, args.workers, args.task or list(study.tasks), args.seed or study.seeds, args.variant)
         if not args.no_record:
             print(_record(study, args.run))
         return 0

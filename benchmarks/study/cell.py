@@ -95,7 +95,8 @@ def run_cell(study: Study, cell: Cell, root: Path, tuned: dict[str, float]) -> d
     key = pipeline.config.digest()
     if path.exists() and read_json(path)["config"] == key:
         return read_json(path)
-    pipeline.sft()
+    if pipeline.has_sft():
+        pipeline.sft()
     rows = [{"iteration": 0, "accepted": True} | (pipeline.evaluate(0) or {})]
     if cell.trains != "nothing":
         for iteration in range(1, pipeline.config.iterations + 1):

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from dapo_fast.config import Config, load_config, merge, wrong_keys
+from dapo_fast.config import Config, merge, preset_values, wrong_keys
 from dapo_fast.errors import InputError
 from dapo_fast.tasks import get_task
 
@@ -53,13 +53,23 @@ class Study(Section):
 
     preset: str
     settings: dict[str, Any] = {}
-    tasks: list[str]
+    tasks: dict[str, dict[str, Any]]  # name → settings; a list of names stands for built-in tasks
     seeds: list[int]
     tuning_seed: int
     calibration: Calibration
     methods: dict[str, Variant]
     ablations: dict[str, Variant]
     sweeps: dict[str, Sweep]
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _built_in(cls, tasks: Any) -> Any:
+        if not isinstance(tasks, list):
+            return tasks
+        try:
+            return {get_task(str(name)).kind: {"data": {"task": name}} for name in tasks}
+        except InputError as error:
+            raise ValueError(str(error)) from error
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
@@ -70,8 +80,6 @@ class Study(Section):
         for name, variant in self.methods.items():
             if variant.like is not None and variant.like not in self.methods:
                 raise ValueError(f"methods.{name}.like: no method {variant.like}")
-        for task in self.tasks:
-            get_task(task)
         return self
 
 
@@ -117,9 +125,9 @@ def nested(key: str, value: Any) -> dict:
 
 def config_of(study: Study, cell: Cell, tuned: dict[str, float]) -> Config:
     """The run's settings: the preset, the study's, the tuned ones, the cell's."""
-    settings = merge(study.settings, {"seed": cell.seed, "data": {"task": cell.task}})
+    settings = merge(merge(study.settings, study.tasks[cell.task]), {"seed": cell.seed})
     settings = merge(merge(settings, {"actor": tuned}), cell.settings)
-    base = load_config(preset=study.preset).model_dump()
+    base = preset_values(study.preset)
     if "by_iteration" in settings:  # given whole, not merged: an empty one takes the preset's away
         base["by_iteration"] = {}
     try:

@@ -48,10 +48,16 @@ def run_study(
     needed = {c.method for chain in chains for c in chain}
     tuning = [[c for c in tuning_cells(study, task) if c.variant.split("@")[0] in needed] for task in tasks]
     for cell in [c for chain in tuning + chains for c in chain]:
-        config_of(study, cell, {})  # a wrong setting is named before anything runs
+        config = config_of(study, cell, {})  # a wrong setting is named before anything runs
+        if not config.evaluate.samples or (config.data.task is None and config.data.heldout is None):
+            raise InputError(f"task {cell.task}: needs data.heldout and evaluate.samples, which settings are chosen by")
     directory = RunDirectory(root, config_of(study, method_cells(study, tasks[0], seeds[0])[0], {}))
     directory.lock()
     log_to(root)
+    from .cell import open_cell  # brings torch: after whatever can be refused without it
+
+    for task in tasks:
+        open_cell(study, method_cells(study, task, seeds[0])[0], root, {}).check_inputs()
     cells = [c for chain in tuning + chains for c in chain]
     check_results(study, [c for chain in tuning for c in chain], root)
     # A fresh interpreter for each worker, since torch's threads do not survive a fork; this is what it starts with.

@@ -16,7 +16,13 @@ ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.study.baselines import correct_responses, dpo, preference_trees  # noqa: E402
-from benchmarks.study.config import load_study  # noqa: E402
+from benchmarks.study.config import (  # noqa: E402
+    ablation_cells,
+    config_of,
+    load_study,
+    method_cells,
+    tuning_cells,
+)
 from dapo_fast.config import load_config  # noqa: E402
 from dapo_fast.data.packing import actor_groups, pack_actor  # noqa: E402
 from dapo_fast.data.tree import Tree, Trunk  # noqa: E402
@@ -102,11 +108,17 @@ def test_rejection_sampling_streams_distinct_correct_responses():
         correct_responses([wrong], 2, seed=0)
 
 
-def test_committed_study_is_valid():
-    study = load_study(ROOT / "benchmarks" / "study" / "study.yaml")
+@pytest.mark.parametrize("name", ["study", "study-pretrained"])
+def test_committed_study_is_valid(name):
+    study = load_study(ROOT / "benchmarks" / "study" / f"{name}.yaml")
     for sweep in study.sweeps.values():
         section, key = sweep.setting.split(".")
-        assert hasattr(getattr(load_config(preset=study.preset), section), key)
+        assert hasattr(getattr(load_config(preset="arithmetic"), section), key)
+    for task in study.tasks:
+        cells = tuning_cells(study, task) + method_cells(study, task, 0) + ablation_cells(study, task, 0)
+        configs = [config_of(study, cell, {}) for cell in cells]
+        assert len({cell.variant for cell in cells}) == len(cells)
+        assert any(config.iterations == 3 for config in configs)
 
 
 def run_study(directory, config, *arguments):
@@ -157,3 +169,28 @@ def test_study_runs_shares_and_resumes(tmp_path):
     refused = run_study(tmp_path / "study", config)
     assert refused.returncode == 2 and "other settings" in refused.stderr and "dapo" in refused.stderr
     assert "Traceback" not in refused.stderr and (seed / "dapo" / "cell.json").exists()
+
+
+def test_study_of_a_given_model_and_problems(tmp_path):
+    task = get_task("arithmetic")
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(task.model_config()).save_pretrained(tmp_path / "model")
+    task.tokenizer().save_pretrained(tmp_path / "model")
+    rows = [{"id": p.id, "prompt": p.prompt, "answer": p.answer} for p in task.problems(20, 0)]
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = {"data": {"problems": str(tmp_path / "problems.jsonl"), "heldout": str(tmp_path / "problems.jsonl")}}
+    study = dict(STUDY, tasks={"own": {**own, "model": {"path": str(tmp_path / "model")}}}, ablations={}, sweeps={})
+    study["settings"] = {**STUDY["settings"], "sft": {"steps": 0}}
+    study["settings"]["data"] = {"task": None, "template": "none", "limit": 12, "heldout_limit": 10}
+    config = tmp_path / "study.yaml"
+    config.write_text(yaml.safe_dump(study))
+    done = run_study(tmp_path / "study", config, "--variant", "base")
+    assert done.returncode == 0, done.stderr
+    cell = json.loads((tmp_path / "study" / "own" / "seed0" / "base" / "cell.json").read_text())
+    assert cell["rows"][0]["greedy"]["n"] == 10
+
+    study["tasks"]["own"]["model"]["path"] = str(tmp_path / "nowhere")
+    config.write_text(yaml.safe_dump(study))
+    missing = run_study(tmp_path / "other", config)
+    assert missing.returncode == 2 and "nowhere" in missing.stderr and "Traceback" not in missing.stderr
+    assert not list((tmp_path / "other").glob("*/*/*"))
