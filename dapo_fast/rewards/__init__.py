@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
 from dapo_fast.errors import InputError
+from dapo_fast.rewards.cores import usable_cores
 
 if TYPE_CHECKING:
     from dapo_fast.data.problems import Problem
@@ -54,7 +54,7 @@ def verify_many(
 
     Args:
         verify: None: the verifier of each problem's kind.
-        workers: Verified at the same time; None: one for each core. Threads are enough, since maths and code are
+        workers: Verified at the same time; None: one for each usable core. Threads are enough, since maths and code are
             both judged in other processes.
     """
     if not pairs:
@@ -64,5 +64,5 @@ def verify_many(
     def verdict(pair: tuple[Problem, str]) -> bool:
         return bool(verifiers[pair[0].kind](*pair))
 
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(workers or usable_cores()) as pool:
         return list(pool.map(verdict, pairs))

@@ -19,10 +19,12 @@ import sys
 import threading
 from typing import Any
 
+from dapo_fast.rewards.cores import usable_cores
+
 log = logging.getLogger("dapo_fast.rewards")
 
 CPU_SECONDS = 2.0  # of the worker, for one question: a busy machine does not change verdicts
-WALL_SECONDS = 5.0
+WALL_SECONDS = 30.0
 _START_SECONDS = 120.0  # importing sympy on a loaded machine
 _MEMORY_BYTES = 4 * 2**30
 _QUESTIONS_OF_A_WORKER = 5_000  # then a fresh one, since sympy's caches grow
@@ -86,7 +88,7 @@ class _Pool:
 
     def __init__(self) -> None:
         self.idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
-        self.slots = threading.BoundedSemaphore(os.cpu_count() or 1)
+        self.slots = threading.BoundedSemaphore(usable_cores())
 
     def ask(self, given: str, reference: str) -> bool:
         with self.slots:

@@ -35,7 +35,7 @@ def verify(
             ``{"inputs", "outputs"}`` (standard input and output: TACO, APPS, LiveCodeBench),
             ``{"inputs", "outputs", "fn_name"}`` (arguments and results of a function or of a ``Solution`` method).
         timeout: CPU seconds for all of a function's tests, or for each pair of standard input and output; the wall
-            clock allows half as much again and a second.
+            clock allows three times as much and a second.
         insecure: Run without a sandbox where none works.
 
     Raises:
@@ -142,9 +142,11 @@ def _plain(value):
     if isinstance(value, dict):
         return {{str(key): _plain(item) for key, item in value.items()}}
     return value
+def _number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 def _same(found, wanted):
-    if isinstance(found, float) and isinstance(wanted, (int, float)):
-        return abs(found - wanted) <= 1e-6 * max(1, abs(wanted))
+    if _number(found) and _number(wanted) and float in (type(found), type(wanted)):
+        return found == wanted or abs(found - wanted) <= 1e-6 * max(1, abs(wanted))
     if isinstance(found, list) and isinstance(wanted, list):
         return len(found) == len(wanted) and all(map(_same, found, wanted))
     return type(found) is type(wanted) and found == wanted

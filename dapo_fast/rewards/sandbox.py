@@ -48,7 +48,7 @@ _ENVIRONMENT = {"HOME": "/tmp", "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OPE
 class Limits:
     """What one sandbox may use."""
 
-    seconds: float = 10.0  # of CPU time, rounded up; wall time is 1.5 times that and a second, for a busy machine
+    seconds: float = 10.0  # of CPU time, rounded up; wall time is three times that and a second, for a busy machine
     memory_bytes: int = 2**30  # of address space, a process
     processes: int = 16  # threads included
     file_bytes: int = 2**24
@@ -61,7 +61,7 @@ class Sandboxed:
 
     def __init__(self, role: str, orders: dict[str, Any], limits: Limits, fds: dict[str, int], method: str) -> None:
         """Start ``role`` ("script", "program" or "judge") with the file descriptors it is given by name."""
-        self.deadline = time.monotonic() + 1.5 * limits.seconds + 1
+        self.deadline = time.monotonic() + 3 * limits.seconds + 1
         self.limits = limits
         orders = orders | {
             "role": role,

@@ -74,7 +74,11 @@ def _map_user(proc: int, outside_user: int, outside_group: int) -> None:
 
 
 def isolate(orders: dict[str, Any]) -> None:
-    """Enter new namespaces with a root directory of their own; returns in their first process, without privileges."""
+    """Enter new namespaces with a root directory of their own; returns in their second process, without privileges.
+
+    The first one waits for it and takes all the others along when it ends. It runs nothing of the program's, which
+    could otherwise shake off the signal that ties the sandbox to its owner, and outlive both.
+    """
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     privileged = os.geteuid() == 0
     user, group = os.geteuid(), os.getegid()
@@ -82,11 +86,7 @@ def isolate(orders: dict[str, Any]) -> None:
     _check(libc.unshare(NEW_NAMESPACES | (0 if privileged else NEW_USER)), "unshare")
     if not privileged:
         _map_user(proc, user, group)
-    child = os.fork()
-    if child:
-        os.closerange(0, 65536)  # the pipes must close when the sandbox ends
-        _, status = os.waitpid(child, 0)
-        os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+    _fork_and_leave_a_guard()
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     _new_root(orders["stage"], orders["read_only"], orders["tmp_bytes"])
     if privileged:
@@ -99,6 +99,19 @@ def isolate(orders: dict[str, Any]) -> None:
         if libc.unshare(NEW_USER) == 0:
             _map_user(proc, NOBODY, NOBODY)
     os.close(proc)
+    _fork_and_leave_a_guard()
+
+
+def _fork_and_leave_a_guard() -> None:
+    """Go on in a new process; this one reaps, and ends as that one does."""
+    child = os.fork()
+    if not child:
+        return
+    os.closerange(0, 65536)  # the pipes must close when the sandbox ends
+    while True:
+        ended, status = os.wait()
+        if ended == child:
+            os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
 def _new_root(stage: str, read_only: list[list[str]], tmp_bytes: int) -> None:
@@ -150,17 +163,23 @@ def give_up_privileges() -> None:
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 # socket (not socketpair), connect, bind, listen; ptrace, process_vm_readv/writev, pidfd_getfd; mount and friends,
-# unshare, setns, bpf, perf_event_open, userfaultfd, keyctl and friends, io_uring.
+# unshare, setns, bpf, perf_event_open, userfaultfd, keyctl and friends, io_uring; and memory that no RLIMIT counts:
+# shmget, semget, msgget, memfd_create.
 _REFUSED = {
     "x86_64": (
         *(41, 42, 49, 50, 101, 310, 311, 438, 165, 166, 155, 161, 272, 308, 321, 298, 323),
         *(248, 249, 250, 425, 426, 427, 428, 429, 430, 432, 442),
+        *(29, 64, 68, 319),
     ),
     "aarch64": (
         *(198, 203, 200, 201, 117, 270, 271, 438, 40, 39, 41, 51, 97, 268, 280, 241, 282),
         *(217, 218, 219, 425, 426, 427, 428, 429, 430, 432, 442),
+        *(194, 190, 186, 279),
     ),
 }
+_CLONE = {"x86_64": 56, "aarch64": 220}
+_CLONE3 = 435  # its flags are behind a pointer; the C library falls back to clone, whose flags are not
+_CLONE_NEW = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 
 
 def refuse_system_calls() -> None:
@@ -168,14 +187,17 @@ def refuse_system_calls() -> None:
     machine = platform.machine()
     if machine not in _REFUSED:
         return
-    load, equal, above, give = 0x20, 0x15, 0x35, 0x06  # ld word, jeq, jge, ret
-    allow, refuse, kill = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x80000000
+    load, equal, above, any_of, give = 0x20, 0x15, 0x35, 0x45, 0x06  # ld word, jeq, jge, jset, ret
+    allow, refuse, absent, kill = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS, 0x80000000
     program = [(load, 0, 0, 4), (equal, 1, 0, _AUDIT_ARCH[machine]), (give, 0, 0, kill), (load, 0, 0, 0)]
     if machine == "x86_64":
         program += [(above, 0, 1, 0x40000000), (give, 0, 0, kill)]  # the x32 numbers of the same calls
     for number in _REFUSED[machine]:
         program += [(equal, 0, 1, number), (give, 0, 0, refuse)]
-    program.append((give, 0, 0, allow))
+    program += [(equal, 0, 1, _CLONE3), (give, 0, 0, absent)]
+    first_argument = 16  # its low half, on these little-endian machines
+    program += [(equal, 0, 3, _CLONE[machine]), (load, 0, 0, first_argument)]
+    program += [(any_of, 0, 1, _CLONE_NEW), (give, 0, 0, refuse), (give, 0, 0, allow)]
     code = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *line) for line in program))
     filter_ = struct.pack("HxxxxxxP" if struct.calcsize("P") == 8 else "HxxI", len(program), ctypes.addressof(code))
     held = ctypes.create_string_buffer(filter_)
@@ -360,7 +382,6 @@ def serve_calls(orders: dict[str, Any], requests: int, replies: int) -> None:
         "iterate": iter,
         "truth": bool,
         "text": str,
-        "contains": lambda target, key: key in target,
     }
     done = object()
     while True:
@@ -403,6 +424,8 @@ class Channel:
         if kind == "value":
             return unpack(rest[0], self._remote)
         if kind == "end":
+            if operation != "next":
+                raise Wrong("an end of what is no iteration")
             raise StopIteration
         name = str(rest[0])
         exception = getattr(builtins, name, None)
@@ -440,9 +463,7 @@ class Remote:
     def __bool__(self) -> bool:
         return self._channel.ask("truth", self) is True
 
-    def __contains__(self, key: Any) -> bool:
-        return self._channel.ask("contains", self, key) is True
-
+    # No __contains__: `in` goes through __iter__ and compares on this side.
     def __iter__(self) -> Remote:
         return self._channel.ask("iterate", self)
 

@@ -77,6 +77,14 @@ def test_calls_by_name():
     assert not code.verify("def other(a, b):\n    return a, b", tests)
 
 
+def test_an_integer_equals_the_real_number_that_it_is():
+    tests = {"fn_name": "f", "inputs": [[1], [2]], "outputs": [2.0, 4]}
+    assert code.verify("def f(x): return 2 * x", tests)
+    assert code.verify("def f(x): return 2.0 * x", tests)
+    assert not code.verify("def f(x): return 2.01 * x", tests)
+    assert not code.verify("def f(x): return True", {"fn_name": "f", "inputs": [[1]], "outputs": [1.0]})
+
+
 def test_values_cross_as_what_they_are():
     program = (
         "import collections, decimal, datetime, re\n"
@@ -259,6 +267,23 @@ def f(x):
     tries.append(libc.mount(b'x', b'/tmp', b'tmpfs', 0, 0))
     return {1: 2, 5: 6}[x] if 0 in tries else 0
 """,
+    "memory that no limit counts": """
+import ctypes, os
+def f(x):
+    libc = ctypes.CDLL(None)
+    tries = [libc.shmget(0, 1 << 24, 0o1600), libc.memfd_create(b'x', 0)]
+    tries += [libc.msgget(0, 0o1600), libc.semget(0, 9, 0o1600)]
+    return {1: 2, 5: 6}[x] if max(tries) >= 0 else 0
+""",
+    "a namespace by clone": """
+import ctypes, os, platform
+def f(x):
+    number = {'x86_64': 56, 'aarch64': 220}[platform.machine()]
+    pid = ctypes.CDLL(None).syscall(number, 0x10000000 | 17, 0, 0, 0, 0)  # CLONE_NEWUSER
+    if pid == 0:
+        os._exit(0)
+    return {1: 2, 5: 6}[x] if pid > 0 else 0
+""",
     "become root": """
 import os
 def f(x):
@@ -418,8 +443,42 @@ def f(x): return x + 1
 """
 
 
+UNTIED = """
+import ctypes, os, time
+ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)  # PR_SET_PDEATHSIG: no signal when the parent dies
+os.setsid()
+time.sleep(1000)
+"""
+ENDS_EVERYTHING = """
+import __main__
+honest = __main__.write_frame
+def write_frame(file, value):
+    answer = value[0] == 'value' and value[1][0] != 'held'
+    honest(file, ['end'] if answer else value)
+__main__.write_frame = write_frame
+def f(x): return 0
+"""
+HOLDS_EVERYTHING = """
+class Everything:
+    def __contains__(self, key): return True
+def f(x): return Everything()
+"""
+
+
+def test_an_end_where_nothing_is_iterated_is_no_answer():
+    tests = ["for k, v in zip([1, 2], map(f, [1, 2])):\n    assert v == k * 7"]
+    assert code.verify("def f(x): return x * 7", tests)
+    assert not code.verify(ENDS_EVERYTHING, tests)
+
+
+def test_membership_is_decided_on_the_judges_side():
+    assert code.verify("def f(x): return iter(['x'])", ["assert 'x' in f(1)"])
+    assert not code.verify(HOLDS_EVERYTHING, ["assert 'x' in f(1)"])
+
+
 def test_processes_are_bounded_and_none_is_left():
     before = processes_of_sandboxes()
+    assert not code.verify(UNTIED, ADD_ONE, timeout=1)
     assert code.verify(FORK_BOMB, ["assert 1 <= f(0) < 20"])
     assert not code.verify("import os\nwhile True: os.fork()", ADD_ONE, timeout=1)
     assert code.verify(LEFT_BEHIND, ADD_ONE)
