@@ -17,6 +17,8 @@ from dapo_fast.report.figures import SERIES, STYLE
 from .statistics import interval, paired
 from .tables import Rows, scores, sweeps_of, tasks_of, title_of, variants_of
 
+ERROR_TICKS = [0.003, 0.01, 0.03, 0.1]
+
 
 def write_figures(rows: Rows, folder: Path) -> None:
     """Draw every figure into ``folder``."""
@@ -51,7 +53,7 @@ def methods(rows: Rows) -> Figure:
     """Accuracy of every method, tasks side by side; ticks are seeds, bars 95% intervals."""
     tasks = tasks_of(rows)
     variants = variants_of(rows, "methods")
-    figure, panels = plt.subplots(1, len(tasks), figsize=(9.2, 3.9), sharey=True, squeeze=False)
+    figure, panels = plt.subplots(1, len(tasks), figsize=(9.2, 4.3), sharey=True, squeeze=False)
     for axes, task in zip(panels[0], tasks, strict=True):
         for place, variant in enumerate(variants):
             _dots(axes, list(scores(rows, task, variant, "greedy").values()), place - 0.15, SERIES[0], False)
@@ -171,6 +173,7 @@ def _errors(axes: Axes, rows: Rows, task: str) -> None:
         axes.set_xscale("log", base=2)
         axes.set_xticks([float(n) for n in points], list(points))
         axes.set_yscale("log")
+        axes.set_yticks(ERROR_TICKS, [f"{tick:g}" for tick in ERROR_TICKS])
         axes.minorticks_off()
     axes.set_title(f"{task}: error")
     axes.set_xlabel("completions of a state")
