@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from dapo_fast.config import Config, load_config, preset_names
 from dapo_fast.errors import InputError
 from dapo_fast.rundir import RunDirectory, log_to
+from dapo_fast.train.torchrun import tell_exit_code
 
 log = logging.getLogger("dapo_fast.cli")
 
@@ -83,8 +87,41 @@ def _open_run(args: argparse.Namespace) -> RunDirectory:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command. Exit code 0 when done, 1 when training diverged, 2 for bad input, 130 when interrupted."""
+    """Run one command.
+
+    Returns:
+        0 when done, 1 when training diverged, 2 for bad input, 3 when ``run`` ended early, 130 when interrupted.
+
+    Raises:
+        SystemExit: 128 + the signal after SIGTERM, or after either signal in training, which saves the step first.
+    """
     args = _parse(argv)
+    code = 1
+    before = _on_terminate(_terminated)
+    try:
+        code = _run_command(args)
+        return code
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+        raise
+    finally:
+        _on_terminate(before)
+        tell_exit_code(code)
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    # As an exception, so that a sampling server and sandboxes are stopped on the way out.
+    raise SystemExit(128 + number)
+
+
+def _on_terminate(handler: Any) -> Any:
+    """Set the handler of SIGTERM and return the one before; nothing outside the main thread, which owns signals."""
+    if handler is None or threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, handler)
+
+
+def _run_command(args: argparse.Namespace) -> int:
     try:
         return _dispatch(args)
     except InputError as error:
@@ -109,8 +146,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
     if rest:
         args.overrides = [*args.overrides, *rest]
-    if args.command == "evaluate" and args.run and "=" in args.run:
-        args.overrides, args.run = [args.run, *args.overrides], None
+    if args.command == "evaluate":
+        if args.run and "=" in args.run and not Path(args.run).is_dir():
+            args.overrides, args.run = [args.run, *args.overrides], None
+        given = [f"--{name}" for name in ("model", "benchmark", "out", "limit") if getattr(args, name) is not None]
+        if args.run and given:
+            parser.error(f"{given[0]} is for a model without a RUN; a run measures its own held-out problems")
     return args
 
 
@@ -181,6 +222,7 @@ def _evaluate_model(args: argparse.Namespace) -> int:
     from dapo_fast.evaluate import evaluate
     from dapo_fast.rewards import verifier_for
     from dapo_fast.rollout.engine import make_engine
+    from dapo_fast.rollout.server import serving
 
     out = Path(args.out)
     problems = load_problems(args.benchmark, limit=args.limit)
@@ -199,17 +241,18 @@ def _evaluate_model(args: argparse.Namespace) -> int:
         "evaluate": config.evaluate.model_dump(),
     }
     digest = directory.claim(out, settings)
-    engine = make_engine(config.engine, args.model, config.model)
-    summary = evaluate(
-        problems,
-        engine,
-        config.evaluate,
-        out,
-        encode=lambda problem: format_prompt(problem, engine.tokenizer, config.data.template),
-        verify=verifier_for(problems[0].kind),
-        seed=config.seed,
-        digest=digest,
-    )
+    with serving(config.engine, args.model, out / "server.log"):
+        engine = make_engine(config.engine, args.model, config.model)
+        summary = evaluate(
+            problems,
+            engine,
+            config.evaluate,
+            out,
+            encode=lambda problem: format_prompt(problem, engine.tokenizer, config.data.template),
+            verify=verifier_for(problems[0].kind),
+            seed=config.seed,
+            digest=digest,
+        )
     print(_summary("evaluate", summary))
     return 0
 

@@ -9,12 +9,18 @@ import copy
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dapo_fast.errors import InputError
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+# What ``by_iteration`` cannot change: it is read once, or iterations could not be compared.
+_OF_THE_RUN = {"seed", "iterations", "keep_best", "model", "sft"}
+_DATA_OF_THE_RUN = {"task", "template", "heldout", "heldout_limit"}
 
 
 class Section(BaseModel):
@@ -50,7 +56,7 @@ class OptimSettings(Section):
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
-    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_betas: tuple[Decay, Decay] = (0.9, 0.999)
     clip_norm: float = Field(1.0, gt=0)
     optimizer_state: Literal["float32", "bfloat16", "int8"] = "float32"
     epochs: int = Field(1, ge=1)
@@ -170,7 +176,7 @@ class EvaluateSettings(Section):
 class Config(Section):
     """The whole of a run."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     iterations: int = Field(1, ge=1)
     keep_best: bool = True  # keep the previous policy where the new one is worse beyond its interval
     model: ModelSettings = ModelSettings()
@@ -195,9 +201,13 @@ class Config(Section):
             raise ValueError("data: task and problems exclude each other")
         if self.data.task is None and self.model.path is None:
             raise ValueError("model.path: needed, since only a built-in task brings its own model")
-        for iteration in self.by_iteration:
+        for iteration, change in self.by_iteration.items():
             if iteration < 1:
                 raise ValueError(f"by_iteration.{iteration}: the first iteration is 1")
+            data = change["data"] if isinstance(change.get("data"), dict) else {}
+            fixed = [k for k in change if k in _OF_THE_RUN] + [f"data.{k}" for k in data if k in _DATA_OF_THE_RUN]
+            if fixed:
+                raise ValueError(f"by_iteration.{iteration}: {', '.join(fixed)}: the same in every iteration of a run")
             self.at(iteration)
         return self
 
@@ -260,9 +270,9 @@ def load_config(
             raise InputError(f"{path}: not a readable YAML file ({error})") from error
         if not isinstance(loaded, dict):
             raise InputError(f"{path}: a config is a mapping of sections, this is {type(loaded).__name__}")
-        values = merge(values, loaded)
+        values = merge(values, _numbered(loaded))
     for override in overrides or []:
-        values = merge(values, _override(override))
+        values = merge(values, _numbered(_override(override)))
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -274,6 +284,15 @@ def wrong_keys(error: ValidationError) -> str:
     return "; ".join(
         f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
     )
+
+
+def _numbered(values: dict) -> dict:
+    """``by_iteration``'s keys as numbers, as the command line and quoted YAML have text: only equal keys merge."""
+    changes = values.get("by_iteration")
+    if not isinstance(changes, dict):
+        return values
+    numbered = {int(key) if isinstance(key, str) and key.isdigit() else key: v for key, v in changes.items()}
+    return values | {"by_iteration": numbered}
 
 
 def _override(text: str) -> dict:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,12 +26,15 @@ from dapo_fast.report import write_report
 from dapo_fast.rewards import verifier_for
 from dapo_fast.rollout.collect import collect
 from dapo_fast.rollout.engine import Engine, make_engine
+from dapo_fast.rollout.http import PROBE
+from dapo_fast.rollout.loading import load_tokenizer
 from dapo_fast.rollout.server import serving
 from dapo_fast.rundir import RunDirectory, read_json, write_json
 from dapo_fast.tasks import get_task
 from dapo_fast.train.actor import train_actor
 from dapo_fast.train.critic import ValueFiller, train_critic
 from dapo_fast.train.sft import train_sft
+from dapo_fast.train.torchrun import torchrun
 
 log = logging.getLogger("dapo_fast.pipeline")
 
@@ -134,7 +135,7 @@ class Pipeline:
 
     def problems(self, iteration: int) -> list[Problem]:
         """What ``iteration`` samples responses to."""
-        data = self.config.data
+        data = self.config.at(iteration).data
         if data.task is not None:
             return get_task(data.task).problems(data.limit or 600, self.config.seed + iteration)
         problems = load_problems(str(data.problems))
@@ -150,18 +151,40 @@ class Pipeline:
         return load_problems(data.heldout, limit=data.heldout_limit) if data.heldout else []
 
     def check_inputs(self) -> None:
-        """Read every problem file and model directory named by the config, before any work."""
-        self.problems(1)
-        self._heldout()
+        """Read every problem file and model directory named by the config, before any work.
+
+        Raises:
+            InputError: names the one that is wrong, or what the run as a whole would lack.
+        """
+        heldout = self._heldout()
+        for iteration in range(1, self.config.iterations + 1):
+            config = self.config.at(iteration)
+            if iteration == 1 or config.data != self.config.at(iteration - 1).data:
+                self.problems(iteration)
+            if heldout and config.engine.kind == "http" and config.engine.command is None:
+                raise InputError(
+                    "engine.command: needed to measure held-out problems, since each policy that is trained must be "
+                    "served; without data.heldout, one iteration can sample from a server started by hand"
+                )
+            if config.critic.init not in ("actor", "scratch") and config.advantages.source == "critic":
+                self._check_critic_init(Path(config.critic.init))
         if self.config.data.task is None or not self.has_sft():
-            path = Path(self._model_path())
-            if not (path / "config.json").exists():
-                raise InputError(f"model.path {path}: not a Hugging Face model directory (no config.json)")
+            _check_model("model.path", Path(self._model_path()))
+
+    def _check_critic_init(self, path: Path) -> None:
+        """A critic reads the policy's tokens: it must have been trained on the same vocabulary."""
+        _check_model("critic.init", path)
+        task = self.config.data.task
+        ours = load_tokenizer(self.config.model.path) if self.config.model.path else get_task(str(task)).tokenizer()
+        if load_tokenizer(path)(PROBE)["input_ids"] != ours(PROBE)["input_ids"]:
+            raise InputError(
+                f"critic.init {path}: its tokenizer is not the policy's, whose tokens it would have to read"
+            )
 
     @contextmanager
-    def _engine(self, policy: Path, out: Path) -> Iterator[Engine]:
-        with serving(self.config.engine, policy, out / "server.log"):
-            yield make_engine(self.config.engine, policy, self.config.model)
+    def _engine(self, policy: Path, out: Path, config: Config) -> Iterator[Engine]:
+        with serving(config.engine, policy, out / "server.log"):
+            yield make_engine(config.engine, policy, config.model)
         _free_memory()
 
     def _encode(self, engine: Engine) -> Callable[[Problem], list[int]]:
@@ -209,7 +232,7 @@ class Pipeline:
         if (out / "done.json").exists():
             return read_json(out / "done.json")
         problems = self.problems(iteration)
-        with self._engine(policy, out) as engine:
+        with self._engine(policy, out, config) as engine:
             return collect(
                 problems,
                 engine,
@@ -294,7 +317,7 @@ class Pipeline:
         out, digest = self._claim("evaluate", iteration)
         if (out / "summary.json").exists():
             return read_json(out / "summary.json")
-        with self._engine(policy, out) as engine:
+        with self._engine(policy, out, config) as engine:
             return evaluate(
                 problems,
                 engine,
@@ -364,7 +387,7 @@ class Pipeline:
     def _stage(self, name: str, iteration: int) -> Any:
         """Run a stage here, or under torchrun where training asks for several processes."""
         log.info("%s%s", name, f", iteration {iteration}" if name != "sft" else "")
-        processes = self.config.parallel.processes
+        processes = (self.config.at(iteration) if iteration else self.config).parallel.processes
         if processes == 1 or name not in ("sft", "critic", "actor"):
             result = getattr(self, name)(iteration)
             _free_memory()
@@ -373,12 +396,10 @@ class Pipeline:
             done = read_json(self.directory.stage(iteration, "advantages") / "done.json")
             if not done["kept"]:
                 raise NoContrastError(_why_no_state(done))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        command += ["-m", "dapo_fast", name, str(self.directory.path), "--iteration", str(iteration)]
-        # This process holds the lock for its children.
-        code = subprocess.run(command, env=os.environ | {"DAPO_FAST_LOCKED": "1"}, check=False).returncode
+        words = [name, str(self.directory.path), "--iteration", str(iteration)]
+        code = torchrun(words, processes, self.directory.held())
         if code:
-            raise ChildFailedError(f"{name}: torchrun ended with exit code {code}; its messages are above", code)
+            raise ChildFailedError(f"{name}: ended with exit code {code}; its messages are above", code)
         done = self.directory.stage(iteration, name) / "done.json"
         return read_json(done)
 
@@ -432,6 +453,11 @@ def _write_initial_model(task: Any, directory: Path, seed: int) -> None:
     model.save_pretrained(temporary)
     task.tokenizer().save_pretrained(temporary)
     os.replace(temporary, directory)
+
+
+def _check_model(setting: str, path: Path) -> None:
+    if not (path / "config.json").exists():
+        raise InputError(f"{setting} {path}: not a Hugging Face model directory (no config.json)")
 
 
 def _rank() -> int:

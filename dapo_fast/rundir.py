@@ -8,12 +8,12 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from tqdm import tqdm
 
-from dapo_fast.config import Config, digest
+from dapo_fast.config import Config, digest, load_config
 from dapo_fast.errors import InputError
 
 # Settings that move work around or bound its size, and leave the mathematics as it is: they may change between a kill
@@ -62,15 +62,16 @@ class RunDirectory:
         """Open ``path``; ``config`` None takes the one saved there.
 
         Raises:
-            InputError: no config is given and none is saved.
+            InputError: no config is given and none, or no valid one, is saved.
         """
         self.path = Path(path)
         saved = self.path / "config.yaml"
         if config is None:
             if not saved.exists():
                 raise InputError(f"{self.path}: no config.yaml here; start the run with --config FILE or --preset NAME")
-            config = Config.model_validate(yaml.safe_load(saved.read_text()))
+            config = load_config(saved)
         self.config = config
+        self._lock: IO[str] | None = None
 
     def save_config(self) -> None:
         """Write the settings in force to ``config.yaml``."""
@@ -90,6 +91,10 @@ class RunDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise InputError(f"{self.path}: another process is working in this run directory") from error
+
+    def held(self) -> list[int]:
+        """The file descriptor of the lock, if it is held: a process that inherits it holds the directory too."""
+        return [self._lock.fileno()] if self._lock else []
 
     def stage(self, iteration: int, name: str) -> Path:
         """Where stage ``name`` of ``iteration`` keeps its files."""

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from dapo_fast.config import Config
+from dapo_fast.config import Config, load_config
 from dapo_fast.errors import InputError
 from dapo_fast.rundir import read_json
 
@@ -168,10 +167,7 @@ def read_run(path: str | Path) -> Run:
 def _read_config(path: Path) -> Config:
     if not path.exists():
         raise InputError(f"{path.parent}: no config.yaml here, so not a run directory")
-    try:
-        return Config.model_validate(yaml.safe_load(path.read_text()))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
-        raise InputError(f"{path}: not the settings of a run ({error})") from error
+    return load_config(path)
 
 
 def _read_stopped(path: Path) -> dict[int, str]:

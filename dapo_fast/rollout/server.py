@@ -33,11 +33,18 @@ def serving(settings: EngineSettings, model: str | Path, log_path: Path) -> Iter
         log_path: Where the server's output goes.
 
     Raises:
-        InputError: the command cannot be started, ends early, or does not answer in time.
+        InputError: something else answers at one of ``urls`` already, which would be taken for the server; or the
+            command cannot be started, ends early, or does not answer in time.
     """
     if settings.command is None:
         yield
         return
+    for url in settings.urls:
+        if _answers(url):
+            raise InputError(
+                f"engine.urls: {url} answers before engine.command has started anything there, and what it serves may "
+                "be another policy; stop it, or take another port"
+            )
     words = [word.replace("{model}", str(model)) for word in shlex.split(settings.command)]
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with open(log_path, "ab") as output:
@@ -67,9 +74,10 @@ def _wait_until_ready(process: subprocess.Popen, settings: EngineSettings, log_p
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url.rstrip('/').removesuffix('/v1')}/v1/models", timeout=5).is_success
+        answer = httpx.get(f"{url.rstrip('/').removesuffix('/v1')}/v1/models", timeout=5)
     except httpx.HTTPError:
         return False
+    return answer.is_success or answer.status_code in (401, 403)  # it is there and wants a key
 
 
 def _stop(process: subprocess.Popen) -> None:

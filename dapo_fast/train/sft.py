@@ -100,24 +100,25 @@ def _read_sequences(settings: SftSettings, start: Path, template: str) -> Sequen
     from dapo_fast.data.problems import Problem, format_prompt
 
     path = Path(str(settings.data))
-    if not path.exists():
-        raise InputError(f"sft.data {path}: no such file")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"sft.data {path}: not a readable text file ({error})") from error
     tokenizer = AutoTokenizer.from_pretrained(start)
     sequences: Sequences = []
-    with open(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                prompt, response = row["prompt"], row["response"]
-            except (ValueError, TypeError, KeyError) as error:
-                raise InputError(
-                    f'{path}:{number}: not a JSON object with "prompt" and "response" ({error})'
-                ) from error
-            prompt_ids = format_prompt(Problem(id=str(number), prompt=prompt), tokenizer, template)
-            response_ids = tokenizer(response, add_special_tokens=False)["input_ids"]
-            sequences.append((list(prompt_ids), [*response_ids, tokenizer.eos_token_id]))
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            prompt, response = row["prompt"], row["response"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f'{path}:{number}: not a JSON object with "prompt" and "response" ({error})') from error
+        if not isinstance(prompt, str) or not isinstance(response, str):
+            raise InputError(f'{path}:{number}: "prompt" and "response" are texts')
+        prompt_ids = format_prompt(Problem(id=str(number), prompt=prompt), tokenizer, template)
+        response_ids = tokenizer(response, add_special_tokens=False)["input_ids"]
+        sequences.append((list(prompt_ids), [*response_ids, tokenizer.eos_token_id]))
     if not sequences:
         raise InputError(f"{path}: no rows")
     return sequences

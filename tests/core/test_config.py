@@ -34,6 +34,8 @@ def test_paper_values():
         (["data.task=arithmetic"], ["exclude each other"]),
         (["by_iteration.0.actor.beta=1"], ["by_iteration.0"]),
         (["by_iteration.1.actor.bta=1"], ["bta"]),
+        (["by_iteration.2.seed=1", "by_iteration.2.data.heldout=h"], ["seed, data.heldout", "every iteration"]),
+        (["seed=-1", "actor.adam_betas=[2, 3]"], ["seed", "actor.adam_betas"]),
         (["nothing"], ["section.key=value"]),
     ],
 )
@@ -69,6 +71,20 @@ def test_settings_of_an_iteration_are_those_before_it_and_its_own():
     assert [config.at(i).actor.beta for i in (1, 2, 3)] == [0.01, 0.5, 0.5]
     assert [config.at(i).collect.kept for i in (1, 2, 3)] == [6, 6, 1]
     assert config.at(2).actor.lr == 1e-4
+
+
+def test_an_iterations_settings_merge_whoever_writes_its_number(tmp_path):
+    (tmp_path / "quoted.yaml").write_text("by_iteration: {'2': {actor: {epochs: 3}}}")
+    overrides = ["by_iteration.2.actor.lr=1e-5"]
+    actor = load_config(tmp_path / "quoted.yaml", "arithmetic", overrides).at(2).actor
+    assert (actor.beta, actor.epochs, actor.lr) == (load_config(preset="arithmetic").at(2).actor.beta, 3, 1e-5)
+    assert actor.beta != load_config(preset="arithmetic").actor.beta
+
+
+def test_a_run_with_a_broken_config_is_named(tmp_path):
+    (tmp_path / "config.yaml").write_text("actor: {bta: 1}")
+    with pytest.raises(InputError, match=r"config\.yaml: .*bta"):
+        RunDirectory(tmp_path, None)
 
 
 def test_a_stage_refuses_other_settings_and_names_them(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import yaml
 
 from dapo_fast.cli import main
 from dapo_fast.config import load_config
+from dapo_fast.tasks import get_task
 
 SMALL = [
     "seed=0",
@@ -24,6 +26,9 @@ SMALL = [
     "actor.save_every=30",
     "evaluate.samples=2",
 ]
+
+
+SERVER = ["engine.kind=http", "engine.urls=[http://127.0.0.1:9]"]
 
 
 def run(directory, *more):
@@ -105,13 +110,37 @@ def test_all_wrong_is_a_clear_message_and_not_a_trained_model(tmp_path, capsys):
         (["critic", "RUN", "--preset", "arithmetic", "--iteration", "9"], "--iteration 9"),
         (["evaluate", "--model", "none"], "--benchmark"),
         (["report", "RUN"], "config.yaml"),
+        (["run", "RUN", "--preset", "arithmetic", "critic.init=none"], "critic.init none"),
+        (["run", "RUN", "--preset", "arithmetic", "critic.init=other"], "critic.init other: its tokenizer"),
+        (["run", "RUN", "--preset", "arithmetic", "iterations=1", *SERVER], "engine.command: needed to measure"),
+        (["sft", "RUN", "--preset", "arithmetic", "sft.data=number.jsonl"], 'number.jsonl:2: "prompt" and "response"'),
+        (["sft", "RUN", "--preset", "arithmetic", "sft.data=."], "sft.data .: not a readable text file"),
     ],
 )
 def test_bad_input_exits_with_2_and_one_line(arguments, words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "number.jsonl").write_text(
+        '{"prompt": "1=", "response": "\u2028"}\n{"prompt": "2+2=", "response": 4}\n'
+    )
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    get_task("instruments").tokenizer().save_pretrained(tmp_path / "other")
     assert main([str(tmp_path / "run") if a == "RUN" else a for a in arguments]) == 2
     message = capsys.readouterr().err.strip()
     assert words in message and "Traceback" not in message
+
+
+def test_a_run_is_not_measured_on_something_else(finished, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", str(finished), "--benchmark", "math500"])
+    assert stop.value.code == 2
+    assert "--benchmark is for a model without a RUN" in capsys.readouterr().err
+
+
+def test_a_run_directory_may_have_an_equals_sign(finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "lr=1")
+    assert main(["evaluate", str(tmp_path / "lr=1"), "--iteration", "1"]) == 0
+    assert "greedy" in capsys.readouterr().out
 
 
 def test_config_of_a_run_is_saved_whole(finished):

@@ -74,6 +74,15 @@ def test_it_ends_when_the_stage_fails(tmp_path):
     assert ends(pid)
 
 
+def test_what_answers_already_is_not_taken_for_the_server(tmp_path):
+    server = settings(tmp_path)
+    with serving(server, "old", tmp_path / "old.log"):
+        with pytest.raises(InputError, match="answers before"), serving(server, "new", tmp_path / "new.log"):
+            raise AssertionError("not reached")
+        assert httpx.get(f"{server.urls[0]}/models").json()["data"][0]["id"] == "old"
+    assert not (tmp_path / "new.log").exists()
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [
