@@ -12,6 +12,7 @@ import logging
 import math
 
 import torch
+import torch._dynamo
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
@@ -54,6 +55,9 @@ def tree_block_mask(subtree_end: Tensor, block: int = BLOCK) -> BlockMask:
 
 @functools.cache
 def _compiled() -> object:
+    # Each pack length once with and once without gradients, for the policy and for a critic of another shape: dynamo's
+    # own limit of 8 would be passed, and beyond it attention is computed the slow way, with all T×T scores.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     return torch.compile(flex_attention, dynamic=False)
 
 
