@@ -10,8 +10,10 @@ import json
 import sys
 from pathlib import Path
 
-MEASURES = ("ratio_to_floor", "ratio", "token_ratio", "step_s", "median_s")
+MEASURES = ("ratio_to_floor", "ratio", "token_ratio", "token_share", "step_s", "median_s")
 HIGHER_IS_BETTER = {"ratio", "token_ratio"}
+OURS = {"dapo-fast", "tree"}
+OURS_WHATEVER_THE_PEER = {"rollout", "rollout_options", "train_step"}
 NOTABLE = 0.05
 
 
@@ -23,7 +25,7 @@ def key(row: dict) -> tuple[str, str, str]:
 def load(path: str) -> dict[tuple[str, str, str], dict]:
     """Rows of a results file by their key."""
     suites = json.loads(Path(path).read_text())["suites"]
-    return {key(row): row for rows in suites.values() for row in rows}
+    return {key(row): row for suite in suites.values() for row in suite["rows"]}
 
 
 def main() -> int:
@@ -41,7 +43,7 @@ def main() -> int:
         change = new[measure] / old[measure] - 1
         worse = -change if measure in HIGHER_IS_BETTER else change
         mark = "slower" if worse > NOTABLE else "faster" if worse < -NOTABLE else ""
-        ours = shared[2] in ("dapo-fast", "tree") or shared[0] == "rollout"
+        ours = shared[2] in OURS or shared[0] in OURS_WHATEVER_THE_PEER
         slower += mark == "slower" and ours
         print(f"{' / '.join(shared):<80} {measure:<15} {old[measure]:10.4g} {new[measure]:10.4g} {mark}")
     for gone in sorted(before.keys() - after.keys()):

@@ -47,7 +47,7 @@ def run() -> list[dict]:
 
 
 if __name__ == "__main__":
-    from conftest import Recorder
+    from recorder import Recorder
 
     record = Recorder(quick=False)
     record(run())

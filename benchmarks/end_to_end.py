@@ -54,7 +54,7 @@ def run(quick: bool) -> list[dict]:
 
 
 if __name__ == "__main__":
-    from conftest import Recorder
+    from recorder import Recorder
 
     record = Recorder(quick=False)
     record([row for path in sys.argv[1:] for row in rows_of(Path(path))])

@@ -106,7 +106,7 @@ def liger_grpo(p: Problem) -> Tensor:
 
     length = next(n for n in range(64, 0, -1) if len(p.targets) % n == 0)  # it wants a rectangle of sequences
     targets = p.targets.view(-1, length)
-    loss = LigerFusedLinearGRPOLoss(beta=0.0, use_ref_model=False, compiled=p.hidden.is_cuda)
+    loss = LigerFusedLinearGRPOLoss(beta=0.0, use_ref_model=False)
     return loss(
         p.hidden.view(*targets.shape, -1),
         p.weight,

@@ -18,10 +18,11 @@ DOCS = ROOT / "docs"
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def results() -> list[dict]:
-    """Every results file, full ones before quick ones."""
+def results(suite: str) -> list[dict]:
+    """``suite`` of every results file that has it: its rows, machine, commit and file; full ones before quick ones."""
     files = sorted(RESULTS.glob("*.json"), key=lambda path: ("-quick" in path.stem, path.name))
-    return [json.loads(path.read_text()) | {"file": path.name} for path in files]
+    found = ((path.name, json.loads(path.read_text())["suites"].get(suite)) for path in files)
+    return [measured | {"file": name} for name, measured in found if measured]
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -31,11 +32,11 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def machine(found: dict) -> str:
-    """What a file was measured on, in one line."""
+    """What a suite was measured on, in one line."""
     facts = found["machine"]
     libraries = ", ".join(f"{name} {facts['libraries'][name]}" for name in ("torch", "triton", "transformers"))
     where = facts["gpu"] or f"{facts['cores']} CPU cores ({facts['cpu']}), no GPU"
-    return f"{where}; {libraries}; `benchmarks/results/{found['file']}`"
+    return f"{where}; {libraries}; commit {found['commit']}; `benchmarks/results/{found['file']}`"
 
 
 def accuracy(value: dict) -> str:
@@ -45,10 +46,10 @@ def accuracy(value: dict) -> str:
 
 def end_to_end() -> str:
     """Held-out accuracy of the built-in task, seed by seed."""
-    found = next((f for f in results() if "end_to_end" in f["suites"]), None)
+    found = next(iter(results("end_to_end")), None)
     if found is None:
         return "Accuracy on the built-in task: not measured yet (`make bench`)."
-    rows = found["suites"]["end_to_end"]
+    rows = found["rows"]
     lines = [
         [row["case"], row["peer"], accuracy(row["greedy"]), accuracy(row["sampled"]), str(row.get("pairs", ""))]
         for row in rows
@@ -87,11 +88,16 @@ def fused_loss(rows: list[dict]) -> str:
             row["case"],
             row["peer"],
             row.get("peer_version") or "",
+            row.get("math", ""),
             _value(row, "ratio_to_floor", ".2f") or row["unavailable"],
         ]
         for row in rows
     ]
-    return table(["shape", "peer", "version", "time / three GEMMs"], lines)
+    text = (
+        "DAPO's loss is of whole steps; where a peer has only a loss of single tokens, that is what it computes, with "
+        "gradients of hidden states and weight as well.\n\n"
+    )
+    return text + table(["shape", "peer", "version", "computes", "time / three GEMMs"], lines)
 
 
 def rollout(rows: list[dict]) -> str:
@@ -133,17 +139,17 @@ def benchmarks() -> str:
     """Every suite of every machine that has one."""
     parts = []
     for suite, (title, command, render) in SECTIONS.items():
-        files = [found for found in results() if suite in found["suites"]]
+        files = results(suite)
         for found in files[:1] + [f for f in files[1:] if f["machine"]["gpu"]]:
             quick = " --quick" if "-quick" in found["file"] else ""
-            rows = render(found["suites"][suite])
+            rows = render(found["rows"])
             parts.append(f"### {title}\n\n`{command}{quick}` on {machine(found)}.\n\n{rows}")
     return "## Measured\n\n" + "\n\n".join(parts) if parts else "No benchmark results yet: `make bench`."
 
 
 def study_rows() -> list[dict]:
     """The learning study's cells; none where it has not been recorded."""
-    return next((found["suites"]["study"] for found in results() if "study" in found["suites"]), [])
+    return next((found["rows"] for found in results("study")), [])
 
 
 def study(render: Callable[[list[dict]], str]) -> str:
@@ -151,8 +157,7 @@ def study(render: Callable[[list[dict]], str]) -> str:
     rows = study_rows()
     if not rows:
         return "Not measured yet: `python -m benchmarks.study runs/study`."
-    found = next(found for found in results() if "study" in found["suites"])
-    return f"{render(rows)}\n\nOn {machine(found)}."
+    return f"{render(rows)}\n\nOn {machine(results('study')[0])}."
 
 
 def study_summary(rows: list[dict]) -> str:
@@ -166,10 +171,10 @@ def study_summary(rows: list[dict]) -> str:
 
 def cost() -> str:
     """What the dry run says of the 7B recipe."""
-    found = next((f for f in results() if "dry_run" in f["suites"]), None)
+    found = next(iter(results("dry_run")), None)
     if found is None:
         return "Not counted yet: `python benchmarks/dry_run.py`."
-    rows = found["suites"]["dry_run"]
+    rows = found["rows"]
     memory = [row for row in rows if "gib" in row]
     work = [row for row in rows if "eflop" in row]
     lengths = work[0]["lengths"]

@@ -97,7 +97,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = _parse(argv)
     code = 1
-    before = _on_terminate(_terminated)
+    # Ranks have nothing to stop on the way out, and one that waits for a dead peer must die of the signal itself.
+    before = None if "RANK" in os.environ else _on_terminate(_terminated)
     try:
         code = _run_command(args)
         return code

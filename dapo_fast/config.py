@@ -1,6 +1,7 @@
 """Every setting of a run: one YAML file, checked whole before anything is loaded.
 
-Defaults are the paper's (arXiv 2412.18279, section 4) where it names a value. A stage takes its own section.
+Defaults are the paper's (arXiv 2412.18279, section 4) where it names a value, but for
+``advantages.keep_all_wrong``, which the preset ``paper`` sets. A stage takes its own section.
 """
 
 from __future__ import annotations
@@ -201,6 +202,8 @@ class Config(Section):
             raise ValueError("data: task and problems exclude each other")
         if self.data.task is None and self.model.path is None:
             raise ValueError("model.path: needed, since only a built-in task brings its own model")
+        if self.advantages.source == "mc" and self.collect.every_state > 1:
+            raise ValueError("advantages.source: 'mc' needs the state after every step: collect.every_state 1")
         for iteration, change in self.by_iteration.items():
             if iteration < 1:
                 raise ValueError(f"by_iteration.{iteration}: the first iteration is 1")

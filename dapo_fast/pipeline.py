@@ -156,16 +156,15 @@ class Pipeline:
         Raises:
             InputError: names the one that is wrong, or what the run as a whole would lack.
         """
-        heldout = self._heldout()
-        for iteration in range(1, self.config.iterations + 1):
-            config = self.config.at(iteration)
-            if iteration == 1 or config.data != self.config.at(iteration - 1).data:
+        configs = [self.config, *(self.config.at(i) for i in range(1, self.config.iterations + 1))]
+        if self._heldout() and any(c.engine.kind == "http" and c.engine.command is None for c in configs):
+            raise InputError(
+                "engine.command: needed to measure held-out problems, since each policy that is trained must be "
+                "served; without data.heldout, one iteration can sample from a server started by hand"
+            )
+        for iteration, config in enumerate(configs[1:], 1):
+            if iteration == 1 or config.data != configs[iteration - 1].data:
                 self.problems(iteration)
-            if heldout and config.engine.kind == "http" and config.engine.command is None:
-                raise InputError(
-                    "engine.command: needed to measure held-out problems, since each policy that is trained must be "
-                    "served; without data.heldout, one iteration can sample from a server started by hand"
-                )
             if config.critic.init not in ("actor", "scratch") and config.advantages.source == "critic":
                 self._check_critic_init(Path(config.critic.init))
         if self.config.data.task is None or not self.has_sft():

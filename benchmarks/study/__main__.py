@@ -11,10 +11,11 @@ import os
 import sys
 from pathlib import Path
 
+from benchmarks.recorder import Recorder
 from dapo_fast.errors import InputError
 
-from .config import DEFAULT, Study, load_study
-from .rows import rows_of
+from .config import DEFAULT, load_study
+from .rows import commits_of, rows_of
 from .runner import run_study
 
 
@@ -35,7 +36,9 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError(f"--workers {args.workers}: at least 1")
         run_study(study, args.run, args.workers, args.task or list(study.tasks), args.seed or study.seeds, args.variant)
         if not args.no_record:
-            print(_record(study, args.run))
+            record = Recorder(quick=False)
+            record(rows_of(study, args.run), commits_of(args.run))
+            print(record.path)
         return 0
     except InputError as error:
         print(f"study: {error}", file=sys.stderr)
@@ -43,15 +46,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("study: interrupted; the same command goes on from there", file=sys.stderr)
         return 130
-
-
-def _record(study: Study, root: Path) -> Path:
-    sys.path.insert(0, str(Path(__file__).parent.parent))
-    from conftest import Recorder
-
-    record = Recorder(quick=False)
-    record(rows_of(study, root))
-    return record.path
 
 
 if __name__ == "__main__":

@@ -57,9 +57,10 @@ def truth(pipeline: CellPipeline, settings: Calibration, path: Path) -> list[int
 def calibrate_critic(pipeline: CellPipeline, settings: Calibration) -> None:
     """Measure the critic of iteration 1 once; ``calibration.json`` beside it keeps the result."""
     path = pipeline.directory.stage(1, "critic") / "calibration.json"
-    if not path.exists():
-        correct = truth(pipeline, settings, pipeline.directory.path.parent / "truth.json")
-        write_json(path, _measure(pipeline, settings, correct))
+    if path.exists() and read_json(path).get("settings") == settings.model_dump():
+        return
+    correct = truth(pipeline, settings, pipeline.directory.path.parent / "truth.json")
+    write_json(path, {"settings": settings.model_dump()} | _measure(pipeline, settings, correct))
 
 
 def _measure(pipeline: CellPipeline, settings: Calibration, correct: list[int]) -> dict[str, Any]:

@@ -56,6 +56,7 @@ class Study(Section):
     tasks: dict[str, dict[str, Any]]  # name → settings; a list of names stands for built-in tasks
     seeds: list[int]
     tuning_seed: int
+    tuning_settings: dict[str, Any] = {}  # over the rest when tuning: other held-out problems, where a task is files
     calibration: Calibration
     methods: dict[str, Variant]
     ablations: dict[str, Variant]
@@ -77,6 +78,12 @@ class Study(Section):
             raise ValueError("methods: needs dapo, which ablations and sweeps start from")
         if self.tuning_seed in self.seeds:
             raise ValueError("tuning_seed: must not be one of seeds")
+        tuned_on = self.tuning_settings.get("data", {}).get("heldout")
+        base = merge(preset_values(self.preset), self.settings)
+        for name, settings in self.tasks.items():
+            data = merge(base, settings).get("data", {})
+            if data.get("task") is None and tuned_on in (None, data.get("heldout")):
+                raise ValueError(f"tuning_settings.data.heldout: {name} needs others than those reported on")
         for name, variant in self.methods.items():
             if variant.like is not None and variant.like not in self.methods:
                 raise ValueError(f"methods.{name}.like: no method {variant.like}")
@@ -89,7 +96,7 @@ class Cell:
 
     Attributes:
         variant: Its name, the cell's directory too: ``dapo``, ``rejection@2`` (tuning), ``beta=0.05``.
-        group: ``tuning``, ``methods``, ``ablations`` or the sweep's name.
+        group: ``tuning``, ``methods``, ``iterated``, ``ablations`` or the sweep's name.
         method: The method whose tuned setting it takes; None: it brings its own.
     """
 
@@ -139,8 +146,9 @@ def config_of(study: Study, cell: Cell, tuned: dict[str, float]) -> Config:
 def tuning_cells(study: Study, task: str) -> list[Cell]:
     """Every method with each setting of its grid, on the tuning seed."""
     return [
-        Cell(task, study.tuning_seed, f"{name}@{i}", "tuning", v.trains, merge(v.settings, {"actor": setting}))
+        Cell(task, study.tuning_seed, f"{name}@{i}", "tuning", v.trains, merge(settings, {"actor": setting}))
         for name, v in study.methods.items()
+        for settings in [merge(study.tuning_settings, v.settings)]
         for i, setting in enumerate(v.grid)
     ]
 
@@ -151,7 +159,9 @@ def method_cells(study: Study, task: str, seed: int) -> list[Cell]:
     for name, v in study.methods.items():
         origin = study.methods[v.like] if v.like else v
         settings = merge(origin.settings, v.settings)
-        cells.append(Cell(task, seed, name, "methods", origin.trains, settings, v.like or name))
+        # Several iterations take as many times the rollouts and updates: they are no peer of the others.
+        group = "iterated" if settings.get("iterations", 1) > 1 else "methods"
+        cells.append(Cell(task, seed, name, group, origin.trains, settings, v.like or name))
     return cells
 
 

@@ -50,11 +50,14 @@ def _dots(axes: Axes, values: list[float], y: float, colour: str, filled: bool) 
 
 
 def methods(rows: Rows) -> Figure:
-    """Accuracy of every method, tasks side by side; ticks are seeds, bars 95% intervals."""
+    """Accuracy of every method, tasks side by side; ticks are seeds, bars 95% intervals; below the line: iterated."""
     tasks = tasks_of(rows)
-    variants = variants_of(rows, "methods")
+    alike, more = variants_of(rows, "methods"), variants_of(rows, "iterated")
+    variants = alike | more
     figure, panels = plt.subplots(1, len(tasks), figsize=(9.2, 4.3), sharey=True, squeeze=False)
     for axes, task in zip(panels[0], tasks, strict=True):
+        if more:
+            axes.axhline(len(alike) - 0.5, color="#8a939b", linewidth=1)
         for place, variant in enumerate(variants):
             _dots(axes, list(scores(rows, task, variant, "greedy").values()), place - 0.15, SERIES[0], False)
             _dots(axes, list(scores(rows, task, variant, "sampled").values()), place + 0.15, SERIES[1], True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dapo_fast.rundir import read_json
+from dapo_fast.config import merge
+from dapo_fast.rundir import read_json, write_json
 
 from .config import Cell, Study, ablation_cells, method_cells, tuning_cells
 from .results import check_results, result_of
@@ -24,12 +25,24 @@ def rows_of(study: Study, root: Path) -> list[dict]:
     return [_row(study, cell, result, cell.directory(root)) for cell, result in results if result]
 
 
+def commits_of(root: Path) -> str:
+    """The commits that cells below ``root`` were run at."""
+    return "; ".join(read_json(root / "commits.json"))
+
+
+def note_commit(commit: str, root: Path) -> None:
+    """Remember that cells are run at ``commit``."""
+    path = root / "commits.json"
+    before = read_json(path) if path.exists() else []
+    write_json(path, before if commit in before else [*before, commit])
+
+
 def _row(study: Study, cell: Cell, result: dict, directory: Path) -> dict:
     label = _label(study, cell)
     measured = [row for row in result["rows"] if "sampled" in row]
     row = {"suite": "study", "case": f"{cell.task}, seed {cell.seed}", "peer": label, "peer_version": "dapo-fast"}
     row |= {"task": cell.task, "seed": cell.seed, "variant": cell.variant, "group": cell.group}
-    row["actor"] = result["tuned"] or cell.settings.get("actor", {})
+    row["actor"] = merge(result["tuned"], cell.settings.get("actor", {}))
     row["heldout_problems"] = measured[-1]["greedy"]["n"]
     row["iterations"] = [
         {mode: r[mode]["accuracy"] for mode in ("greedy", "sampled")} | {"accepted": r["accepted"]} for r in measured

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.recorder import commit
 from dapo_fast.cli import quiet_libraries
 from dapo_fast.errors import InputError
 from dapo_fast.rundir import RunDirectory, log_to
 
 from .config import Cell, Study, ablation_cells, config_of, method_cells, tuning_cells
 from .results import check_results, tuned_settings
+from .rows import note_commit
 
 log = logging.getLogger("dapo_fast.study")
 
@@ -34,14 +36,13 @@ def run_study(
     for task in tasks:
         if task not in study.tasks:
             raise InputError(f"--task {task}: the study has {', '.join(study.tasks)}")
-    chains: list[list[Cell]] = []
+    chains: list[list[Cell]] = []  # of one task and seed each: its cells share stages, so one process has them all
     known: set[str] = set()
-    for cells_of in (method_cells, ablation_cells):
-        for task in tasks:
-            for seed in seeds:
-                cells = cells_of(study, task, seed)
-                known |= {c.variant for c in cells}
-                chains.append([c for c in cells if variants is None or c.variant in variants])
+    for task in tasks:
+        for seed in seeds:
+            cells = method_cells(study, task, seed) + ablation_cells(study, task, seed)
+            known |= {c.variant for c in cells}
+            chains.append([c for c in cells if variants is None or c.variant in variants])
     for name in variants or []:
         if name not in known:
             raise InputError(f"--variant {name}: unknown; there are {', '.join(sorted(known))}")
@@ -60,6 +61,8 @@ def run_study(
         open_cell(study, method_cells(study, task, seeds[0])[0], root, {}).check_inputs()
     cells = [c for chain in tuning + chains for c in chain]
     check_results(study, [c for chain in tuning for c in chain], root)
+    if _done(cells, root) < len(cells):
+        note_commit(commit(), root)
     # A fresh interpreter for each worker, since torch's threads do not survive a fork; this is what it starts with.
     os.environ |= {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     quiet_libraries()

@@ -9,6 +9,8 @@ from .statistics import interval, paired
 
 Rows = list[dict]
 
+_NO_SWEEPS = ("tuning", "methods", "iterated", "ablations")
+
 
 def tasks_of(rows: Rows) -> list[str]:
     """Tasks in the order they stand in."""
@@ -36,7 +38,7 @@ def mean(rows: Rows, task: str, variant: str, mode: str) -> str:
 
 def sweeps_of(rows: Rows) -> list[str]:
     """Groups whose variants are points along one setting."""
-    return [g for g in dict.fromkeys(r["group"] for r in rows) if g not in ("tuning", "methods", "ablations")]
+    return [g for g in dict.fromkeys(r["group"] for r in rows) if g not in _NO_SWEEPS]
 
 
 def title_of(sweep: str) -> str:
@@ -65,22 +67,31 @@ def methods(rows: Rows) -> str:
     for task in tasks:
         header += [f"{task}: greedy", "sampled", "sampled, minus DAPO's"]
     lines = []
-    for variant, label in variants_of(rows, "methods").items():
-        line = [label]
-        for task in tasks:
-            line += [mean(rows, task, variant, mode) for mode in ("greedy", "sampled")]
-            line.append("" if variant == "dapo" else _versus(rows, task, variant))
-        lines.append(line)
+    for group in ("methods", "iterated"):
+        lines += _more_data(rows, 3 * len(tasks)) if group == "iterated" else []
+        for variant, label in variants_of(rows, group).items():
+            line = [label]
+            for task in tasks:
+                line += [mean(rows, task, variant, mode) for mode in ("greedy", "sampled")]
+                line.append("" if variant == "dapo" else _versus(rows, task, variant))
+            lines.append(line)
     return _table(header, lines)
+
+
+def _more_data(rows: Rows, columns: int) -> list[list[str]]:
+    """The line above methods that iterate: they take that many times the rollouts and updates."""
+    times = {len(row["iterations"]) - 1 for row in rows if row["group"] == "iterated"}
+    return [[f"*with {max(times)} times the rollouts and updates:*"] + [""] * columns] if times else []
 
 
 def summary(rows: Rows) -> str:
     """The same, sampled accuracy alone, for the README."""
     tasks = tasks_of(rows)
-    lines = [
-        [label, *(mean(rows, task, variant, "sampled") for task in tasks)]
-        for variant, label in variants_of(rows, "methods").items()
-    ]
+    lines: list[list[str]] = []
+    for group in ("methods", "iterated"):
+        lines += _more_data(rows, len(tasks)) if group == "iterated" else []
+        for variant, label in variants_of(rows, group).items():
+            lines.append([label, *(mean(rows, task, variant, "sampled") for task in tasks)])
     return _table(["from the same rollouts, in equal updates", *tasks], lines)
 
 

@@ -14,7 +14,8 @@ def advantages_section(run: Run, trees: dict[int, TreeSummary]) -> str:
     """Histogram of advantages, the gap filter, and how far training moved each step."""
     intro = paragraph(
         "A candidate step's advantage Â is its Q minus the mean Q of its state's completions. Only states whose "
-        "candidates differ by at least the gap are trained on: elsewhere there is nothing to prefer."
+        "candidates differ by at least the gap are trained on, since elsewhere there is nothing to prefer; and, unless "
+        "advantages.keep_all_wrong is set, only states from which some completion was right."
     )
     body = [_advantages_of(run, it, trees[it.number]) for it in run.rounds if it.number in trees]
     if not body:
@@ -94,26 +95,32 @@ def _histogram(iteration: Iteration, trees: TreeSummary) -> str:
 
 
 def gap_chart(trees: TreeSummary, threshold: float) -> Chart:
-    """States by gap, those below the threshold grey."""
+    """States by gap: kept ones in colour, the others grey on top of them."""
     counts = trees.gaps
     edges = [i / GAP_BINS for i in range(GAP_BINS + 1)]
     label = f"Histogram of the gaps of {int(counts.sum()):,} states; the filter is at {threshold:g}"
     chart = Chart(label, (0, 1), (0, float(counts.max())), "gap: max Â − min Â", "states", height=270)
-    for i, n in enumerate(counts):
-        if n:
-            kind = "gray" if edges[i + 1] <= threshold + 1e-9 else "s0"
-            chart.bar(
-                edges[i], edges[i + 1], 0, float(n), kind, f"gap {edges[i]:.2f} to {edges[i + 1]:.2f}: {n:,} states"
-            )
+    for i, (n, kept) in enumerate(zip(counts, trees.kept_gaps, strict=True)):
+        tip = f"gap {edges[i]:.2f} to {edges[i + 1]:.2f}: {n:,} states, {kept:,} kept"
+        for low, high, kind in ((0, kept, "s0"), (kept, n, "gray")):
+            if high > low:
+                chart.bar(edges[i], edges[i + 1], float(low), float(high), kind, tip)
     chart.line([(threshold, 0), (threshold, float(counts.max()))], "rule")
-    chart.text(chart.x(threshold) + 5, chart.top + 8, f"kept from {threshold:g} on", "quiet")
+    chart.text(chart.x(threshold) + 5, chart.top + 8, f"filter: {threshold:g}", "quiet")
     return chart
 
 
 def _gaps(iteration: Iteration, trees: TreeSummary, threshold: float) -> str:
-    rows = [[f"{i / GAP_BINS:.2f} to {(i + 1) / GAP_BINS:.2f}", f"{n:,}"] for i, n in enumerate(trees.gaps) if n]
-    data = table(f"Gaps, {iteration.name}", ["gap", "states"], rows)
-    text = "States with more than one candidate, by the distance of their best from their worst."
+    rows = [
+        [f"{i / GAP_BINS:.2f} to {(i + 1) / GAP_BINS:.2f}", f"{n:,}", f"{trees.kept_gaps[i]:,}"]
+        for i, n in enumerate(trees.gaps)
+        if n
+    ]
+    data = table(f"Gaps, {iteration.name}", ["gap", "states", "kept"], rows)
+    text = (
+        "States with more than one candidate, by the distance of their best from their worst. Grey: dropped; beyond "
+        "the filter, for having no right completion."
+    )
     return figure(gap_chart(trees, threshold).svg(), "Gap filter.", text, data)
 
 

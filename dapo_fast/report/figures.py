@@ -135,8 +135,8 @@ def _advantages(run: Run, trees: dict[int, TreeSummary]) -> Figure | None:
         left.set(title=f"Iteration {number}: {summary.pairs:,} pairs", xlabel="advantage Â")
         gap = run.config.at(number).advantages.gap
         edges = [i / GAP_BINS for i in range(GAP_BINS)]
-        colours = [GRAY if edge + 1 / GAP_BINS <= gap + 1e-9 else SERIES[0] for edge in edges]
-        right.bar(edges, summary.gaps, width=0.92 / GAP_BINS, align="edge", color=colours)
+        right.bar(edges, summary.gaps, width=0.92 / GAP_BINS, align="edge", color=GRAY)
+        right.bar(edges, summary.kept_gaps, width=0.92 / GAP_BINS, align="edge", color=SERIES[0])
         right.axvline(gap, color="#5d666f", linewidth=1, linestyle=(0, (3, 3)))
         kept = summary.fates.get("kept", 0)
         right.set(title=f"{kept:,} of {summary.states:,} states kept", xlabel="gap: max Â − min Â")

@@ -212,4 +212,4 @@ def _settings(run: Run) -> str:
         f'<pre class="config">{escape(short)}</pre><details class="data"><summary>Every setting</summary>'
         f'<pre class="config">{escape(text)}</pre></details>'
     )
-    return section("settings", "Settings", paragraph("What differs from the paper's settings, the defaults:"), body)
+    return section("settings", "Settings", paragraph("What differs from the defaults:"), body)

@@ -39,6 +39,7 @@ class TreeSummary:
         fates: States by why they were kept or dropped, keys of REASONS, every state in one; empty before advantages.
         advantages: (BINS,) candidates of kept states by advantage.
         gaps: (GAP_BINS,) states with more than one candidate by gap.
+        kept_gaps: (GAP_BINS,) those of them that are kept.
         moves: (pairs, 3) advantage, log-prob before and after training of each trained pair; empty before training.
         heldout: (states, 3) the critic's V, correct completions and completions of the problems it was not trained on.
         sample: (tree index, tree) by ``interest``.
@@ -55,6 +56,7 @@ class TreeSummary:
     fates: dict[str, int] = field(default_factory=dict)
     advantages: np.ndarray = field(default_factory=lambda: np.zeros(BINS, dtype=np.int64))
     gaps: np.ndarray = field(default_factory=lambda: np.zeros(GAP_BINS, dtype=np.int64))
+    kept_gaps: np.ndarray = field(default_factory=lambda: np.zeros(GAP_BINS, dtype=np.int64))
     moves: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
     heldout: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
     sample: list[tuple[int, Tree]] = field(default_factory=list)
@@ -116,6 +118,7 @@ def _count(summary: TreeSummary, tree: Tree, moves: list[tuple[float, float, flo
         spread = gap(state)
         if spread is not None and len(state.candidates) > 1:
             summary.gaps[_bin(spread, 0.0, 1.0, GAP_BINS)] += 1
+            summary.kept_gaps[_bin(spread, 0.0, 1.0, GAP_BINS)] += state.kept
         if not state.kept:
             continue
         for candidate in state.candidates:

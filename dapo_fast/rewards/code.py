@@ -135,7 +135,7 @@ def _as_asserts(tests: dict[str, Any]) -> dict[str, Any]:
         for given, wanted in zip(tests["inputs"], tests["outputs"], strict=True)
     ]
     source = f"""
-import json
+import json, math
 def _plain(value):
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
@@ -146,7 +146,7 @@ def _number(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 def _same(found, wanted):
     if _number(found) and _number(wanted) and float in (type(found), type(wanted)):
-        return found == wanted or abs(found - wanted) <= 1e-6 * max(1, abs(wanted))
+        return found == wanted or (math.isfinite(wanted) and abs(found - wanted) <= 1e-6 * max(1, abs(wanted)))
     if isinstance(found, list) and isinstance(wanted, list):
         return len(found) == len(wanted) and all(map(_same, found, wanted))
     return type(found) is type(wanted) and found == wanted

@@ -19,27 +19,28 @@ _SHUTDOWN_SECONDS = "600"
 def torchrun(words: Sequence[str], processes: int, held: Sequence[int] = ()) -> int:
     """Run ``python -m dapo_fast WORDS`` in ``processes`` ranks and return the exit code that the command had.
 
-    SIGTERM and SIGINT are passed on once and waited for; a second one ends torchrun, and its ranks notice that.
+    SIGTERM, SIGINT and SIGHUP are passed on and waited for, and the code is then 128 + the signal, however far the
+    ranks were. A second signal ends torchrun, and its ranks notice that.
 
     Args:
         held: File descriptors that torchrun inherits, a run directory's lock among them: it then outlives this process
             with the ranks.
     """
-    with tempfile.TemporaryDirectory(prefix="dapo-fast-") as folder:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    with tempfile.TemporaryDirectory(prefix="dapo-fast-") as folder, _PassedOn() as signals:
         environment = {"DAPO_FAST_LOCKED": "1", EXIT_CODE_VARIABLE: folder}
         environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = _SHUTDOWN_SECONDS
         # A session of its own: Ctrl-C in a terminal is for this process, which passes it on.
-        with subprocess.Popen(
+        process = subprocess.Popen(
             [*command, "-m", "dapo_fast", *words],
             env=os.environ | environment,
             pass_fds=tuple(held),
             start_new_session=True,
-        ) as process:
-            code = _wait(process)
-        # torchrun says 1 whatever its ranks said. Of those, one that knows more than "failed" has the larger number.
-        codes = [int(path.read_text()) for path in Path(folder).iterdir()]
-        return max([code, *codes]) if code else 0
+        )
+        code = signals.wait_for(process)
+        if signals.first is not None:
+            return 128 + signals.first
+        return code and _most_telling([code, *(int(path.read_text()) for path in Path(folder).iterdir())])
 
 
 def tell_exit_code(code: int) -> None:
@@ -49,21 +50,45 @@ def tell_exit_code(code: int) -> None:
         (Path(folder) / os.environ.get("RANK", "0")).write_text(str(code))
 
 
-def _wait(process: subprocess.Popen) -> int:
-    passed_on = False
+def _most_telling(codes: list[int]) -> int:
+    """torchrun says 1 whatever its ranks said, and ends those that live on by a signal: neither is the reason."""
+    reasons = [code for code in codes if 0 < code < 128]
+    return max(reasons) if reasons else max(128 - code if code < 0 else code for code in codes)
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        nonlocal passed_on
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL if passed_on else number)
-        passed_on = True
 
-    try:
-        before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread: whoever runs there owns the signals
+class _PassedOn:
+    """Signals to this process go to torchrun; ``first`` is the first of them."""
+
+    def __init__(self) -> None:
+        self.first: int | None = None
+        self._process: subprocess.Popen | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> _PassedOn:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_IGN:  # nohup
+                continue
+            try:
+                self._before[number] = signal.signal(number, self._pass_on)
+            except ValueError:  # not the main thread: whoever runs there owns the signals
+                break
+        return self
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        again = self.first is not None
+        self.first = self.first or number
+        if self._process is not None and self._process.poll() is None:
+            # The ranks save and stop on SIGTERM and SIGINT; SIGHUP would end them where they are.
+            once = signal.SIGTERM if number == signal.SIGHUP else number
+            self._process.send_signal(signal.SIGKILL if again else once)
+
+    def wait_for(self, process: subprocess.Popen) -> int:
+        """The code that ``process`` ends with."""
+        self._process = process
+        if self.first is not None:  # it came while torchrun was being started
+            process.send_signal(signal.SIGTERM)
         return process.wait()
-    try:
-        return process.wait()
-    finally:
-        for number, handler in before.items():
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)

@@ -1,9 +1,12 @@
 """The README says what the committed results files say, and its commands exist."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,17 +41,24 @@ def test_files_and_commands_of_the_readme_exist():
     assert commands <= set(known), commands - set(known)
 
 
-def test_comparing_results_files_marks_what_got_slower(tmp_path):
-    import json
-
-    def file(name, ratio):
-        row = {"suite": "fused_loss", "case": "c", "peer": "dapo-fast", "ratio_to_floor": ratio}
-        path = tmp_path / name
-        path.write_text(json.dumps({"machine": {}, "suites": {"fused_loss": [row]}}))
+@pytest.mark.parametrize(
+    ("suite", "peer", "measure", "better"),
+    [
+        ("fused_loss", "dapo-fast", "ratio_to_floor", "less"),
+        ("step_tree", "tree", "ratio", "more"),
+        ("rollout_options", "no option", "token_share", "less"),
+        ("train_step", "fsdp2", "step_s", "less"),
+    ],
+)
+def test_comparing_results_files_marks_what_got_slower(suite, peer, measure, better, tmp_path):
+    def file(value):
+        row = {"suite": suite, "case": "c", "peer": peer, measure: value}
+        path = tmp_path / f"{value}.json"
+        path.write_text(json.dumps({"suites": {suite: {"machine": {}, "commit": "abc", "rows": [row]}}}))
         return str(path)
 
-    command = [sys.executable, "benchmarks/compare.py", file("a.json", 1.1), file("b.json", 1.4)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "slower" in done.stdout
-    command = [sys.executable, "benchmarks/compare.py", file("a.json", 1.4), file("b.json", 1.1)]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
+    good, bad = (1.1, 1.4) if better == "less" else (1.4, 1.1)
+    for before, after, code in ((good, bad, 1), (bad, good, 0)):
+        command = [sys.executable, "benchmarks/compare.py", file(before), file(after)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == code and ("slower" in done.stdout) == bool(code)

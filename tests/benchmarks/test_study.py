@@ -142,6 +142,7 @@ def test_study_runs_shares_and_resumes(tmp_path):
     assert stages.count("sft") == 1 and stages.count("collect") == 1 and stages.count("critic") == 2
     assert (seed / "beta=0.1" / "iter1" / "actor").resolve() == (seed / "dapo" / "iter1" / "actor").resolve()
     measured = json.loads((seed / "scratch" / "iter1" / "critic" / "calibration.json").read_text())
+    assert json.loads((tmp_path / "study" / "commits.json").read_text())
     assert measured["states"] > 0 and 0 <= measured["critic"]["brier"] <= 1
 
     # A cell and its model lost: only that is done again, to the same result.
@@ -181,6 +182,8 @@ def test_study_of_a_given_model_and_problems(tmp_path):
     own = {"data": {"problems": str(tmp_path / "problems.jsonl"), "heldout": str(tmp_path / "problems.jsonl")}}
     study = dict(STUDY, tasks={"own": {**own, "model": {"path": str(tmp_path / "model")}}}, ablations={}, sweeps={})
     study["settings"] = {**STUDY["settings"], "sft": {"steps": 0}}
+    study["tuning_settings"] = {"data": {"heldout": str(tmp_path / "tuning.jsonl")}}
+    (tmp_path / "tuning.jsonl").write_text((tmp_path / "problems.jsonl").read_text())
     study["settings"]["data"] = {"task": None, "template": "none", "limit": 12, "heldout_limit": 10}
     config = tmp_path / "study.yaml"
     config.write_text(yaml.safe_dump(study))
@@ -188,6 +191,11 @@ def test_study_of_a_given_model_and_problems(tmp_path):
     assert done.returncode == 0, done.stderr
     cell = json.loads((tmp_path / "study" / "own" / "seed0" / "base" / "cell.json").read_text())
     assert cell["rows"][0]["greedy"]["n"] == 10
+
+    on_the_test_set = study | {"tuning_settings": {}}
+    config.write_text(yaml.safe_dump(on_the_test_set))
+    with pytest.raises(InputError, match=r"tuning_settings\.data\.heldout: own"):
+        load_study(config)
 
     study["tasks"]["own"]["model"]["path"] = str(tmp_path / "nowhere")
     config.write_text(yaml.safe_dump(study))

@@ -34,6 +34,7 @@ def rows():
         found.append(row("base", "methods", seed, base))
         found.append(row("dapo", "methods", seed, base + 0.2, actor={"beta": 0.05}, pairs=100, calibration=CRITIC))
         found.append(row("gap", "ablations", seed, base + 0.1 + 0.01 * seed, pairs=150))
+        found.append(row("dapo3", "iterated", seed, base + 0.3, iterations=[{}] * 4))
     found.append(row("completions=2", "completions", 0, 0.45, calibration=CRITIC))
     found.append(row("completions=4", "completions", 0, 0.5, calibration=CRITIC))
     found += [row("beta=0.1", "beta", seed, 0.5) for seed in (0, 1)]
@@ -55,6 +56,10 @@ def test_tables(rows):
     methods = tables.methods(rows)
     assert "| label of dapo | 90.0 ± 0.0 | 60.0 ± 24.8 |  |" in methods
     assert "**-20.0 ± 0.0**" in methods
+    several = "| *with 3 times the rollouts and updates:* |"
+    for table in (methods, tables.summary(rows)):
+        assert table.index("label of dapo |") < table.index(several) < table.index("label of dapo3 |")
+    assert tables.sweeps_of(rows) == ["completions", "beta"]
     assert "β 0.05; all 2: 40.0 to 60.0" in tables.tuned(rows)
     assert "**-9.0 ± 2.5** | 150 |" in tables.ablations(rows)
     assert "| 0.1 | 90.0 ± 0.0 (2 seeds) | 50.0 ± 0.0 (2 seeds) |" in tables.sweep(rows, "beta")

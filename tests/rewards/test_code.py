@@ -82,6 +82,8 @@ def test_an_integer_equals_the_real_number_that_it_is():
     assert code.verify("def f(x): return 2 * x", tests)
     assert code.verify("def f(x): return 2.0 * x", tests)
     assert not code.verify("def f(x): return 2.01 * x", tests)
+    endless = {"fn_name": "f", "inputs": [[1]], "outputs": [float("inf")]}
+    assert code.verify("def f(x): return float('inf')", endless) and not code.verify("def f(x): return 0", endless)
     assert not code.verify("def f(x): return True", {"fn_name": "f", "inputs": [[1]], "outputs": [1.0]})
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import train_cases as cases
 
+from dapo_fast.train.torchrun import _most_telling
+
 REPOSITORY = Path(cases.__file__).resolve().parents[2]
 SETTINGS = ["--preset", "arithmetic", "parallel.processes=2", "sft.steps=4000", "data.heldout_limit=4"]
 
@@ -67,6 +69,25 @@ def test_a_polite_stop_saves_the_step_and_a_killed_parent_keeps_its_lock(run, tm
         assert second.wait(120) == 2
         assert "another process is working in this run directory" in (tmp_path / "log").read_text()
         assert len(processes_of(run)) >= 3  # torchrun and its two ranks, undisturbed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_the_ranks_are_there_ends_all_of_them(run, tmp_path, number):
+    with open(tmp_path / "log", "w+") as log:
+        process = start(run, log)
+        deadline = time.monotonic() + 120
+        while len(processes_of(run)) < 2:  # `run` itself, and torchrun
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(number)
+        assert process.wait(120) == 128 + number
+    assert not processes_of(run)
+
+
+def test_the_exit_code_is_the_reason_and_not_what_it_led_to():
+    assert _most_telling([1, 2, 143]) == 2
+    assert _most_telling([1, 143]) == 1
+    assert _most_telling([-9, 0, 0]) == 137
 
 
 def test_bad_input_of_a_rank_is_bad_input_of_the_run(run, tmp_path):

@@ -1,0 +1,81 @@
+"""One results file a machine: rows by suite, each suite with the hardware, libraries and commit it was measured on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+LIBRARIES = (
+    "torch", "triton", "transformers", "liger-kernel", "flash-attn", "flash-attn-4", "cut-cross-entropy",
+    "quack-kernels", "trl",
+)  # fmt: skip
+
+
+def machine() -> dict:
+    """The hardware, drivers and library versions that rows are measured on."""
+    facts = {"cpu": _cpu(), "cores": os.cpu_count(), "gpu": None, "driver": None, "python": platform.python_version()}
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        facts["driver"] = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+    return facts | {"libraries": {name: _version(name) for name in LIBRARIES if _version(name)}}
+
+
+def commit() -> str:
+    """The commit of this checkout, and whether its code has been changed since."""
+    head = _git("rev-parse", "--short", "HEAD")
+    changed = _git("status", "--porcelain", "--", "benchmarks", "dapo_fast", "kernels", ":!benchmarks/results")
+    return (head or "unknown") + (", changed" if changed else "")
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=RESULTS.parent.parent, check=False)
+    return done.stdout.strip()
+
+
+def _version(library: str) -> str | None:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    try:
+        return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()).group(1)
+    except (OSError, AttributeError):
+        return platform.processor() or platform.machine()
+
+
+class Recorder:
+    """Writes a suite's rows to the machine's results file as they come: a later failure loses nothing."""
+
+    def __init__(self, quick: bool) -> None:
+        self.machine = machine()
+        name = self.machine["gpu"] or f"cpu-{self.machine['cores']}-cores"
+        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        self.path = RESULTS / f"{slug}{'-quick' if quick else ''}.json"
+
+    def __call__(self, rows: list[dict], measured_at: str | None = None) -> None:
+        """Replace the suites of ``rows``; the other suites stay as they are.
+
+        Args:
+            measured_at: The commit that the rows were computed at, where that is not this one.
+        """
+        suites = json.loads(self.path.read_text())["suites"] if self.path.exists() else {}
+        for suite in {row["suite"] for row in rows}:
+            own = [row for row in rows if row["suite"] == suite]
+            suites[suite] = {"machine": self.machine, "commit": measured_at or commit(), "rows": own}
+        RESULTS.mkdir(exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"suites": dict(sorted(suites.items()))}, indent=1) + "\n")
+        os.replace(temporary, self.path)
