@@ -37,7 +37,10 @@ class Browser:
         self._base = f"http://127.0.0.1:{port}"
         options = {
             "binary": shutil.which("chromium"),
-            "args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"],
+            "args": [
+                *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"),
+                *("--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"),
+            ],
         }
         wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
         try:
@@ -55,7 +58,7 @@ class Browser:
             try:
                 if self._call("GET", "/status")["ready"]:
                     return
-            except urllib.error.URLError:
+            except OSError:  # not listening yet, or not answering
                 time.sleep(0.05)
         raise RuntimeError("chromedriver does not answer")
 
