@@ -79,7 +79,7 @@ def ablations(rows: Rows) -> Figure:
     variants = variants_of(rows, "ablations")
     sweeps = sweeps_of(rows)
     ratios = [1.2] + [1] * len(sweeps)
-    figure, grid = plt.subplots(1, len(ratios), figsize=(11, 3.6), width_ratios=ratios, squeeze=False)
+    figure, grid = plt.subplots(1, len(ratios), figsize=(11, 3.9), width_ratios=ratios, squeeze=False)
     panels = grid[0]
     axes = panels[0]
     for number, task in enumerate(tasks):
@@ -102,7 +102,7 @@ def ablations(rows: Rows) -> Figure:
     for axes, sweep in zip(panels[1:], sweeps, strict=True):
         _sweep(axes, rows, sweep)
     if sweeps:
-        panels[-1].legend(fontsize=8)
+        figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside lower right", ncols=4)
     return figure
 
 
@@ -120,8 +120,9 @@ def _sweep(axes: Axes, rows: Rows, sweep: str) -> None:
             )
     axes.set_xscale("log", base=2 if sweep == "completions" else 10)
     values = [float(v.split("=")[1]) for v in points]
-    axes.set_xticks(values, [f"{v:g}" for v in values])
+    axes.set_xticks(values, [f"{v:g}" for v in values], fontsize=9)
     axes.minorticks_off()
+    axes.set_ylim(0, 101)
     axes.set_title(title_of(sweep))
     axes.set_ylabel("% right")
 
