@@ -216,6 +216,7 @@ def peak_bytes(name: str, shape: tuple[int, int, int], device: str) -> int:
 
 def cpu_peak_here(name: str, shape: tuple[int, int, int]) -> int:
     step(make_problem((64, shape[1], 64), "cpu"), PEERS[name])  # the libraries' own buffers
+    torch.compiler.reset()
     p = make_problem(shape, "cpu")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step(p, PEERS[name])
@@ -224,6 +225,7 @@ def cpu_peak_here(name: str, shape: tuple[int, int, int]) -> int:
 
 def run_shape(shape: tuple[int, int, int], device: str, rounds: int, peaks: bool) -> list[dict]:
     """One row a peer; those that cannot run say why."""
+    torch.compiler.reset()  # what a peer compiles, it compiles for this shape
     p = make_problem(shape, device)
     rows, times, exact = {}, {"floor": []}, None
     for name, peer in PEERS.items():
