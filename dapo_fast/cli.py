@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -15,6 +14,7 @@ from typing import Any, NoReturn
 from dapo_fast.config import Config, load_config, preset_names
 from dapo_fast.errors import InputError
 from dapo_fast.rundir import RunDirectory, log_to
+from dapo_fast.signals import handled
 from dapo_fast.train.torchrun import tell_exit_code
 
 log = logging.getLogger("dapo_fast.cli")
@@ -98,28 +98,21 @@ def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
     code = 1
     # Ranks have nothing to stop on the way out, and one that waits for a dead peer must die of the signal itself.
-    before = None if "RANK" in os.environ else _on_terminate(_terminated)
+    numbers = () if "RANK" in os.environ else (signal.SIGTERM,)
     try:
-        code = _run_command(args)
+        with handled(numbers, _terminated):
+            code = _run_command(args)
         return code
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
         raise
     finally:
-        _on_terminate(before)
         tell_exit_code(code)
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
     # As an exception, so that a sampling server and sandboxes are stopped on the way out.
     raise SystemExit(128 + number)
-
-
-def _on_terminate(handler: Any) -> Any:
-    """Set the handler of SIGTERM and return the one before; nothing outside the main thread, which owns signals."""
-    if handler is None or threading.current_thread() is not threading.main_thread():
-        return None
-    return signal.signal(signal.SIGTERM, handler)
 
 
 def _run_command(args: argparse.Namespace) -> int:
@@ -223,12 +216,12 @@ def _evaluate_model(args: argparse.Namespace) -> int:
     from dapo_fast.evaluate import evaluate
     from dapo_fast.rewards import verifier_for
     from dapo_fast.rollout.engine import make_engine
+    from dapo_fast.rollout.loading import check_model_directory
     from dapo_fast.rollout.server import serving
 
     out = Path(args.out)
     problems = load_problems(args.benchmark, limit=args.limit)
-    if not (Path(args.model) / "config.json").exists():
-        raise InputError(f"--model {args.model}: not a Hugging Face model directory (no config.json)")
+    check_model_directory("--model", Path(args.model))
     directory = RunDirectory(out, config)
     directory.lock()
     log_to(out)

@@ -215,7 +215,7 @@ class Config(Section):
         return self
 
     def at(self, iteration: int) -> Config:
-        """The settings in force in ``iteration`` (1 is the first): ``by_iteration`` merged in up to it."""
+        """The settings in force in ``iteration`` (1 is the first, 0 before it): ``by_iteration`` merged in up to it."""
         merged = self.model_dump(exclude={"by_iteration"})
         for index in sorted(i for i in self.by_iteration if i <= iteration):
             merged = merge(merged, self.by_iteration[index])

@@ -27,7 +27,7 @@ from dapo_fast.rewards import verifier_for
 from dapo_fast.rollout.collect import collect
 from dapo_fast.rollout.engine import Engine, make_engine
 from dapo_fast.rollout.http import PROBE
-from dapo_fast.rollout.loading import load_tokenizer
+from dapo_fast.rollout.loading import check_model_directory, load_tokenizer
 from dapo_fast.rollout.server import serving
 from dapo_fast.rundir import RunDirectory, read_json, write_json
 from dapo_fast.tasks import get_task
@@ -77,7 +77,7 @@ class Pipeline:
     # What decides a stage's result: its own settings and the digest of what it reads -------------------------
 
     def _settings(self, stage: str, iteration: int) -> dict[str, Any]:
-        config = self.config.at(iteration) if iteration else self.config
+        config = self.config.at(iteration)
         common = {"stage": stage, "seed": config.seed}
         if stage == "sft":
             own = {"model": config.model.model_dump(), "task": config.data.task, "template": config.data.template}
@@ -156,7 +156,7 @@ class Pipeline:
         Raises:
             InputError: names the one that is wrong, or what the run as a whole would lack.
         """
-        configs = [self.config, *(self.config.at(i) for i in range(1, self.config.iterations + 1))]
+        configs = [self.config.at(i) for i in range(self.config.iterations + 1)]
         if self._heldout() and any(c.engine.kind == "http" and c.engine.command is None for c in configs):
             raise InputError(
                 "engine.command: needed to measure held-out problems, since each policy that is trained must be "
@@ -168,11 +168,11 @@ class Pipeline:
             if config.critic.init not in ("actor", "scratch") and config.advantages.source == "critic":
                 self._check_critic_init(Path(config.critic.init))
         if self.config.data.task is None or not self.has_sft():
-            _check_model("model.path", Path(self._model_path()))
+            check_model_directory("model.path", Path(self._model_path()))
 
     def _check_critic_init(self, path: Path) -> None:
         """A critic reads the policy's tokens: it must have been trained on the same vocabulary."""
-        _check_model("critic.init", path)
+        check_model_directory("critic.init", path)
         task = self.config.data.task
         ours = load_tokenizer(self.config.model.path) if self.config.model.path else get_task(str(task)).tokenizer()
         if load_tokenizer(path)(PROBE)["input_ids"] != ours(PROBE)["input_ids"]:
@@ -306,7 +306,7 @@ class Pipeline:
 
     def evaluate(self, iteration: int) -> dict | None:
         """Greedy and sampled accuracy of the actor that ``iteration`` trained, on the held-out problems."""
-        config = self.config.at(iteration) if iteration else self.config
+        config = self.config.at(iteration)
         _one_process("evaluate")
         problems = self._heldout()
         if not problems:
@@ -386,7 +386,7 @@ class Pipeline:
     def _stage(self, name: str, iteration: int) -> Any:
         """Run a stage here, or under torchrun where training asks for several processes."""
         log.info("%s%s", name, f", iteration {iteration}" if name != "sft" else "")
-        processes = (self.config.at(iteration) if iteration else self.config).parallel.processes
+        processes = self.config.at(iteration).parallel.processes
         if processes == 1 or name not in ("sft", "critic", "actor"):
             result = getattr(self, name)(iteration)
             _free_memory()
@@ -452,11 +452,6 @@ def _write_initial_model(task: Any, directory: Path, seed: int) -> None:
     model.save_pretrained(temporary)
     task.tokenizer().save_pretrained(temporary)
     os.replace(temporary, directory)
-
-
-def _check_model(setting: str, path: Path) -> None:
-    if not (path / "config.json").exists():
-        raise InputError(f"{setting} {path}: not a Hugging Face model directory (no config.json)")
 
 
 def _rank() -> int:

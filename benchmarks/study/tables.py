@@ -66,33 +66,33 @@ def methods(rows: Rows) -> str:
     header = ["method"]
     for task in tasks:
         header += [f"{task}: greedy", "sampled", "sampled, minus DAPO's"]
-    lines = []
-    for group in ("methods", "iterated"):
-        lines += _more_data(rows, 3 * len(tasks)) if group == "iterated" else []
-        for variant, label in variants_of(rows, group).items():
-            line = [label]
-            for task in tasks:
-                line += [mean(rows, task, variant, mode) for mode in ("greedy", "sampled")]
-                line.append("" if variant == "dapo" else _versus(rows, task, variant))
-            lines.append(line)
-    return _table(header, lines)
+
+    def cells(task: str, variant: str) -> list[str]:
+        versus = "" if variant == "dapo" else _versus(rows, task, variant)
+        return [*(mean(rows, task, variant, mode) for mode in ("greedy", "sampled")), versus]
+
+    return _table(header, _method_lines(rows, cells))
 
 
-def _more_data(rows: Rows, columns: int) -> list[list[str]]:
-    """The line above methods that iterate: they take that many times the rollouts and updates."""
-    times = {len(row["iterations"]) - 1 for row in rows if row["group"] == "iterated"}
-    return [[f"*with {max(times)} times the rollouts and updates:*"] + [""] * columns] if times else []
+def _method_lines(rows: Rows, cells: Callable[[str, str], list[str]]) -> list[list[str]]:
+    """A line a method with ``cells(task, variant)`` of every task; iterated ones below a line that says so."""
+
+    def lines(group: str) -> list[list[str]]:
+        found = variants_of(rows, group).items()
+        return [[label, *(c for task in tasks_of(rows) for c in cells(task, variant))] for variant, label in found]
+
+    alike, iterated = lines("methods"), lines("iterated")
+    if not iterated:
+        return alike
+    times = max(len(row["iterations"]) - 1 for row in rows if row["group"] == "iterated")
+    above = [f"*with {times} times the rollouts and updates:*"] + [""] * (len(iterated[0]) - 1)
+    return [*alike, above, *iterated]
 
 
 def summary(rows: Rows) -> str:
     """The same, sampled accuracy alone, for the README."""
-    tasks = tasks_of(rows)
-    lines: list[list[str]] = []
-    for group in ("methods", "iterated"):
-        lines += _more_data(rows, len(tasks)) if group == "iterated" else []
-        for variant, label in variants_of(rows, group).items():
-            lines.append([label, *(mean(rows, task, variant, "sampled") for task in tasks)])
-    return _table(["from the same rollouts, in equal updates", *tasks], lines)
+    lines = _method_lines(rows, lambda task, variant: [mean(rows, task, variant, "sampled")])
+    return _table(["from the same rollouts, in equal updates", *tasks_of(rows)], lines)
 
 
 def tuned(rows: Rows) -> str:

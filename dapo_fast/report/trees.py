@@ -117,8 +117,9 @@ def _count(summary: TreeSummary, tree: Tree, moves: list[tuple[float, float, flo
         summary.fates[fate] = summary.fates.get(fate, 0) + 1
         spread = gap(state)
         if spread is not None and len(state.candidates) > 1:
-            summary.gaps[_bin(spread, 0.0, 1.0, GAP_BINS)] += 1
-            summary.kept_gaps[_bin(spread, 0.0, 1.0, GAP_BINS)] += state.kept
+            place = _bin(spread, 0.0, 1.0, GAP_BINS)
+            summary.gaps[place] += 1
+            summary.kept_gaps[place] += state.kept
         if not state.kept:
             continue
         for candidate in state.candidates:

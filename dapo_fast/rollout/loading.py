@@ -1,4 +1,4 @@
-"""The tokenizer of a model directory."""
+"""A model directory, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dapo_fast.errors import InputError
+
+
+def check_model_directory(setting: str, path: Path) -> None:
+    """InputError, naming ``setting``, where ``path`` holds no Hugging Face model."""
+    if not (path / "config.json").exists():
+        raise InputError(f"{setting} {path}: not a Hugging Face model directory (no config.json)")
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:

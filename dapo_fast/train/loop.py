@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from dapo_fast.config import OptimSettings
 from dapo_fast.data.packing import Pack
 from dapo_fast.rundir import write_json
+from dapo_fast.signals import handled
 from dapo_fast.train.checkpoint import Checkpoints, training_state
 from dapo_fast.train.optim import clip_gradients, learning_rate, make_optimizer, set_rate
 from dapo_fast.train.parallel import World, last_of_batch
@@ -109,7 +110,9 @@ def train(
     meter = Meter(model, world)
     telemetry = Telemetry(directory, world, task.name, start, task.steps, tracker, settings.model_dump())
     metrics: dict[str, float] = {}
-    with closing(telemetry), _StopSignals() as stop, ThreadPoolExecutor(1, "batches") as ahead:
+    stop = _StopSignals()
+    heard = handled((signal.SIGTERM, signal.SIGINT), stop)
+    with closing(telemetry), heard, ThreadPoolExecutor(1, "batches") as ahead:
         upcoming = ahead.submit(task.batch, start) if start < task.steps else None
         for step in range(start, task.steps):
             began = time.perf_counter()
@@ -198,21 +201,8 @@ class _StopSignals:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._before: dict[int, object] = {}
 
-    def __enter__(self) -> _StopSignals:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            try:
-                self._before[number] = signal.signal(number, self._ask)
-            except ValueError:  # not the main thread: whoever runs there owns the signals
-                break
-        return self
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
+    def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.signal == signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from dapo_fast.signals import handled
+
 EXIT_CODE_VARIABLE = "DAPO_FAST_EXIT_CODES"
 # A step under way is finished and saved before torchrun, which would do so after 30 s, kills anybody.
 _SHUTDOWN_SECONDS = "600"
@@ -27,7 +29,10 @@ def torchrun(words: Sequence[str], processes: int, held: Sequence[int] = ()) -> 
             with the ranks.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    with tempfile.TemporaryDirectory(prefix="dapo-fast-") as folder, _PassedOn() as signals:
+    signals = _PassedOn()
+    asked = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    heard = [number for number in asked if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup has SIGHUP
+    with tempfile.TemporaryDirectory(prefix="dapo-fast-") as folder, handled(heard, signals):
         environment = {"DAPO_FAST_LOCKED": "1", EXIT_CODE_VARIABLE: folder}
         environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = _SHUTDOWN_SECONDS
         # A session of its own: Ctrl-C in a terminal is for this process, which passes it on.
@@ -62,19 +67,8 @@ class _PassedOn:
     def __init__(self) -> None:
         self.first: int | None = None
         self._process: subprocess.Popen | None = None
-        self._before: dict[int, object] = {}
 
-    def __enter__(self) -> _PassedOn:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_IGN:  # nohup
-                continue
-            try:
-                self._before[number] = signal.signal(number, self._pass_on)
-            except ValueError:  # not the main thread: whoever runs there owns the signals
-                break
-        return self
-
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+    def __call__(self, number: int, frame: FrameType | None) -> None:
         again = self.first is not None
         self.first = self.first or number
         if self._process is not None and self._process.poll() is None:
@@ -88,7 +82,3 @@ class _PassedOn:
         if self.first is not None:  # it came while torchrun was being started
             process.send_signal(signal.SIGTERM)
         return process.wait()
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
