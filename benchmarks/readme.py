@@ -208,12 +208,12 @@ BLOCKS: dict[Path, dict[str, Block]] = {
         "benchmarks": benchmarks,
     },
     DOCS / "study.md": {
-        "methods": lambda: study(study_tables.methods),
+        "methods": lambda: study(lambda rows: study_tables.compared(rows, "methods")),
+        "iterations": lambda: study(study_tables.iterations),
         "tuned": lambda: study(study_tables.tuned),
-        "ablations": lambda: study(study_tables.ablations),
-        "completions": lambda: study(lambda rows: study_tables.sweep(rows, "completions")),
-        "beta": lambda: study(lambda rows: study_tables.sweep(rows, "beta")),
-        "critics": lambda: study(study_tables.critics),
+        "plans": lambda: study(lambda rows: study_tables.compared(rows, "plans")),
+        "rules": lambda: study(lambda rows: study_tables.compared(rows, "rules")),
+        "evidence": lambda: study(study_tables.evidence),
     },
 }
 

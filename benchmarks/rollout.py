@@ -118,7 +118,6 @@ OPTIONS = {
     "none": {},
     "every_state=2": {"every_state": 2},
     "reuse_samples": {"reuse_samples": True},
-    "count_trunk": {"count_trunk": True},
     "skip_decided": {"skip_decided": True},
     "reuse_samples + skip_decided": {"reuse_samples": True, "skip_decided": True},
 }
@@ -132,9 +131,8 @@ def _options(quick: bool) -> list[dict]:
     base: dict | None = None
     rows = []
     for name, options in OPTIONS.items():
-        settings = CollectSettings(
-            samples=16, kept=4, completions=16, max_tokens=48, shard_problems=len(problems), **options
-        )
+        fixed = {"samples": 16, "kept": 4, "completions": 16, "max_tokens": 48, "shard_problems": len(problems)}
+        settings = CollectSettings(**fixed | {"reuse_samples": False} | options)
         with tempfile.TemporaryDirectory() as directory:
             start = time.perf_counter()
             summary = collect(

@@ -1,4 +1,4 @@
-"""B.1: from values to step advantages, and which states they keep (paper, section 3 and the three tricks)."""
+"""B.1: from values and outcomes to step advantages, and which states they keep (paper, section 3, the three tricks)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,33 @@ from dapo_fast.config import AdvantageSettings
 from dapo_fast.data.store import read_shard, shard_meta, shard_paths, write_shard
 from dapo_fast.data.tree import Candidate, State, Tree
 from dapo_fast.errors import InputError
+from dapo_fast.evidence import ASSUMED, shrunk
 from dapo_fast.rundir import add_seconds, read_json, write_json
 
 log = logging.getLogger("dapo_fast.advantages")
 
 
-def state_advantages(state: State) -> list[float]:
-    """Â(s, a_i) = Q_i − mean_j Q_j over the state's completions, one value a unique candidate.
+def set_q(tree: Tree, k: float) -> None:
+    """Fill ``q`` of every candidate: its reward if it ends the response, else Q̂ = (right + k·V) / (n + k).
 
-    The mean runs over completions, so that a candidate sampled three times counts three times; duplicates are dropped
-    only afterwards (the paper's second trick).
+    Args:
+        k: How many outcomes the critic is worth; 0: the critic alone, as in the paper.
+    """
+    for state in tree.states:
+        for candidate in state.candidates:
+            if candidate.terminal:
+                candidate.q = candidate.reward
+                continue
+            if candidate.value is None:
+                raise ValueError("a candidate has no value yet: run the critic over the tree first")
+            candidate.q = shrunk(candidate.right, candidate.n, candidate.value, k) if k else candidate.value
+
+
+def state_advantages(state: State) -> list[float]:
+    """Â(s, a_i) = Q_i − mean_j Q_j over the steps sampled at the state, one value a unique candidate.
+
+    The mean runs over what was sampled, so that a candidate sampled three times counts three times and one that only a
+    trunk takes does not count; duplicates are dropped only afterwards (the paper's second trick).
     """
     total = sum(candidate.count for candidate in state.candidates)
     mean = sum(candidate.count * _q(candidate.q) for candidate in state.candidates) / total
@@ -30,7 +47,7 @@ def state_advantages(state: State) -> list[float]:
 
 def _q(value: float | None) -> float:
     if value is None:
-        raise ValueError("a candidate has no Q yet: run the critic over the tree first")
+        raise ValueError("a candidate has no Q yet: call set_q")
     return value
 
 
@@ -38,24 +55,30 @@ def critic_advantages(tree: Tree, settings: AdvantageSettings, any_right: bool =
     """Fill ``advantage`` of every candidate and ``kept`` of every state: kept if max Â − min Â ≥ ``settings.gap``.
 
     A state whose candidates are all the same step has no contrast and is never kept, whatever the gap; nor is one with
-    no right completion, unless ``settings.keep_all_wrong``: no outcome there backs what the critic says. With
-    ``settings.unique`` off, a candidate stands as often as it was sampled.
+    no right outcome, unless ``settings.keep_all_wrong``: nothing there backs what the critic says. With
+    ``settings.unique`` off, a candidate stands as often as it was sampled; with ``settings.trunk_steps`` off, steps
+    that only a trunk takes are left out.
 
     Args:
         any_right: Whether any completion of the whole store was right. If not, the critic has seen one label only, and
             no state is kept.
     """
     for state in tree.states:
-        if not state.candidates:
+        if not settings.trunk_steps:
+            state.candidates = [candidate for candidate in state.candidates if candidate.count]
+        if not any(candidate.count for candidate in state.candidates):
             state.kept = False
             continue
         advantages = state_advantages(state)
         for candidate, advantage in zip(state.candidates, advantages, strict=True):
             candidate.advantage = advantage
-        backed = any_right and (settings.keep_all_wrong or any(state.rewards))
+        right = any(state.rewards) or any(candidate.right for candidate in state.candidates)
+        backed = any_right and (settings.keep_all_wrong or right)
         state.kept = backed and len(advantages) > 1 and max(advantages) - min(advantages) >= settings.gap
         if not settings.unique:
-            state.candidates = [replace(c, count=1) for c in state.candidates for _ in range(c.count)]
+            state.candidates = [
+                replace(c, count=min(c.count, 1)) for c in state.candidates for _ in range(max(c.count, 1))
+            ]
 
 
 def trunk_advantages(tree: Tree, source: str) -> None:
@@ -96,14 +119,16 @@ def compute_advantages(
     trees_directory: str | Path,
     out_directory: str | Path,
     settings: AdvantageSettings,
-    fill_q: Callable[[Sequence[Tree]], None] | None,
+    fill_values: Callable[[Sequence[Tree]], None] | None,
     digest: str,
+    fitted_k: float = ASSUMED,
 ) -> dict:
     """Read the collected store, fill Q, advantages and ``kept``, write the same shards to ``out_directory``.
 
     Args:
-        fill_q: Sets ``q`` of every candidate (and ``value`` of every state) of a shard's trees; needed for
+        fill_values: Sets ``value`` of every state and candidate of a shard's trees; needed for
             ``settings.source == "critic"``, not called for the baselines.
+        fitted_k: k of ``evidence.fit_shrinkage`` on the critic's held-out states; used with ``settings.shrink`` auto.
         digest: Identifies the settings; a finished shard of another digest is an error, one of this digest is kept.
 
     Returns:
@@ -116,6 +141,7 @@ def compute_advantages(
         if summary["digest"] != digest:
             raise InputError(f"{done}: made with other settings; use a new run directory")
         return summary
+    k = fitted_k if settings.shrink == "auto" else settings.shrink
     shards = shard_paths(trees_directory)
     any_right = any(any(s.rewards) for p in shards for t in read_shard(p) for s in t.states)
     for path in shards:
@@ -127,17 +153,20 @@ def compute_advantages(
         began = time.monotonic()
         trees = read_shard(path)
         if settings.source == "critic":
-            if fill_q is None:
-                raise ValueError("fill_q: source 'critic' needs one")
-            fill_q(trees)
+            if fill_values is None:
+                raise ValueError("fill_values: source 'critic' needs one")
+            fill_values(trees)
         for tree in trees:
             if settings.source == "critic":
+                set_q(tree, k)
                 critic_advantages(tree, settings, any_right)
             else:
                 trunk_advantages(tree, settings.source)
         write_shard(target, trees, {"digest": digest})
         add_seconds(out, time.monotonic() - began)
-    summary = {"digest": digest} | count_states(t for p in shard_paths(out) for t in read_shard(p))
+    summary = {"digest": digest, "k": k if settings.source == "critic" else None} | count_states(
+        t for p in shard_paths(out) for t in read_shard(p)
+    )
     write_json(done, summary)
     log.info(
         "advantages: %(kept)d of %(states)d states kept, %(pairs)d pairs (states with only wrong completions: "

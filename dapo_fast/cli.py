@@ -252,7 +252,7 @@ def _evaluate_model(args: argparse.Namespace) -> int:
 
 
 def _estimate(args: argparse.Namespace) -> int:
-    from dapo_fast.train.cost import Lengths, iteration_cost
+    from dapo_fast.train.cost import Lengths, iteration_cost, plans
     from dapo_fast.train.memory import estimate
 
     for name in ("processes", "problems", "prompt_tokens", "response_tokens", "response_steps"):
@@ -264,6 +264,7 @@ def _estimate(args: argparse.Namespace) -> int:
     print(estimate(args.model, config, args.processes))
     lengths = Lengths(args.prompt_tokens, args.response_tokens, args.response_steps)
     print(iteration_cost(args.model, config, args.problems, lengths))
+    print(plans(config, args.problems, lengths))
     return 0
 
 

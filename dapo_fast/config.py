@@ -9,11 +9,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dapo_fast.errors import InputError
 
@@ -105,15 +106,15 @@ class CollectSettings(Section):
 
     samples: int = Field(32, ge=1)  # responses sampled for each problem
     kept: int = Field(6, ge=1)  # of which kept as trunks, correct and wrong balanced
-    completions: int = Field(16, ge=1)  # from every state
+    completions: int = Field(16, ge=0)  # from every state; 0: none, and every response is a trunk and its own evidence
+    first_steps: int = Field(0, ge=0)  # candidate steps sampled alone from every state, without an outcome
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: int = Field(2048, ge=1)
     splitter: str = "line"  # "line", "blank_line", "sentence" or "regex:…"
     shard_problems: int = Field(16, ge=1)  # problems in a shard: the unit that a kill can cost
     every_state: int = Field(1, ge=1)  # complete every k-th state
-    reuse_samples: bool = False  # the generator's samples serve as completions of s_0
-    count_trunk: bool = False  # a trunk's own outcome is one more sample of each of its states
+    reuse_samples: bool = True  # the generator's samples serve as completions of s_0
     skip_decided: bool = False  # stop completing a state once its verdict is sure beyond decided_error
     decided_error: float = Field(0.01, gt=0, lt=1)
 
@@ -140,6 +141,8 @@ class AdvantageSettings(Section):
     gap: float = Field(0.1, ge=0)  # keep states with max Â − min Â ≥ gap
     unique: bool = True  # train once on each unique action
     keep_all_wrong: bool = False  # also train on states with no right completion, where contrast is the critic's alone
+    shrink: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"  # k: outcomes that the critic is worth; 0: Q is V
+    trunk_steps: bool = True  # the steps that trunks take are candidates too
     source: Literal["critic", "mc", "response"] = "critic"  # who says Q: the critic, MC values, the trunk's reward
     pack_tokens: int = Field(16384, ge=16)
 
@@ -147,10 +150,26 @@ class AdvantageSettings(Section):
 class ActorSettings(OptimSettings):
     """B.2, the squared loss."""
 
-    beta: float = Field(0.01, gt=0)
+    beta: float | str = "auto"  # auto: std(Â)/2; std/C: std(Â)/C; or a number
+    log_partition: bool = True  # subtract log E exp(Â/β) from each target: what a policy can meet
+    kl_budget: float | None = Field(None, gt=0)  # nats: stop the iteration when KL(π_ref ‖ π) of a step passes it
     lr: float = Field(5e-7, gt=0)
     batch_pairs: int = Field(2048, ge=1)
     state_wise: bool = True  # all actions of one state in the same batch
+
+    @field_validator("beta", mode="before")
+    @classmethod
+    def _number_or_rule(cls, value: Any) -> float | str:
+        if value == "auto":
+            return value
+        divisor = value.removeprefix("std/") if isinstance(value, str) and value.startswith("std/") else value
+        try:
+            number = float("nan" if isinstance(divisor, bool) else divisor)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not 0 < number < math.inf:
+            raise ValueError("a number above 0, auto (std(Â)/2), or std/C with C above 0")
+        return value if divisor is not value else number
 
 
 class ParallelSettings(Section):
@@ -202,8 +221,11 @@ class Config(Section):
             raise ValueError("data: task and problems exclude each other")
         if self.data.task is None and self.model.path is None:
             raise ValueError("model.path: needed, since only a built-in task brings its own model")
-        if self.advantages.source == "mc" and self.collect.every_state > 1:
-            raise ValueError("advantages.source: 'mc' needs the state after every step: collect.every_state 1")
+        if self.advantages.source == "mc" and (self.collect.every_state > 1 or not self.collect.completions):
+            raise ValueError(
+                "advantages.source: 'mc' needs completions of the state after every step: collect.every_state 1 and "
+                "collect.completions above 0"
+            )
         for iteration, change in self.by_iteration.items():
             if iteration < 1:
                 raise ValueError(f"by_iteration.{iteration}: the first iteration is 1")

@@ -22,6 +22,7 @@ from dapo_fast.data.problems import Problem, format_prompt, load_problems
 from dapo_fast.data.tree import Tree
 from dapo_fast.errors import InputError
 from dapo_fast.evaluate import evaluate
+from dapo_fast.evidence import ASSUMED
 from dapo_fast.report import write_report
 from dapo_fast.rewards import verifier_for
 from dapo_fast.rollout.collect import collect
@@ -273,14 +274,16 @@ class Pipeline:
         needs_critic = config.advantages.source == "critic"
         critic = self.directory.stage(iteration, "critic")
         if needs_critic:
-            self._need(critic / "model", "critic", iteration)
+            self._need(critic / "done.json", "critic", iteration)
         out, digest = self._claim("advantages", iteration)
         if (out / "done.json").exists():
             return read_json(out / "done.json")
         fill: Callable[[Sequence[Tree]], None] | None = None
+        k = ASSUMED
         if needs_critic:
             fill = ValueFiller(critic / "model", config.model, config.advantages.pack_tokens)
-        summary = compute_advantages(trees, out, config.advantages, fill, digest)
+            k = read_json(critic / "done.json")["k"]
+        summary = compute_advantages(trees, out, config.advantages, fill, digest, k)
         del fill
         _free_memory()
         return summary

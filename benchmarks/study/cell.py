@@ -8,6 +8,7 @@ from typing import Any
 
 from dapo_fast.config import OptimSettings, SftSettings, digest
 from dapo_fast.data.store import read_trees, write_shard
+from dapo_fast.errors import InputError
 from dapo_fast.pipeline import NoContrastError, Pipeline
 from dapo_fast.rundir import RunDirectory, read_json, write_json
 from dapo_fast.train.actor import train_actor
@@ -17,6 +18,7 @@ from .baselines import correct_responses, dpo, preference_trees
 from .config import Cell, Study, config_of
 
 RESPONSES_A_BATCH = 64  # of rejection sampling; 64 pairs of DPO
+UPDATES = 100  # an iteration, of the methods that learn from whole responses; DAPO's single epoch is about as many
 
 
 class CellPipeline(Pipeline):
@@ -48,9 +50,10 @@ class CellPipeline(Pipeline):
         """As ``Pipeline.iterate``; a baseline needs neither critic nor advantages."""
         if self._trains == "advantages":
             return super().iterate(iteration)
-        self.collect(iteration)
+        collected = self.collect(iteration)
         self._train_baseline(iteration)
-        return {"iteration": iteration, "accepted": True} | (self.evaluate(iteration) or {})
+        row = {"iteration": iteration, "accepted": True, "collect": collected}
+        return row | (self.evaluate(iteration) or {})
 
     def _train_baseline(self, iteration: int) -> None:
         config = self.config.at(iteration)
@@ -63,27 +66,30 @@ class CellPipeline(Pipeline):
         actor = config.actor
         if self._trains == "correct responses":
             shared = {name: getattr(actor, name) for name in OptimSettings.model_fields}
-            settings = SftSettings(**shared, batch_sequences=RESPONSES_A_BATCH)
+            settings = SftSettings(**shared | {"steps": actor.steps or UPDATES}, batch_sequences=RESPONSES_A_BATCH)
             stream = correct_responses(trees, RESPONSES_A_BATCH, seed)
             train_sft(policy, settings, config.parallel, config.model, out, seed=seed, digest=key, stream=stream)
             return
         pairs = out / "pairs"
         if not pairs.exists():
             write_shard(pairs / "shard-00000.parquet", preference_trees(trees))
-        settings = actor.model_copy(update={"batch_pairs": 2 * RESPONSES_A_BATCH})
+        if isinstance(actor.beta, str):
+            raise InputError(f"actor.beta {actor.beta}: a rule for advantages; DPO needs a number")
+        update = {"batch_pairs": 2 * RESPONSES_A_BATCH, "steps": actor.steps or UPDATES, "log_partition": False}
+        settings = actor.model_copy(update=update)
         objective = dpo(actor.beta)
         train_actor(
             pairs, policy, settings, config.parallel, config.model, out, seed=seed, digest=key, objective=objective
         )
 
 
-def open_cell(study: Study, cell: Cell, root: Path, tuned: dict[str, float]) -> CellPipeline:
+def open_cell(study: Study, cell: Cell, root: Path, tuned: dict[str, Any]) -> CellPipeline:
     """The cell's pipeline, in its directory."""
     directory = RunDirectory(cell.directory(root), config_of(study, cell, tuned))
     return CellPipeline(directory, root / cell.task / f"seed{cell.seed}" / "store", cell.trains)
 
 
-def run_cell(study: Study, cell: Cell, root: Path, tuned: dict[str, float]) -> dict[str, Any]:
+def run_cell(study: Study, cell: Cell, root: Path, tuned: dict[str, Any]) -> dict[str, Any]:
     """Do what is left of the cell and return its result, which ``cell.json`` keeps.
 
     Raises:
@@ -107,6 +113,7 @@ def run_cell(study: Study, cell: Cell, root: Path, tuned: dict[str, float]) -> d
             if rows[-1].get("stopped"):
                 break
     result = {"config": key, "task": cell.task, "seed": cell.seed, "variant": cell.variant, "group": cell.group}
-    result |= {"tuned": tuned, "rows": rows}
+    tokens = [row["collect"]["generated_tokens"] for row in rows if "collect" in row]
+    result |= {"tuned": tuned, "rows": rows, "tokens": tokens}
     write_json(path, result)
     return result

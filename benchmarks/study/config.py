@@ -29,22 +29,13 @@ class Variant(Section):
     label: str
     trains: Trains = "advantages"
     settings: dict[str, Any] = {}
-    grid: list[dict[str, float]] = []
-    like: str | None = None  # the method whose settings and tuning it takes over
+    grid: list[dict[str, float | str]] = []
 
 
-class Sweep(Section):
-    """One setting of DAPO, value by value."""
+class Truth(Section):
+    """How well the true Q of trained pairs is known, and of how many of them."""
 
-    label: str
-    setting: str
-    values: list[float]
-
-
-class Calibration(Section):
-    """How well states' true success rates are known, and on how many held-out problems."""
-
-    problems: int
+    pairs: int
     completions: int
 
 
@@ -57,10 +48,10 @@ class Study(Section):
     seeds: list[int]
     tuning_seed: int
     tuning_settings: dict[str, Any] = {}  # over the rest when tuning: other held-out problems, where a task is files
-    calibration: Calibration
+    truth: Truth
     methods: dict[str, Variant]
-    ablations: dict[str, Variant]
-    sweeps: dict[str, Sweep]
+    plans: dict[str, Variant]  # DAPO with other ways of sampling
+    rules: dict[str, Variant]  # DAPO with one thing changed
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -75,7 +66,7 @@ class Study(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Study:
         if "dapo" not in self.methods:
-            raise ValueError("methods: needs dapo, which ablations and sweeps start from")
+            raise ValueError("methods: needs dapo, which plans and rules start from")
         if self.tuning_seed in self.seeds:
             raise ValueError("tuning_seed: must not be one of seeds")
         tuned_on = self.tuning_settings.get("data", {}).get("heldout")
@@ -84,9 +75,10 @@ class Study(Section):
             data = merge(base, settings).get("data", {})
             if data.get("task") is None and tuned_on in (None, data.get("heldout")):
                 raise ValueError(f"tuning_settings.data.heldout: {name} needs others than those reported on")
-        for name, variant in self.methods.items():
-            if variant.like is not None and variant.like not in self.methods:
-                raise ValueError(f"methods.{name}.like: no method {variant.like}")
+        names = [*self.methods, *self.plans, *self.rules]
+        repeated = {name for name in names if names.count(name) > 1}
+        if repeated:
+            raise ValueError(f"{sorted(repeated)[0]}: the name of two variants")
         return self
 
 
@@ -95,8 +87,8 @@ class Cell:
     """One training: a variant on a task from a seed.
 
     Attributes:
-        variant: Its name, the cell's directory too: ``dapo``, ``rejection@2`` (tuning), ``beta=0.05``.
-        group: ``tuning``, ``methods``, ``iterated``, ``ablations`` or the sweep's name.
+        variant: Its name, the cell's directory too: ``dapo``, ``rejection@2`` (tuning).
+        group: ``tuning``, ``methods``, ``plans`` or ``rules``.
         method: The method whose tuned setting it takes; None: it brings its own.
     """
 
@@ -123,14 +115,7 @@ def load_study(path: Path) -> Study:
         raise InputError(f"{path}: {wrong_keys(error)}") from error
 
 
-def nested(key: str, value: Any) -> dict:
-    """``"a.b", 1`` → ``{"a": {"b": 1}}``."""
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
-
-
-def config_of(study: Study, cell: Cell, tuned: dict[str, float]) -> Config:
+def config_of(study: Study, cell: Cell, tuned: dict[str, Any]) -> Config:
     """The run's settings: the preset, the study's, the tuned ones, the cell's."""
     settings = merge(merge(study.settings, study.tasks[cell.task]), {"seed": cell.seed})
     settings = merge(merge(settings, {"actor": tuned}), cell.settings)
@@ -155,24 +140,15 @@ def tuning_cells(study: Study, task: str) -> list[Cell]:
 
 def method_cells(study: Study, task: str, seed: int) -> list[Cell]:
     """Every method with its tuned setting."""
-    cells = []
-    for name, v in study.methods.items():
-        origin = study.methods[v.like] if v.like else v
-        settings = merge(origin.settings, v.settings)
-        # Several iterations take as many times the rollouts and updates: they are no peer of the others.
-        group = "iterated" if settings.get("iterations", 1) > 1 else "methods"
-        cells.append(Cell(task, seed, name, group, origin.trains, settings, v.like or name))
-    return cells
+    return [Cell(task, seed, name, "methods", v.trains, v.settings, name) for name, v in study.methods.items()]
 
 
-def ablation_cells(study: Study, task: str, seed: int) -> list[Cell]:
-    """Every change to DAPO, and every point of every sweep."""
+def changed_cells(study: Study, task: str, seed: int) -> list[Cell]:
+    """DAPO with each other plan and rule."""
     base = study.methods["dapo"].settings
-    cells = [Cell(task, seed, n, "ablations", "advantages", merge(base, v.settings), "dapo")
-             for n, v in study.ablations.items()]  # fmt: skip
-    for name, sweep in study.sweeps.items():
-        for value in sweep.values:
-            number = int(value) if value == int(value) else value
-            settings = merge(base, nested(sweep.setting, number))
-            cells.append(Cell(task, seed, f"{name}={number:g}", name, "advantages", settings, "dapo"))
-    return cells
+    groups = {"plans": study.plans, "rules": study.rules}
+    return [
+        Cell(task, seed, name, group, "advantages", merge(base, v.settings), "dapo")
+        for group, variants in groups.items()
+        for name, v in variants.items()
+    ]

@@ -15,9 +15,7 @@ from dapo_fast.config import digest
 from dapo_fast.report.figures import SERIES, STYLE
 
 from .statistics import interval, paired
-from .tables import Rows, scores, sweeps_of, tasks_of, title_of, variants_of
-
-ERROR_TICKS = [0.003, 0.01, 0.03, 0.1]
+from .tables import Rows, cells_of, scores, tasks_of, variants_of
 
 
 def write_figures(rows: Rows, folder: Path) -> None:
@@ -50,14 +48,11 @@ def _dots(axes: Axes, values: list[float], y: float, colour: str, filled: bool) 
 
 
 def methods(rows: Rows) -> Figure:
-    """Accuracy of every method, tasks side by side; ticks are seeds, bars 95% intervals; below the line: iterated."""
+    """Accuracy of every method, tasks side by side; ticks are seeds, bars 95% intervals."""
     tasks = tasks_of(rows)
-    alike, more = variants_of(rows, "methods"), variants_of(rows, "iterated")
-    variants = alike | more
-    figure, panels = plt.subplots(1, len(tasks), figsize=(9.2, 4.3), sharey=True, squeeze=False)
+    variants = variants_of(rows, "methods")
+    figure, panels = plt.subplots(1, len(tasks), figsize=(9.2, 3.9), sharey=True, squeeze=False)
     for axes, task in zip(panels[0], tasks, strict=True):
-        if more:
-            axes.axhline(len(alike) - 0.5, color="#8a939b", linewidth=1)
         for place, variant in enumerate(variants):
             _dots(axes, list(scores(rows, task, variant, "greedy").values()), place - 0.15, SERIES[0], False)
             _dots(axes, list(scores(rows, task, variant, "sampled").values()), place + 0.15, SERIES[1], True)
@@ -73,15 +68,36 @@ def methods(rows: Rows) -> Figure:
     return figure
 
 
-def ablations(rows: Rows) -> Figure:
-    """What each change does to sampled accuracy, and accuracy along each sweep."""
+def tokens(rows: Rows) -> Figure:
+    """Sampled accuracy against tokens sampled so far, iteration by iteration; means over seeds."""
     tasks = tasks_of(rows)
-    variants = variants_of(rows, "ablations")
-    sweeps = sweeps_of(rows)
-    ratios = [1.2] + [1] * len(sweeps)
-    figure, grid = plt.subplots(1, len(ratios), figsize=(11, 3.9), width_ratios=ratios, squeeze=False)
-    panels = grid[0]
-    axes = panels[0]
+    shown = {**variants_of(rows, "methods"), **variants_of(rows, "plans")}
+    figure, panels = plt.subplots(1, len(tasks), figsize=(10, 4.4), sharey=True, squeeze=False)
+    for axes, task in zip(panels[0], tasks, strict=True):
+        for number, (variant, label) in enumerate(shown.items()):
+            cells = [r for r in cells_of(rows, task, variant) if r["tokens"]]
+            if not cells:
+                continue
+            count = min(len(r["iterations"]) for r in cells)
+            x = [fmean(sum(r["tokens"][:i]) / 1000 for r in cells) for i in range(count)]
+            y = [100 * fmean(r["iterations"][i]["sampled"] for r in cells) for i in range(count)]
+            style = "o-" if variant in variants_of(rows, "methods") else "s--"
+            width = 2.4 if variant == "dapo" else 1.2
+            axes.plot(x, y, style, color=SERIES[number % len(SERIES)], markersize=4, linewidth=width, label=label)
+        axes.set_title(task)
+        axes.set_xlabel("tokens sampled, thousands")
+        axes.set_ylim(0, 101)
+        axes.grid()
+    panels[0][0].set_ylabel("% right, sampled")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    return figure
+
+
+def changes(rows: Rows) -> Figure:
+    """What each change to DAPO does to its sampled accuracy, seed by seed."""
+    tasks = tasks_of(rows)
+    variants = {**variants_of(rows, "plans"), **variants_of(rows, "rules")}
+    figure, axes = plt.subplots(figsize=(8.5, 0.9 + 0.45 * max(len(variants), 3)))
     for number, task in enumerate(tasks):
         base = scores(rows, task, "dapo", "sampled")
         for place, variant in enumerate(variants):
@@ -90,103 +106,21 @@ def ablations(rows: Rows) -> Figure:
                 continue
             found = paired(own, base)
             half = 100 * found.half if found.n > 1 else 0
-            y = place + 0.16 * (2 * number - 1)
             label = task if not place else None
+            y = place + 0.16 * (2 * number - 1)
             axes.errorbar(100 * found.mean, y, xerr=half, fmt="o", color=SERIES[number], capsize=3, label=label)
     axes.axvline(0, color="#8a939b", linewidth=1)
     axes.set_yticks(range(len(variants)), list(variants.values()))
     axes.invert_yaxis()
     axes.grid(axis="x")
     axes.set_xlabel("sampled accuracy minus DAPO's, points")
-    axes.set_title("one change at a time")
-    for axes, sweep in zip(panels[1:], sweeps, strict=True):
-        _sweep(axes, rows, sweep)
-    if sweeps:
-        figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside lower right", ncols=4)
+    if tasks:
+        figure.legend(loc="outside upper right", ncols=2)
     return figure
-
-
-def _sweep(axes: Axes, rows: Rows, sweep: str) -> None:
-    points = list(variants_of(rows, sweep))
-    for number, task in enumerate(tasks_of(rows)):
-        for mode, style in (("greedy", "o--"), ("sampled", "o-")):
-            own = {float(v.split("=")[1]): list(scores(rows, task, v, mode).values()) for v in points}
-            found = [(value, interval(accuracies)) for value, accuracies in own.items() if accuracies]
-            x, y = [value for value, _ in found], [100 * i.mean for _, i in found]
-            half = [100 * i.half if i.n > 1 else 0 for _, i in found]
-            face = SERIES[number] if mode == "sampled" else "white"
-            axes.errorbar(
-                x, y, yerr=half, fmt=style, color=SERIES[number], mfc=face, capsize=3, label=f"{task}, {mode}"
-            )
-    axes.set_xscale("log", base=2 if sweep == "completions" else 10)
-    values = [float(v.split("=")[1]) for v in points]
-    axes.set_xticks(values, [f"{v:g}" for v in values], fontsize=9)
-    axes.minorticks_off()
-    axes.set_ylim(0, 101)
-    axes.set_title(title_of(sweep))
-    axes.set_ylabel("% right")
-
-
-def calibration(rows: Rows) -> Figure:
-    """Reliability of the critics, and their error beside that of the MC estimates that they were trained on."""
-    tasks = tasks_of(rows)
-    figure, panels = plt.subplots(1, 2 * len(tasks), figsize=(13, 3.4))
-    for number, task in enumerate(tasks):
-        _reliability(panels[2 * number], rows, task)
-        _errors(panels[2 * number + 1], rows, task)
-    return figure
-
-
-def _measured(rows: Rows, task: str, variant: str) -> list[dict]:
-    return [r["calibration"] for r in rows if (r["task"], r["variant"]) == (task, variant) and "calibration" in r]
-
-
-def _reliability(axes: Axes, rows: Rows, task: str) -> None:
-    axes.plot([0, 1], [0, 1], color="#8a939b", linewidth=1)
-    for colour, (variant, label) in zip(
-        SERIES,
-        {"dapo": "cross-entropy", "mse": "squared error", "scratch": "from random weights"}.items(),
-        strict=False,
-    ):
-        bins: dict[float, list[dict]] = {}
-        for found in _measured(rows, task, variant):
-            for row in found["critic"]["calibration"]:
-                bins.setdefault(row["low"], []).append(row)
-        points = []
-        for low in sorted(bins):
-            weight = sum(r["states"] for r in bins[low])
-            points.append([sum(r[k] * r["states"] for r in bins[low]) / weight for k in ("predicted", "observed")])
-        axes.plot([p[0] for p in points], [p[1] for p in points], "o-", color=colour, markersize=4, label=label)
-    axes.set_title(f"{task}: reliability")
-    axes.set_xlabel("critic's value")
-    axes.set_ylabel("true success rate")
-    axes.legend(fontsize=8)
-
-
-def _errors(axes: Axes, rows: Rows, task: str) -> None:
-    readers: dict[str, Callable[[dict], float]] = {
-        "critic trained on them": lambda c: c["critic"]["squared_error"] - c["noise"],
-        "the MC values themselves": lambda c: c["mc"]["squared_error"] - c["noise"],
-    }
-    points = {v.split("=")[1]: _measured(rows, task, v) for v in variants_of(rows, "completions")}
-    points = {completions: cells for completions, cells in points.items() if cells}
-    for colour, (label, read) in zip(SERIES, readers.items(), strict=False):
-        errors = [fmean(map(read, cells)) for cells in points.values()]
-        axes.plot([float(n) for n in points], errors, "o-", color=colour, markersize=4, label=label)
-    if points:
-        axes.set_xscale("log", base=2)
-        axes.set_xticks([float(n) for n in points], list(points))
-        axes.set_yscale("log")
-        axes.set_yticks(ERROR_TICKS, [f"{tick:g}" for tick in ERROR_TICKS])
-        axes.minorticks_off()
-    axes.set_title(f"{task}: error")
-    axes.set_xlabel("completions of a state")
-    axes.set_ylabel("mean squared error against truth")
-    axes.legend(fontsize=8)
 
 
 FIGURES: dict[str, Callable[[Rows], Figure]] = {
     "study-methods": methods,
-    "study-ablations": ablations,
-    "study-calibration": calibration,
+    "study-tokens": tokens,
+    "study-changes": changes,
 }

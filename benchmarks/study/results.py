@@ -32,9 +32,9 @@ def result_of(cell: Cell, root: Path) -> dict | None:
     return read_json(path) if path.exists() else None
 
 
-def tuned_settings(study: Study, task: str, root: Path) -> dict[str, dict[str, float]]:
+def tuned_settings(study: Study, task: str, root: Path) -> dict[str, dict[str, float | str]]:
     """For each method the setting of its grid with the best sampled accuracy on the tuning seed (so far)."""
-    best: dict[str, dict[str, float]] = {}
+    best: dict[str, dict[str, float | str]] = {}
     for name, variant in study.methods.items():
         scores = []
         for cell, setting in zip([c for c in tuning_cells(study, task) if c.variant.startswith(f"{name}@")],

@@ -7,7 +7,7 @@ from pathlib import Path
 from dapo_fast.config import merge
 from dapo_fast.rundir import read_json, write_json
 
-from .config import Cell, Study, ablation_cells, method_cells, tuning_cells
+from .config import Cell, Study, changed_cells, method_cells, tuning_cells
 from .results import check_results, result_of
 
 
@@ -19,7 +19,7 @@ def rows_of(study: Study, root: Path) -> list[dict]:
     """
     cells = [cell for task in study.tasks for cell in tuning_cells(study, task)]
     for task in study.tasks:
-        cells += [c for f in (method_cells, ablation_cells) for seed in study.seeds for c in f(study, task, seed)]
+        cells += [c for f in (method_cells, changed_cells) for seed in study.seeds for c in f(study, task, seed)]
     check_results(study, cells, root)
     results = [(cell, result_of(cell, root)) for cell in cells]
     return [_row(study, cell, result, cell.directory(root)) for cell, result in results if result]
@@ -49,18 +49,17 @@ def _row(study: Study, cell: Cell, result: dict, directory: Path) -> dict:
     ]
     kept = [r for r in measured if r["accepted"]][-1]
     row |= {mode: {k: kept[mode][k] for k in ("accuracy", "low", "high")} for mode in ("greedy", "sampled")}
-    last = result["rows"][-1]
-    if "advantages" in last:
-        row["pairs"] = last["advantages"]["pairs"]
-        row["kept_states"] = last["advantages"]["kept"]
-    calibration = directory / "iter1" / "critic" / "calibration.json"
-    if calibration.exists():
-        row["calibration"] = read_json(calibration)
+    row["tokens"] = result["tokens"]
+    found = [r["advantages"] for r in result["rows"] if "advantages" in r]
+    if found:
+        row["pairs"] = [advantages["pairs"] for advantages in found]
+        row["k"] = [advantages["k"] for advantages in found]
+    evidence = directory / "iter1" / "evidence.json"
+    if evidence.exists():
+        row["evidence"] = read_json(evidence)
     return row
 
 
 def _label(study: Study, cell: Cell) -> str:
-    if cell.group in study.sweeps:
-        return f"{study.sweeps[cell.group].label} {cell.variant.split('=')[1]}"
     name = cell.variant.split("@")[0]
-    return (study.methods.get(name) or study.ablations[name]).label
+    return (study.methods | study.plans | study.rules)[name].label

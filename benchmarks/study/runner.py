@@ -16,11 +16,13 @@ from dapo_fast.cli import quiet_libraries
 from dapo_fast.errors import InputError
 from dapo_fast.rundir import RunDirectory, log_to
 
-from .config import Cell, Study, ablation_cells, config_of, method_cells, tuning_cells
+from .config import Cell, Study, changed_cells, config_of, method_cells, tuning_cells
 from .results import check_results, tuned_settings
 from .rows import note_commit
 
 log = logging.getLogger("dapo_fast.study")
+
+EVIDENCE_OF = ("dapo", "completions-8")  # variants whose Q is measured against the truth
 
 
 def run_study(
@@ -40,7 +42,7 @@ def run_study(
     known: set[str] = set()
     for task in tasks:
         for seed in seeds:
-            cells = method_cells(study, task, seed) + ablation_cells(study, task, seed)
+            cells = method_cells(study, task, seed) + changed_cells(study, task, seed)
             known |= {c.variant for c in cells}
             chains.append([c for c in cells if variants is None or c.variant in variants])
     for name in variants or []:
@@ -73,8 +75,7 @@ def run_study(
             for task in tasks:
                 log.info("%s: tuned to %s", task, tuned_settings(study, task, root))
             check_results(study, [c for chain in chains for c in chain], root)  # known only now: tuning decides
-            calibrate = variants is None
-            _wait([pool.submit(_chain, study, c, root, calibrate) for c in chains if c], cells, root, bar)
+            _wait([pool.submit(_chain, study, c, root, True) for c in chains if c], cells, root, bar)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in multiprocessing.active_children():
@@ -100,11 +101,11 @@ def _wait(futures: list[Future], cells: list[Cell], root: Path, bar: tqdm) -> No
     bar.update(_done(cells, root) - bar.n)
 
 
-def _chain(study: Study, cells: list[Cell], root: Path, calibrate: bool) -> None:
+def _chain(study: Study, cells: list[Cell], root: Path, measure: bool) -> None:
     import torch
 
-    from .calibration import calibrate_critic
     from .cell import open_cell, run_cell
+    from .truth import measure_evidence
 
     torch.set_num_threads(1)
     quiet_libraries()
@@ -112,5 +113,5 @@ def _chain(study: Study, cells: list[Cell], root: Path, calibrate: bool) -> None
         log_to(cell.directory(root), quiet=True)
         tuned = tuned_settings(study, cell.task, root).get(cell.method or "", {})
         run_cell(study, cell, root, tuned)
-        if calibrate and (cell.directory(root) / "iter1" / "critic" / "done.json").exists():
-            calibrate_critic(open_cell(study, cell, root, tuned), study.calibration)
+        if measure and cell.variant in EVIDENCE_OF:
+            measure_evidence(open_cell(study, cell, root, tuned), study.truth)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from statistics import fmean
 
-from .statistics import interval, paired
+from .statistics import Interval, interval, paired
 
 Rows = list[dict]
-
-_NO_SWEEPS = ("tuning", "methods", "iterated", "ablations")
 
 
 def tasks_of(rows: Rows) -> list[str]:
@@ -22,28 +20,29 @@ def variants_of(rows: Rows, group: str) -> dict[str, str]:
     return {row["variant"]: row["peer"] for row in rows if row["group"] == group}
 
 
-def scores(rows: Rows, task: str, variant: str, mode: str) -> dict[int, float]:
-    """Accuracy by seed."""
-    return {r["seed"]: r[mode]["accuracy"] for r in rows if (r["task"], r["variant"]) == (task, variant)}
+def cells_of(rows: Rows, task: str, variant: str) -> Rows:
+    """The rows of a variant on a task, one a seed."""
+    return [row for row in rows if (row["task"], row["variant"]) == (task, variant)]
 
 
-def mean(rows: Rows, task: str, variant: str, mode: str) -> str:
-    """Mean accuracy over seeds with its interval, as text; how many seeds where some are missing."""
-    found = list(scores(rows, task, variant, mode).values())
-    if not found:
+def scores(rows: Rows, task: str, variant: str, mode: str, iteration: int | None = None) -> dict[int, float]:
+    """Accuracy by seed, at the end or after ``iteration``."""
+    if iteration is None:
+        return {r["seed"]: r[mode]["accuracy"] for r in cells_of(rows, task, variant)}
+    found = cells_of(rows, task, variant)
+    return {r["seed"]: r["iterations"][iteration][mode] for r in found if len(r["iterations"]) > iteration}
+
+
+def text_of(values: dict[int, float], seeds: int) -> str:
+    """Mean with its interval; how many seeds where some are missing."""
+    if not values:
         return "not run"
-    missing = len(found) < len(scores(rows, task, "base", mode))
-    return interval(found).text() + (f" ({len(found)} seeds)" if missing and len(found) > 1 else "")
+    few = f" ({len(values)} seeds)" if 1 < len(values) < seeds else ""
+    return interval(list(values.values())).text() + few
 
 
-def sweeps_of(rows: Rows) -> list[str]:
-    """Groups whose variants are points along one setting."""
-    return [g for g in dict.fromkeys(r["group"] for r in rows) if g not in _NO_SWEEPS]
-
-
-def title_of(sweep: str) -> str:
-    """The sweep's name as people write it."""
-    return {"completions": "completions of a state", "beta": "β"}.get(sweep, sweep)
+def _seeds(rows: Rows, task: str) -> int:
+    return len({r["seed"] for r in rows if r["task"] == task and r["group"] != "tuning"})
 
 
 def _table(header: list[str], lines: list[list[str]]) -> str:
@@ -51,8 +50,10 @@ def _table(header: list[str], lines: list[list[str]]) -> str:
     return "\n".join(text + ["| " + " | ".join(line) + " |" for line in lines])
 
 
-def _versus(rows: Rows, task: str, variant: str, mode: str = "sampled") -> str:
-    own, base = scores(rows, task, variant, mode), scores(rows, task, "dapo", mode)
+def _versus(rows: Rows, task: str, variant: str) -> str:
+    if variant == "dapo":
+        return ""
+    own, base = scores(rows, task, variant, "sampled"), scores(rows, task, "dapo", "sampled")
     if not own.keys() & base.keys():
         return ""
     difference = paired(own, base)
@@ -60,39 +61,66 @@ def _versus(rows: Rows, task: str, variant: str, mode: str = "sampled") -> str:
     return f"**{text}**" if difference.differs else text
 
 
-def methods(rows: Rows) -> str:
-    """Greedy and sampled accuracy of every method on every task, and its difference to DAPO seed by seed."""
+def tokens_of(rows: Rows, task: str, variant: str) -> str:
+    """Tokens sampled by a whole run, in thousands: the mean over seeds."""
+    found = [sum(r["tokens"]) for r in cells_of(rows, task, variant) if r["tokens"]]
+    return f"{fmean(found) / 1000:.0f}k" if found else ""
+
+
+def _lowest(rows: Rows, task: str, variant: str) -> str:
+    found = scores(rows, task, variant, "sampled").values()
+    return f"{100 * min(found):.1f}" if found else ""
+
+
+def compared(rows: Rows, *groups: str) -> str:
+    """Sampled accuracy of every variant, its worst seed, the difference to DAPO seed by seed, and tokens sampled."""
     tasks = tasks_of(rows)
-    header = ["method"]
+    header = [""]
     for task in tasks:
-        header += [f"{task}: greedy", "sampled", "sampled, minus DAPO's"]
+        header += [f"{task}: sampled", "worst seed", "minus DAPO's", "greedy", "tokens"]
+    variants = {"dapo": variants_of(rows, "methods").get("dapo", "DAPO")} if groups != ("methods",) else {}
+    for group in groups:
+        variants |= variants_of(rows, group)
+    lines = []
+    for variant, label in variants.items():
+        line = [label]
+        for task in tasks:
+            seeds = _seeds(rows, task)
+            line += [text_of(scores(rows, task, variant, "sampled"), seeds), _lowest(rows, task, variant)]
+            line += [_versus(rows, task, variant), text_of(scores(rows, task, variant, "greedy"), seeds)]
+            line.append(tokens_of(rows, task, variant))
+        lines.append(line)
+    return _table(header, lines)
 
-    def cells(task: str, variant: str) -> list[str]:
-        versus = "" if variant == "dapo" else _versus(rows, task, variant)
-        return [*(mean(rows, task, variant, mode) for mode in ("greedy", "sampled")), versus]
 
-    return _table(header, _method_lines(rows, cells))
-
-
-def _method_lines(rows: Rows, cells: Callable[[str, str], list[str]]) -> list[list[str]]:
-    """A line a method with ``cells(task, variant)`` of every task; iterated ones below a line that says so."""
-
-    def lines(group: str) -> list[list[str]]:
-        found = variants_of(rows, group).items()
-        return [[label, *(c for task in tasks_of(rows) for c in cells(task, variant))] for variant, label in found]
-
-    alike, iterated = lines("methods"), lines("iterated")
-    if not iterated:
-        return alike
-    times = max(len(row["iterations"]) - 1 for row in rows if row["group"] == "iterated")
-    above = [f"*with {times} times the rollouts and updates:*"] + [""] * (len(iterated[0]) - 1)
-    return [*alike, above, *iterated]
+def iterations(rows: Rows) -> str:
+    """Sampled accuracy of every method after each iteration."""
+    tasks = tasks_of(rows)
+    count = max(len(row["iterations"]) for row in rows)
+    header = ["method", *(f"{task}: after {i}" for task in tasks for i in range(1, count))]
+    lines = [
+        [
+            label,
+            *(
+                text_of(scores(rows, task, variant, "sampled", i), _seeds(rows, task))
+                for task in tasks
+                for i in range(1, count)
+            ),
+        ]
+        for variant, label in variants_of(rows, "methods").items()
+        if variant != "base"
+    ]
+    return _table(header, lines)
 
 
 def summary(rows: Rows) -> str:
-    """The same, sampled accuracy alone, for the README."""
-    lines = _method_lines(rows, lambda task, variant: [mean(rows, task, variant, "sampled")])
-    return _table(["from the same rollouts, in equal updates", *tasks_of(rows)], lines)
+    """Sampled accuracy of the methods alone, for the README."""
+    tasks = tasks_of(rows)
+    lines = [
+        [label, *(text_of(scores(rows, task, variant, "sampled"), _seeds(rows, task)) for task in tasks)]
+        for variant, label in variants_of(rows, "methods").items()
+    ]
+    return _table(["three iterations, from as many sampled tokens", *tasks], lines)
 
 
 def tuned(rows: Rows) -> str:
@@ -102,10 +130,10 @@ def tuned(rows: Rows) -> str:
     for variant, label in variants_of(rows, "methods").items():
         cells = []
         for task in tasks:
-            chosen = next((r["actor"] for r in rows if (r["task"], r["variant"]) == (task, variant)), {})
+            chosen = next((r["actor"] for r in cells_of(rows, task, variant)), {})
             tried = [r for r in rows if r["task"] == task and r["variant"].startswith(f"{variant}@")]
             found = sorted(r["sampled"]["accuracy"] for r in tried)
-            setting = ", ".join(f"{'β' if key == 'beta' else key} {value:g}" for key, value in chosen.items())
+            setting = ", ".join(f"{'β' if key == 'beta' else key} {value}" for key, value in chosen.items())
             spread = f"; all {len(found)}: {100 * found[0]:.1f} to {100 * found[-1]:.1f}" if found else ""
             cells.append(setting + spread if chosen and found else "")
         if any(cells):
@@ -113,60 +141,31 @@ def tuned(rows: Rows) -> str:
     return _table(["method", *tasks], lines)
 
 
-def _critic(rows: Rows, task: str, variant: str, read: Callable[[dict], float]) -> str:
-    found = [r for r in rows if (r["task"], r["variant"]) == (task, variant) and "calibration" in r]
-    return f"{fmean(read(r['calibration']) for r in found):.3f}" if found else ""
+def _evidence(rows: Rows, task: str, variant: str, read: Callable[[dict], float]) -> str:
+    found = [read(r["evidence"]) for r in cells_of(rows, task, variant) if "evidence" in r]
+    return f"{fmean(found):.4f}" if found else ""
 
 
-def ablations(rows: Rows) -> str:
-    """Each change to DAPO: its difference in sampled and greedy accuracy, and the pairs trained on."""
-    tasks = tasks_of(rows)
-    header = ["changed"]
-    for task in tasks:
-        header += [f"{task}: sampled", "minus DAPO's", "pairs"]
-    lines = []
-    for variant, label in {"dapo": "DAPO, nothing changed", **variants_of(rows, "ablations")}.items():
-        line = [label]
-        for task in tasks:
-            pairs = [r["pairs"] for r in rows if (r["task"], r["variant"]) == (task, variant) and "pairs" in r]
-            line.append(mean(rows, task, variant, "sampled"))
-            line += ["" if variant == "dapo" else _versus(rows, task, variant), f"{fmean(pairs):.0f}" if pairs else ""]
-        lines.append(line)
-    return _table(header, lines)
-
-
-def sweep(rows: Rows, group: str) -> str:
-    """Accuracy along one setting."""
-    tasks = tasks_of(rows)
-    header = [title_of(group), *(f"{task}: {mode}" for task in tasks for mode in ("greedy", "sampled"))]
+def evidence(rows: Rows) -> str:
+    """Squared error of Q over trained pairs of iteration 1 against the truth, and k."""
+    labels = {"critic": "critic alone (the paper)", "outcomes": "outcomes alone", "shrunk": "critic shrunk to outcomes"}
+    names = {v: label for group in ("methods", "plans") for v, label in variants_of(rows, group).items()}
+    variants = [v for v in names if any("evidence" in r and r["variant"] == v for r in rows)]
+    header = ["Q", *(f"{task}, {names[v]}" for task in tasks_of(rows) for v in variants)]
     lines = [
-        [
-            variant.split("=")[1],
-            *(mean(rows, task, variant, mode) for task in tasks for mode in ("greedy", "sampled")),
-        ]
-        for variant in variants_of(rows, group)
+        [label, *(_evidence(rows, t, v, lambda e, n=name: e[n]) for t in tasks_of(rows) for v in variants)]
+        for name, label in labels.items()
     ]
-    return _table(header, lines)
+    fitted = [
+        [r["k"][0] for r in cells_of(rows, task, v) if r.get("k") and r["k"][0] is not None]
+        for task in tasks_of(rows)
+        for v in variants
+    ]
+    ks = [f"{min(found):.2g} to {max(found):.2g}" if found else "" for found in fitted]
+    return _table(header, [*lines, ["k, fitted: over the seeds", *ks]])
 
 
-def critics(rows: Rows) -> str:
-    """Critics and MC estimates against the truth, on states of unseen problems."""
-    tasks = tasks_of(rows)
-    header = ["critic"]
-    for task in tasks:
-        header += [f"{task}: Brier", "calibration error", "AUC", "(V − truth)²", "(MC − truth)²"]
-    labels = {"dapo": "cross-entropy, from the actor, 8 completions"}
-    labels |= {v: label for v, label in variants_of(rows, "ablations").items() if v in ("mse", "scratch")}
-    labels |= {v: f"{v.split('=')[1]} completions" for v in variants_of(rows, "completions") if v != "completions=8"}
-    readers: list[Callable[[dict], float]] = [
-        lambda c: c["critic"]["brier"],
-        lambda c: c["critic"]["calibration_error"],
-        lambda c: c["critic"]["auc"],
-        lambda c: c["critic"]["squared_error"] - c["noise"],
-        lambda c: c["mc"]["squared_error"] - c["noise"],
-    ]
-    lines = [
-        [label, *(_critic(rows, task, variant, read) for task in tasks for read in readers)]
-        for variant, label in labels.items()
-    ]
-    return _table(header, lines)
+def gain(rows: Rows, task: str, variant: str, other: str) -> Interval | None:
+    """The paired difference of two variants in sampled accuracy; None where no seed has both."""
+    own, base = scores(rows, task, variant, "sampled"), scores(rows, task, other, "sampled")
+    return paired(own, base) if own.keys() & base.keys() else None

@@ -45,6 +45,7 @@ class Pack:
         step_keys: ``(S, 3)`` int64: tree, state and candidate index.
         value_rows: ``(M,)`` int64, rows at which a value is read.
         value_targets: ``(M,)`` fp32, MC(s) of the state (NaN for candidates).
+        value_weights: ``(M,)`` fp32, outcomes behind the target (NaN for candidates).
         value_keys: ``(M, 3)`` int64; candidate index -1 is the state itself.
         tokens: Tokens that are not padding.
         flat_tokens: Tokens that one sequence per scored step or value would take.
@@ -62,6 +63,7 @@ class Pack:
     step_keys: torch.Tensor
     value_rows: torch.Tensor
     value_targets: torch.Tensor
+    value_weights: torch.Tensor
     value_keys: torch.Tensor
     tokens: int
     flat_tokens: int
@@ -202,6 +204,7 @@ class _Piece:
     step_keys: list[tuple[int, int, int]] = field(default_factory=list)
     value_rows: list[int] = field(default_factory=list)
     value_targets: list[float] = field(default_factory=list)
+    value_weights: list[float] = field(default_factory=list)
     value_keys: list[tuple[int, int, int]] = field(default_factory=list)
 
     @property
@@ -246,7 +249,9 @@ def _build(tree: Tree, tree_index: int, items: Sequence[_Item]) -> _Piece:
         key = (tree_index, item.state, item.candidate)
         if item.targets is None:
             piece.value_rows.append(int(row_of[ids[-1] if ids else node]))
-            piece.value_targets.append(state.mc if item.candidate < 0 and state.rewards else math.nan)
+            known = item.candidate < 0 and bool(state.rewards)
+            piece.value_targets.append(state.mc if known else math.nan)
+            piece.value_weights.append(len(state.rewards) if known else math.nan)
             piece.value_keys.append(key)
         else:
             candidate = state.candidates[item.candidate]
@@ -350,6 +355,7 @@ def _concatenate(pieces: Sequence[_Piece], lengths: Sequence[int] | None) -> Pac
             [row + o for p, o in zip(pieces, offsets, strict=True) for row in p.value_rows], dtype=torch.int64
         ),
         value_targets=torch.tensor([v for p in pieces for v in p.value_targets], dtype=torch.float32),
+        value_weights=torch.tensor([w for p in pieces for w in p.value_weights], dtype=torch.float32),
         value_keys=keys([k for p in pieces for k in p.value_keys]),
         tokens=tokens,
         flat_tokens=sum(piece.flat_tokens for piece in pieces),

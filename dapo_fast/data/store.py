@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
 from dapo_fast.errors import InputError
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 _VERSION_KEY = "dapo_fast.schema_version"
 _META_PREFIX = "dapo_fast.meta."
 
@@ -24,6 +24,9 @@ _CANDIDATE = pa.struct(
         ("count", pa.int32()),
         ("terminal", pa.bool_()),
         ("reward", pa.float32()),
+        ("right", pa.int32()),
+        ("n", pa.int32()),
+        ("value", pa.float32()),
         ("q", pa.float32()),
         ("advantage", pa.float32()),
         ("ref_logp", pa.float32()),
@@ -84,7 +87,10 @@ def _open(path: str | Path) -> pa.Table:
         raise InputError(f"{path}: not a readable tree shard ({error})") from error
     version = (table.schema.metadata or {}).get(_VERSION_KEY.encode(), b"none").decode()
     if version != SCHEMA_VERSION:
-        raise InputError(f"{path}: tree schema version {version}, this program reads {SCHEMA_VERSION}")
+        raise InputError(
+            f"{path}: tree schema version {version}, this program reads {SCHEMA_VERSION}: collect again, or read it "
+            "with the release that wrote it"
+        )
     return table
 
 

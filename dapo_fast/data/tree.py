@@ -30,15 +30,20 @@ class Trunk:
 
 @dataclass(slots=True)
 class Candidate:
-    """One unique first step among the completions of a state: an action of the paper.
+    """One unique next step of a state: an action of the paper.
+
+    It begins completions that were sampled from the state, or it is the step that a trunk takes there.
 
     Attributes:
         ids: Token ids of the step, its line break or end token included.
-        count: How many of the state's completions begin with it.
+        count: How many of the steps sampled at the state are this one; 0 for a step that only a trunk takes.
         terminal: The step ends the response, by an end token or by truncation inside it.
         reward: Verified reward of a terminal step; 0 for a truncated one and for every other.
-        q: Q(s, a): ``reward`` if terminal, else the critic's value of the state that the step leads to.
-        advantage: Q minus the mean of Q over the state's completions (duplicates counted).
+        right: How many of the ``n`` sampled continuations through the step ended right (``dapo_fast.evidence``).
+        n: Sampled continuations that are known to pass through the step.
+        value: The critic's V of the state that the step leads to; None for a terminal step.
+        q: Q(s, a): ``reward`` if terminal, else what the critic and the outcomes say together.
+        advantage: Q minus the mean of Q over the steps sampled at the state (duplicates counted).
         ref_logp: log π_ref(a|s), nats, summed over the step's tokens.
         logp_after: The same under the trained policy.
     """
@@ -47,6 +52,9 @@ class Candidate:
     count: int
     terminal: bool
     reward: float
+    right: int = 0
+    n: int = 0
+    value: float | None = None
     q: float | None = None
     advantage: float | None = None
     ref_logp: float | None = None
@@ -60,8 +68,9 @@ class State:
     Attributes:
         trunk: Index of the first trunk that passes through this state.
         step: Number of steps before the state (0: the prompt alone).
-        rewards: Verified reward of each completion sampled from here.
-        candidates: Unique first steps of those completions.
+        rewards: Verified reward of each completion sampled from here; where none is (``collect.completions`` 0), of
+            each sampled response that passes through.
+        candidates: Unique next steps: those of completions, and those that trunks take.
         value: The critic's V(s).
         kept: Whether the advantage-gap filter kept the state; None before advantages are computed.
     """

@@ -38,7 +38,7 @@ def _advantages_of(run: Run, iteration: Iteration, trees: TreeSummary) -> str:
     if trees.gaps.sum():
         figures.append(_gaps(iteration, trees, settings.advantages.gap))
     if len(trees.moves):
-        figures.append(_moves(iteration, trees, settings.actor.beta))
+        figures.append(_moves(iteration, trees, _beta(iteration, settings.actor.beta)))
     if not trees.pairs:
         note += missing("No state passes the gap filter, so the actor has nothing to learn from in this iteration.")
     elif not len(trees.moves):
@@ -150,11 +150,17 @@ def moves_chart(moves: np.ndarray) -> Chart:
     return chart
 
 
-def _moves(iteration: Iteration, trees: TreeSummary, beta: float) -> str:
+def _beta(iteration: Iteration, asked: float | str) -> float | None:
+    """β of the actor that was trained; by rule it is known from its stage alone."""
+    found = (iteration.stages["actor"].done or {}).get("beta", asked)
+    return found if isinstance(found, (int, float)) else None
+
+
+def _moves(iteration: Iteration, trees: TreeSummary, beta: float | None) -> str:
     rows = [[f"{r[0]:+.3f}", f"{r[1]:,}", f"{r[2]:+.2f}", f"{r[3]:+.2f}", f"{r[4]:+.2f}"] for r in moved(trees.moves)]
     data = table(f"Moves, {iteration.name}", ["mean Â", "pairs", "25%", "median", "75%"], rows)
     text = (
         f"How {len(trees.moves):,} trained pairs moved: median and quartiles of log π after − before, in groups of "
-        f"equal size. The loss pulls each towards Â/β, here {1 / beta:g} nats a unit of Â."
+        "equal size. The loss pulls each towards Â/β" + (f", here {1 / beta:.3g} nats a unit of Â." if beta else ".")
     )
     return figure(moves_chart(trees.moves).svg(), "What training did.", text, data)

@@ -1,9 +1,13 @@
 """A.1 and A.2: problems in, shards of step trees out (arXiv 2412.18279, Algorithm 1).
 
-For each problem, responses are sampled and verified, some are kept as trunks, and from every state of the trunks
-completions are sampled and verified. A response that did not finish is wrong. The shard is the unit of work: it is a
-function of the settings, the seed and its problems alone, is written whole or not at all, and is never done twice, so
-a killed collection resumes at its first missing shard and ends with the same store.
+For each problem, responses are sampled and verified, some are kept as trunks, and from the states of the trunks
+completions are sampled and verified (``completions``; of every ``every_state``-th state), or candidate steps alone
+(``first_steps``), or nothing: then every response is a trunk and what it says is all that is known. With
+``reuse_samples`` the responses are the prompt's completions. A response that did not finish is wrong.
+
+The shard is the unit of work: it is a function of the settings, the seed and its problems alone, is written whole or
+not at all, and is never done twice, so a killed collection resumes at its first missing shard and ends with the same
+store.
 """
 
 from __future__ import annotations
@@ -13,8 +17,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,10 +26,20 @@ from dapo_fast.config import CollectSettings
 from dapo_fast.config import digest as digest_of
 from dapo_fast.data.problems import Problem
 from dapo_fast.data.store import shard_meta, write_shard
-from dapo_fast.data.tree import Candidate, State, Tree, Trunk
+from dapo_fast.data.tree import State, Tree, Trunk
 from dapo_fast.errors import InputError
+from dapo_fast.evidence import Continuation
 from dapo_fast.rewards import verify_many
 from dapo_fast.rollout.engine import Engine, Sample, SamplingParams
+from dapo_fast.rollout.grow import (
+    Sampled,
+    add_evidence,
+    add_trunk_steps,
+    candidates_of,
+    choose_trunks,
+    decision_point,
+    states_of,
+)
 from dapo_fast.rollout.steps import Splitter
 from dapo_fast.rundir import add_seconds, seconds_of, write_json
 
@@ -56,7 +69,7 @@ def collect(
     Args:
         problems: With distinct ids; shard i holds problems ``i * shard_problems`` and following.
         engine: Samples from the policy, which is generator and completer alike.
-        settings: See ``CollectSettings``; ``Completions`` says what the options do.
+        settings: See ``CollectSettings``.
         encode: A problem's prompt as token ids.
         verify: Whether the text of a finished response is right.
         seed: With a shard's number, decides its samples.
@@ -165,33 +178,6 @@ class _Progress:
 # ------------------------------------------------------------------------------------------------ one shard
 
 
-@dataclass
-class Completions:
-    """What was sampled from one state, whoever sampled it.
-
-    - ``reuse_samples``: at the prompt these are the responses of A.1, all of them; no others are drawn there.
-    - ``count_trunk``: every trunk through a state is one more completion of it. Trunks are chosen by outcome (half
-      right, half wrong where possible), so this draws MC towards one half.
-    - ``skip_decided``: see ``decision_point``.
-    """
-
-    budget: int
-    ids: list[list[int]] = field(default_factory=list)
-    finished: list[bool] = field(default_factory=list)
-    rewards: list[float] = field(default_factory=list)
-
-    def add(self, ids: list[int], finished: bool, reward: float) -> None:
-        """One more completion."""
-        self.ids.append(ids)
-        self.finished.append(finished)
-        self.rewards.append(reward)
-
-    @property
-    def decided(self) -> bool:
-        """Whether all verdicts agree."""
-        return len(set(self.rewards)) == 1
-
-
 class _Shard:
     """Trees of a few problems, sampled together so that the engine's batch is full."""
 
@@ -220,13 +206,26 @@ class _Shard:
     def collect(self) -> list[Tree]:
         responses = self._responses()
         trees = [self._grow(i, samples, rewards) for i, (samples, rewards) in enumerate(responses)]
-        completions = self._complete(trees, responses)
-        for tree, of_states in zip(trees, completions, strict=True):
+        sampled = self._sample_states(trees, responses)
+        for tree, of_states, (samples, rewards) in zip(trees, sampled, responses, strict=True):
+            known = [Continuation(tuple(s.ids), 0, r) for s, r in zip(samples, rewards, strict=True)]
             for state, found in zip(tree.states, of_states, strict=True):
                 state.rewards = found.rewards
                 state.candidates = candidates_of(found, self.splitter)
+                if self._completed(state):
+                    prefix = tree.response_prefix(state)
+                    known += [
+                        Continuation((*prefix, *ids), len(prefix), reward)
+                        for ids, reward in zip(found.ids, found.rewards, strict=True)
+                    ]
+            add_trunk_steps(tree)
+            add_evidence(tree, known)
         self._count(trees)
         return trees
+
+    def _completed(self, state: State) -> bool:
+        """Whether completions are sampled from ``state``; else it has those responses that pass through it."""
+        return self.settings.completions > 0 and not (self.settings.reuse_samples and state.step == 0)
 
     # A.1 ------------------------------------------------------------------------------------------------------
 
@@ -241,10 +240,12 @@ class _Shard:
     def _grow(self, index: int, samples: list[Sample], rewards: list[float]) -> Tree:
         """The tree of one problem: its trunks and the states that they pass through."""
         problem = self.problems[index]
+        # Without completions a response is all that is known of its states: every distinct one is a trunk.
+        kept = self.settings.kept if self.settings.completions else len(samples)
         trunks = []
-        for kept in choose_trunks([tuple(s.ids) for s in samples], rewards, self.settings.kept):
-            ids = samples[kept].ids
-            trunks.append(Trunk(ids, self.splitter.split(ids), rewards[kept], samples[kept].finished))
+        for chosen in choose_trunks([tuple(s.ids) for s in samples], rewards, kept):
+            ids = samples[chosen].ids
+            trunks.append(Trunk(ids, self.splitter.split(ids), rewards[chosen], samples[chosen].finished))
         return Tree(
             problem_id=problem.id,
             prompt=problem.prompt,
@@ -258,22 +259,24 @@ class _Shard:
 
     # A.2 ------------------------------------------------------------------------------------------------------
 
-    def _complete(
+    def _sample_states(
         self, trees: list[Tree], responses: list[tuple[list[Sample], list[float]]]
-    ) -> list[list[Completions]]:
-        """The completions of every state of every tree."""
+    ) -> list[list[Sampled]]:
+        """What is sampled from every state of every tree."""
         settings = self.settings
-        found = [[Completions(settings.max_tokens - len(t.response_prefix(s))) for s in t.states] for t in trees]
+        found = [[Sampled(settings.max_tokens - len(t.response_prefix(s))) for s in t.states] for t in trees]
         wanted = []
         for index, tree in enumerate(trees):
             for number, state in enumerate(tree.states):
-                if settings.reuse_samples and state.step == 0:
-                    for sample, reward in zip(*responses[index], strict=True):
-                        found[index][number].add(sample.ids, sample.finished, reward)
-                else:
+                if self._completed(state):
                     wanted.append((index, number))
+                    continue
+                prefix = tree.response_prefix(state)
+                for sample, reward in zip(*responses[index], strict=True):
+                    if sample.ids[: len(prefix)] == prefix and len(sample.ids) > len(prefix):
+                        found[index][number].add(sample.ids[len(prefix) :], sample.finished, reward)
         rounds = [settings.completions]
-        if settings.skip_decided:
+        if settings.skip_decided and settings.completions:
             first = decision_point(settings.completions, settings.decided_error)
             rounds = [first, settings.completions - first]
         for number, size in enumerate(rounds):
@@ -282,36 +285,61 @@ class _Shard:
                 self._tokens["skipped_completions"] += size * (len(wanted) - len(undecided))
                 wanted = undecided
             if size and wanted:
-                self._complete_round(f"completions/{number}", trees, wanted, size, found)
-        if settings.count_trunk:
-            _add_trunks(trees, found, settings.reuse_samples)
+                self._complete(f"completions/{number}", trees, wanted, size, found)
+        if settings.first_steps:
+            self._first_steps(trees, found)
         return found
 
-    def _complete_round(
+    def _complete(
         self,
         phase: str,
         trees: list[Tree],
         wanted: list[tuple[int, int]],
         size: int,
-        found: list[list[Completions]],
+        found: list[list[Sampled]],
     ) -> None:
+        """``size`` more completions of each of the ``wanted`` states."""
+        for (i, s), group, rewards in self._continue(phase, trees, wanted, size, found, stop=None):
+            for sample, reward in zip(group, rewards, strict=True):
+                found[i][s].add(sample.ids, sample.finished, reward)
+
+    def _first_steps(self, trees: list[Tree], found: list[list[Sampled]]) -> None:
+        """Candidates sampled alone: the engine stops at the end of the first step, and no outcome is known."""
+        wanted = [(i, s) for i, tree in enumerate(trees) for s in range(len(tree.states))]
+        size, stop = self.settings.first_steps, self.settings.splitter
+        for (i, s), group, rewards in self._continue("first steps", trees, wanted, size, found, stop):
+            for sample, reward in zip(group, rewards, strict=True):
+                terminal = sample.finished or len(sample.ids) >= found[i][s].budget
+                found[i][s].first_steps.append((sample.ids, terminal, reward))
+
+    def _continue(
+        self,
+        phase: str,
+        trees: list[Tree],
+        wanted: list[tuple[int, int]],
+        size: int,
+        found: list[list[Sampled]],
+        stop: str | None,
+    ) -> Iterator[tuple[tuple[int, int], list[Sample], list[float]]]:
+        """Samples of each of the ``wanted`` (tree, state) pairs, with the reward of each that finished."""
         states = [(trees[i], trees[i].states[s]) for i, s in wanted]
         prefixes = [tree.response_prefix(state) for tree, state in states]
         prompts = [tree.prompt_ids + prefix for (tree, _), prefix in zip(states, prefixes, strict=True)]
-        groups = self._sample(phase, prompts, size, [found[i][s].budget for i, s in wanted])
+        groups = self._sample(phase, prompts, size, [found[i][s].budget for i, s in wanted], stop)
         whole = [
             (i, prefix + sample.ids, sample.finished)
             for (i, _), prefix, group in zip(wanted, prefixes, groups, strict=True)
             for sample in group
         ]
         rewards = iter(self._rewards(whole))
-        for (i, s), group in zip(wanted, groups, strict=True):
-            for sample in group:
-                found[i][s].add(sample.ids, sample.finished, next(rewards))
+        for place, group in zip(wanted, groups, strict=True):
+            yield place, group, [next(rewards) for _ in group]
 
     # Sampling and verdicts --------------------------------------------------------------------------------------
 
-    def _sample(self, phase: str, prompts: list[list[int]], n: int, budgets: list[int]) -> list[list[Sample]]:
+    def _sample(
+        self, phase: str, prompts: list[list[int]], n: int, budgets: list[int], stop: str | None = None
+    ) -> list[list[Sample]]:
         first = phase == "responses"
         done = 0
         total = n * len(prompts)
@@ -330,6 +358,7 @@ class _Shard:
             temperature=self.settings.temperature,
             top_p=self.settings.top_p,
             seed=int.from_bytes(hashlib.sha256(f"{self.seed}/{phase}".encode()).digest()[:6], "big"),
+            stop=stop,
         )
         groups = self.engine.generate(prompts, params, advance)
         tokens = sum(len(sample.ids) for group in groups for sample in group)
@@ -362,7 +391,7 @@ class _Shard:
             "states": len(states),
             "all_wrong": sum(state.mc == 0 for state in states),
             "all_right": sum(state.mc == 1 for state in states),
-            "completions": sum(len(state.rewards) for state in states),
+            "completions": sum(len(s.rewards) for s in states if self._completed(s)),
             "pairs": sum(len(state.candidates) for state in states),
             "response_tokens": self._tokens["response_tokens"],
             "completion_tokens": self._tokens["completion_tokens"],
@@ -370,83 +399,3 @@ class _Shard:
             "boundaries": self.splitter.boundaries,
             "moved_boundaries": self.splitter.moved,
         }
-
-
-# ------------------------------------------------------------------------------------------------ the rules
-
-
-def choose_trunks(responses: Sequence[tuple[int, ...]], rewards: Sequence[float], kept: int) -> list[int]:
-    """Indices of at most ``kept`` distinct responses, right and wrong as balanced as possible, earliest first.
-
-    Where one side is short the other fills up; where both are, fewer are kept, since a response that repeats another
-    has no states of its own.
-    """
-    distinct = list({response: index for index, response in reversed(list(enumerate(responses)))}.values())
-    right = sorted(index for index in distinct if rewards[index] > 0)
-    wrong = sorted(index for index in distinct if rewards[index] == 0)
-    half = min(len(right), kept // 2)
-    chosen_wrong = wrong[: kept - half]
-    return sorted(right[: kept - len(chosen_wrong)] + chosen_wrong)
-
-
-def states_of(trunks: Sequence[Trunk], every: int = 1) -> list[State]:
-    """The states of ``trunks``: the prompt and each ``every``-th step boundary, but not the end; each prefix once."""
-    seen: set[tuple[int, ...]] = set()
-    states = []
-    for index, trunk in enumerate(trunks):
-        for step, end in enumerate([0, *trunk.step_ends[:-1]]):
-            prefix = tuple(trunk.ids[:end])
-            if step % every or prefix in seen:
-                continue
-            seen.add(prefix)
-            states.append(State(index, step, [], []))
-    return states
-
-
-def candidates_of(completions: Completions, splitter: Splitter) -> list[Candidate]:
-    """The unique first steps of a state's completions, in order of appearance.
-
-    A completion that is a single step ends the response: with its verified reward if it finished, with 0 if
-    ``max_tokens`` cut it.
-    """
-    found: dict[tuple[int, ...], Candidate] = {}
-    of_ids: dict[tuple[int, ...], tuple[int, ...]] = {}
-    for ids, reward in zip(completions.ids, completions.rewards, strict=True):
-        whole = tuple(ids)
-        if whole not in of_ids:
-            of_ids[whole] = whole[: splitter.first(ids)]
-        step = of_ids[whole]
-        if step in found:
-            found[step].count += 1
-            continue
-        terminal = len(step) == len(ids)
-        found[step] = Candidate(list(step), 1, terminal, reward if terminal else 0.0)
-    return list(found.values())
-
-
-def decision_point(completions: int, error: float) -> int:
-    """After how many agreeing verdicts a state is decided, so that sampling stops there.
-
-    The smallest k for which, when the first k of m verdicts agree, the expected squared difference between MC over
-    these k (0 or 1) and MC over all m is at most ``error``, the state's success rate being uniform a priori: with
-    r = m - k verdicts left, of which X disagree, X is beta-binomial with parameters (r, 1, k + 1), and the expected
-    squared difference is E[X²]/m² = [r / (k + 2) + 2 r (r - 1) / ((k + 2)(k + 3))] / m². Whatever the prior, a state of
-    success rate p is taken for all wrong with probability (1 - p)^k, and for all right with p^k.
-    """
-    m = completions
-    for k in range(1, m):
-        r = m - k
-        if (r / (k + 2) + 2 * r * (r - 1) / ((k + 2) * (k + 3))) / m**2 <= error:
-            return k
-    return m
-
-
-def _add_trunks(trees: list[Tree], found: list[list[Completions]], reused: bool) -> None:
-    for tree, of_states in zip(trees, found, strict=True):
-        for state, completions in zip(tree.states, of_states, strict=True):
-            if reused and state.step == 0:
-                continue
-            prefix = tree.response_prefix(state)
-            for trunk in tree.trunks:
-                if trunk.ids[: len(prefix)] == prefix and len(trunk.ids) > len(prefix):
-                    completions.add(trunk.ids[len(prefix) :], trunk.finished, trunk.reward)

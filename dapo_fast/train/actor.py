@@ -19,6 +19,7 @@ from dapo_fast.data.store import read_trees
 from dapo_fast.data.tree import Tree
 from dapo_fast.errors import InputError
 from dapo_fast.models.readpath import PackObjective, PolicyReader
+from dapo_fast.targets import beta_of, subtract_log_partition
 from dapo_fast.train.loop import Batch, train
 from dapo_fast.train.parallel import World, open_world
 from dapo_fast.train.stage import Dealer, Epochs, finish, finished, policy_reader, read_values
@@ -41,11 +42,13 @@ class ActorTask:
         settings: ActorSettings,
         dealer: Dealer,
         seed: int,
+        beta: float,
         objective: PackObjective | None = None,
     ) -> None:
         self._reader = reader
         self._trees = trees
-        self._beta = settings.beta
+        self._beta = beta
+        self._kl_budget = settings.kl_budget
         self._objective = objective or "direct_advantage"
         self._dealer = dealer
         self._batches: Epochs[list[Group]] = Epochs(
@@ -68,6 +71,12 @@ class ActorTask:
         out = self._reader(pack, self._beta, count, self._objective)
         return out.loss, out.step_logps
 
+    def halt(self, metrics: dict[str, float]) -> str | None:
+        """Why training ends here: the step's divergence from the reference has passed ``kl_budget``."""
+        if self._kl_budget is None or metrics["kl_reference"] <= self._kl_budget:
+            return None
+        return f"KL to the reference {metrics['kl_reference']:.3g} nats, over actor.kl_budget {self._kl_budget:g}"
+
     def metrics(self, packs: Sequence[Pack], values: Tensor) -> dict[str, float]:
         """How far the policy has moved from the reference, and how much of the target it has met.
 
@@ -80,6 +89,8 @@ class ActorTask:
         counts = torch.tensor([self._trees[t].states[s].candidates[c].count for t, s, c in keys], dtype=torch.float64)
         low, middle, high = torch.quantile(u, torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)).tolist()
         kl = torch.expm1(u.clamp(max=20.0)) - u
+        if not counts.any():
+            counts = torch.ones_like(counts)  # a batch of steps that only trunks take
         zero_loss = target.square().sum()
         return {
             "explained": (1 - (target - u).square().sum() / zero_loss).item() if zero_loss > 0 else 0.0,
@@ -132,12 +143,24 @@ def train_actor(
         reader = policy_reader(policy, settings, model, parallel, world)
         dealer = Dealer(world, reader.model, settings.pack_tokens)
         _fill_reference(trees, reader, dealer, world, out / "reference", digest)
-        task = ActorTask(reader, trees, settings, dealer, seed, objective)
+        beta = _set_targets(trees, settings)
+        task = ActorTask(reader, trees, settings, dealer, seed, beta, objective)
         train(task, reader, reader.model, settings, world, out, seed, digest, parallel.tracker)
         _write_scores(out / "scores.parquet", trees[:SCORED_TREES], reader, dealer, world)
         pairs = sum(len(trees[t].states[s].candidates) for t, s in groups)
-        summary = {"steps": task.steps, "states": len(groups), "pairs": pairs}
+        summary = {"steps": task.steps, "states": len(groups), "pairs": pairs, "beta": beta}
         return finish(out, digest, reader.model, policy, world, summary)
+
+
+def _set_targets(trees: Sequence[Tree], settings: ActorSettings) -> float:
+    """β, by rule or as given; with ``log_partition`` the advantages in memory become those of feasible targets."""
+    try:
+        beta = beta_of(trees, settings.beta)
+    except ValueError as error:
+        raise InputError(f"actor.{error}: nothing to train the actor on") from error
+    if settings.log_partition:
+        subtract_log_partition(trees, beta)
+    return beta
 
 
 def _read_logps(trees: Sequence[Tree], reader: PolicyReader, dealer: Dealer, world: World) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from dapo_fast.config import Config
+from dapo_fast.config import CollectSettings, Config
 from dapo_fast.models.loading import load_config_of, new_causal_lm
 
 PROBLEMS = 1000  # where neither the caller nor the settings name a number
@@ -77,6 +77,39 @@ def _count(tokens: float) -> str:
     return f"{tokens / 1e9:.2f} G" if tokens >= 1e9 else f"{tokens / 1e6:.1f} M"
 
 
+def sampled_tokens(collect: CollectSettings, problems: int, lengths: Lengths) -> float:
+    """Tokens that one collection samples: responses, completions of the states, first steps."""
+    kept = collect.kept if collect.completions else collect.samples
+    # Every kept response brings its step boundaries; the prompt is one state more.
+    boundaries = kept * (lengths.steps - 1) / collect.every_state
+    states = boundaries + (0 if collect.reuse_samples else 1)
+    completion = lengths.response * (lengths.steps + 1) / (2 * lengths.steps)
+    first_steps = (boundaries + 1) * collect.first_steps * lengths.response / lengths.steps
+    return problems * (collect.samples * lengths.response + states * collect.completions * completion + first_steps)
+
+
+PLANS: dict[str, dict[str, object]] = {
+    "16 completions of every state (the paper)": {"completions": 16, "every_state": 1, "reuse_samples": False},
+    "8 completions of every state": {"completions": 8, "every_state": 1, "reuse_samples": True},
+    "2 completions of every state": {"completions": 2, "every_state": 1, "reuse_samples": True},
+    "2 completions of every second state": {"completions": 2, "every_state": 2, "reuse_samples": True},
+    "no completions, 8 first steps of every state": {"completions": 0, "first_steps": 8, "every_state": 1},
+    "responses alone": {"completions": 0, "first_steps": 0, "every_state": 1},
+}
+
+
+def plans(config: Config, problems: int | None = None, lengths: Lengths | None = None) -> str:
+    """Tokens that each sampling plan takes for an iteration, at the settings' samples and kept responses, as text."""
+    lengths = lengths or Lengths()
+    problems = problems or config.data.limit or PROBLEMS
+    own = sampled_tokens(config.collect, problems, lengths)
+    lines = ["tokens sampled by other plans, from as many responses, and their share of these settings':"]
+    for name, change in PLANS.items():
+        tokens = sampled_tokens(config.collect.model_copy(update={"first_steps": 0} | change), problems, lengths)
+        lines.append(f"  {name:<45} {_count(tokens):>10} {tokens / own:7.0%}")
+    return "\n".join(lines)
+
+
 def iteration_cost(
     model: str | Path, config: Config, problems: int | None = None, lengths: Lengths | None = None
 ) -> IterationCost:
@@ -94,14 +127,14 @@ def iteration_cost(
     flop = _Flop(model)
     collect = config.collect
     step = lengths.response / lengths.steps
-    # The prompt is one state; every kept response brings its other step boundaries.
-    states = problems * (1 + collect.kept * (lengths.steps - 1) / collect.every_state)
-    completion = lengths.response * (lengths.steps + 1) / (2 * lengths.steps)
-    sampled = problems * collect.samples * lengths.response + states * collect.completions * completion
+    kept = collect.kept if collect.completions else collect.samples
+    states = problems * (1 + kept * (lengths.steps - 1) / collect.every_state)
+    sampled = sampled_tokens(collect, problems, lengths)
     depth = lengths.prompt + lengths.response / 2
-    trunks = problems * (lengths.prompt + collect.kept * lengths.response)
-    candidates = states * collect.completions * step
-    pairs = states * collect.completions
+    trunks = problems * (lengths.prompt + kept * lengths.response)
+    # Steps that only trunks take are in the trunks already.
+    pairs = states * (collect.completions + collect.first_steps)
+    candidates = pairs * step
     critic = config.critic.epochs * trunks
     values = trunks + candidates
     actor = config.actor.epochs * values

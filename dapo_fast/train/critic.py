@@ -23,6 +23,7 @@ from dapo_fast.data.packing import (
 from dapo_fast.data.store import read_trees
 from dapo_fast.data.tree import Tree, is_heldout
 from dapo_fast.errors import InputError
+from dapo_fast.evidence import ASSUMED, fit_shrinkage
 from dapo_fast.models.loading import load_value_model, resolve_device
 from dapo_fast.models.readpath import ValueReader
 from dapo_fast.rundir import write_json
@@ -64,6 +65,9 @@ class CriticTask:
         """The pack's share of the loss, and V of its states."""
         out = self._reader(pack, count, self._objective)
         return out.loss, out.values
+
+    def halt(self, metrics: dict[str, float]) -> None:
+        """Never: every step is done."""
 
     def metrics(self, packs: Sequence[Pack], values: Tensor) -> dict[str, float]:
         """Mean value, mean target and squared error of the batch."""
@@ -119,7 +123,14 @@ def train_critic(
         if world.rank == 0:
             write_json(out / "heldout.json", measured)
         # The tokenizer comes along from the policy: the critic reads the policy's tokens.
-        summary = {"steps": task.steps, "states": len(critic_groups(training)), "heldout": measured.get("critic")}
+        k = measured.get("shrinkage", {"k": ASSUMED})["k"]
+        log.info("critic: worth %.2g sampled outcomes (k, fitted on held-out states)", k)
+        summary = {
+            "steps": task.steps,
+            "states": len(critic_groups(training)),
+            "heldout": measured.get("critic"),
+            "k": k,
+        }
         return finish(out, digest, reader.model, policy, world, summary)
 
 
@@ -144,11 +155,12 @@ def _measure_heldout(
         "states": len(states),
         "critic": measure(values.double(), correct, sampled),
         "constant": measure(constant, correct, sampled),
+        "shrinkage": fit_shrinkage(values.tolist(), correct.tolist(), sampled.tolist()),
     }
 
 
 class ValueFiller:
-    """Reads V of every state and Q of every candidate with a trained critic, in this process."""
+    """Reads V of every state and of what every candidate leads to with a trained critic, in this process."""
 
     def __init__(self, critic: Path, model: ModelSettings, pack_tokens: int) -> None:
         """Load the critic in ``critic`` onto ``model.device``.
@@ -161,20 +173,15 @@ class ValueFiller:
         self._pack_tokens = pack_tokens
 
     def __call__(self, trees: Sequence[Tree]) -> None:
-        """Set ``value`` of every state and ``q`` of every candidate: its reward where it ends the response."""
+        """Set ``value`` of every state, and of every candidate that does not end its response."""
         lengths = pad_lengths(self._pack_tokens, self._device)
-        for tree in trees:
-            for state in tree.states:
-                for candidate in state.candidates:
-                    if candidate.terminal:
-                        candidate.q = candidate.reward
         for pack in pack_candidates(trees, self._pack_tokens, lengths):
             values = self._reader.values(pack.to(self._device)).tolist()
             for (tree, state, candidate), value in zip(pack.value_keys.tolist(), values, strict=True):
                 if candidate < 0:
                     trees[tree].states[state].value = value
                 else:
-                    trees[tree].states[state].candidates[candidate].q = value
+                    trees[tree].states[state].candidates[candidate].value = value
 
 
 def fill_values(trees: Sequence[Tree], critic: Path, model: ModelSettings, pack_tokens: int) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dapo_fast.config import OptimSettings
 from dapo_fast.data.packing import Pack
-from dapo_fast.rundir import write_json
+from dapo_fast.rundir import read_json, write_json
 from dapo_fast.signals import handled
 from dapo_fast.train.checkpoint import Checkpoints, training_state
 from dapo_fast.train.optim import clip_gradients, learning_rate, make_optimizer, set_rate
@@ -70,6 +70,12 @@ class Task(Protocol):
     def metrics(self, packs: Sequence[Pack], values: Tensor) -> dict[str, float]:
         """What to report of a step, from the values ``(items,)`` fp64 of ``packs`` in order."""
 
+    def halt(self, metrics: dict[str, float]) -> str | None:
+        """Why training should end with this step, before ``steps``; None: it goes on. The same on every rank."""
+
+
+HALTED = "halted.json"  # written where a task ended before its last step
+
 
 class NonFiniteError(ArithmeticError):
     """A loss or gradient that is not a number."""
@@ -105,16 +111,17 @@ def train(
     optimizer = make_optimizer(trained, settings)
     checkpoints = Checkpoints(directory / "checkpoints", world, settings.keep_checkpoints, digest)
     start = checkpoints.resume(training_state(model, optimizer, settings.optimizer_state))
+    steps = _halted(directory, task.steps)
     if start:
-        log.info("%s: resuming after step %d of %d", task.name, start, task.steps)
+        log.info("%s: resuming after step %d of %d", task.name, start, steps)
     meter = Meter(model, world)
     telemetry = Telemetry(directory, world, task.name, start, task.steps, tracker, settings.model_dump())
     metrics: dict[str, float] = {}
     stop = _StopSignals()
     heard = handled((signal.SIGTERM, signal.SIGINT), stop)
     with closing(telemetry), heard, ThreadPoolExecutor(1, "batches") as ahead:
-        upcoming = ahead.submit(task.batch, start) if start < task.steps else None
-        for step in range(start, task.steps):
+        upcoming = ahead.submit(task.batch, start) if start < steps else None
+        for step in range(start, steps):
             began = time.perf_counter()
             batch = upcoming.result()
             upcoming = ahead.submit(task.batch, step + 1) if step + 1 < task.steps else None
@@ -135,9 +142,17 @@ def train(
             metrics["memory_gib"] = report.memory
             telemetry.log(step + 1, metrics)
             done = step + 1
-            if done % settings.save_every == 0 or done == task.steps or report.signal:
+            reason = task.halt(metrics) if done < task.steps else None
+            if done % settings.save_every == 0 or done == task.steps or report.signal or reason:
                 telemetry.sync()
                 checkpoints.save(done, training_state(model, optimizer, settings.optimizer_state))
+            if reason:
+                log.warning("%s: ended after step %d of %d: %s", task.name, done, task.steps, reason)
+                checkpoints.wait()
+                if world.rank == 0:
+                    # After its checkpoint: a run that dies between the two does the step again and halts again.
+                    write_json(directory / HALTED, {"step": done, "reason": reason})
+                break
             if report.signal and done < task.steps:
                 checkpoints.wait()
                 name = signal.Signals(report.signal).name
@@ -145,6 +160,12 @@ def train(
                 raise SystemExit(128 + report.signal)
     checkpoints.wait()
     return metrics
+
+
+def _halted(directory: Path, steps: int) -> int:
+    """How many steps there are to do: as many as planned, or where an earlier process halted the task."""
+    path = directory / HALTED
+    return read_json(path)["step"] if path.exists() else steps
 
 
 def _accumulate(task: Task, root: nn.Module, batch: Batch, world: World) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,9 @@ class SftTask:
         out = self._reader(pack, normalizer=count, objective="cross_entropy")
         return out.loss, out.step_logps
 
+    def halt(self, metrics: dict[str, float]) -> None:
+        """Never: every step is done."""
+
     def metrics(self, packs: Sequence[Pack], values: Tensor) -> dict[str, float]:
         """The mean probability of a whole response."""
         return {"response_probability": values.exp().mean().item()}

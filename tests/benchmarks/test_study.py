@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.study.baselines import correct_responses, dpo, preference_trees  # noqa: E402
 from benchmarks.study.config import (  # noqa: E402
-    ablation_cells,
+    changed_cells,
     config_of,
     load_study,
     method_cells,
@@ -33,26 +33,28 @@ from dapo_fast.tasks import get_task  # noqa: E402
 STUDY = {
     "preset": "arithmetic",
     "settings": {
-        "by_iteration": {},
         "iterations": 1,
         "data": {"limit": 12, "heldout_limit": 10},
         "sft": {"steps": 40},
         "critic": {"epochs": 1, "heldout_fraction": 0.3},
-        "actor": {"steps": 3},
+        "actor": {"steps": 3, "batch_pairs": 128},
         "evaluate": {"samples": 2},
     },
     "tasks": ["instruments"],
     "seeds": [0],
     "tuning_seed": 9,
-    "calibration": {"problems": 2, "completions": 8},
+    "truth": {"pairs": 6, "completions": 8},
     "methods": {
         "base": {"label": "base", "trains": "nothing"},
         "rejection": {"label": "rejection", "trains": "correct responses", "grid": [{"lr": 1e-4}, {"lr": 1e-3}]},
         "dpo": {"label": "DPO", "trains": "preference pairs", "grid": [{"beta": 0.1}]},
-        "dapo": {"label": "DAPO", "grid": [{"beta": 0.1}]},
+        "dapo": {"label": "DAPO"},
     },
-    "ablations": {"scratch": {"label": "scratch", "settings": {"critic": {"init": "scratch"}}}},
-    "sweeps": {"beta": {"label": "β", "setting": "actor.beta", "values": [0.1, 0.2]}},
+    "plans": {"alone": {"label": "responses alone", "settings": {"collect": {"completions": 0}}}},
+    "rules": {
+        "scratch": {"label": "scratch", "settings": {"critic": {"init": "scratch"}}},
+        "auto": {"label": "the same as DAPO", "settings": {"actor": {"beta": "auto"}}},
+    },
 }
 
 
@@ -108,17 +110,17 @@ def test_rejection_sampling_streams_distinct_correct_responses():
         correct_responses([wrong], 2, seed=0)
 
 
-@pytest.mark.parametrize("name", ["study", "study-pretrained"])
-def test_committed_study_is_valid(name):
-    study = load_study(ROOT / "benchmarks" / "study" / f"{name}.yaml")
-    for sweep in study.sweeps.values():
-        section, key = sweep.setting.split(".")
-        assert hasattr(getattr(load_config(preset="arithmetic"), section), key)
+def test_committed_study_is_valid():
+    study = load_study(ROOT / "benchmarks" / "study" / "study.yaml")
     for task in study.tasks:
-        cells = tuning_cells(study, task) + method_cells(study, task, 0) + ablation_cells(study, task, 0)
-        configs = [config_of(study, cell, {}) for cell in cells]
-        assert len({cell.variant for cell in cells}) == len(cells)
-        assert any(config.iterations == 3 for config in configs)
+        cells = tuning_cells(study, task) + method_cells(study, task, 0) + changed_cells(study, task, 0)
+        configs = {cell.variant: config_of(study, cell, {}) for cell in cells}
+        assert len(configs) == len(cells)
+        assert all(config.iterations == 3 for config in configs.values())
+        # DAPO runs as the preset has it, but for the start and the guard that all cells share.
+        ours = configs["dapo"].model_dump() | {"sft": None, "keep_best": True}
+        preset = load_config(preset="arithmetic", overrides=[f"data.task={task}"]).model_dump() | {"sft": None}
+        assert ours == preset
 
 
 def run_study(directory, config, *arguments):
@@ -133,17 +135,18 @@ def test_study_runs_shares_and_resumes(tmp_path):
     assert done.returncode == 0, done.stderr
     seed = tmp_path / "study" / "instruments" / "seed0"
     cells = {path.parent.name: json.loads(path.read_text()) for path in seed.glob("*/cell.json")}
-    assert cells.keys() == {"base", "rejection", "dpo", "dapo", "scratch", "beta=0.1", "beta=0.2"}
+    assert cells.keys() == {"base", "rejection", "dpo", "dapo", "alone", "scratch", "auto"}
     assert all(
         0 <= row["sampled"]["accuracy"] <= 1 for cell in cells.values() for row in cell["rows"] if "sampled" in row
     )
     # One start and one set of rollouts for all; a critic for the one that trains another.
     stages = [path.name.split("-")[0] for path in (seed / "store").iterdir()]
-    assert stages.count("sft") == 1 and stages.count("collect") == 1 and stages.count("critic") == 2
-    assert (seed / "beta=0.1" / "iter1" / "actor").resolve() == (seed / "dapo" / "iter1" / "actor").resolve()
-    measured = json.loads((seed / "scratch" / "iter1" / "critic" / "calibration.json").read_text())
+    assert stages.count("sft") == 1 and stages.count("collect") == 2 and stages.count("critic") == 3
+    assert (seed / "auto" / "iter1" / "actor").resolve() == (seed / "dapo" / "iter1" / "actor").resolve()
+    assert all(sum(cell["tokens"]) > 0 for name, cell in cells.items() if name != "base")
+    measured = json.loads((seed / "dapo" / "iter1" / "evidence.json").read_text())
     assert json.loads((tmp_path / "study" / "commits.json").read_text())
-    assert measured["states"] > 0 and 0 <= measured["critic"]["brier"] <= 1
+    assert measured["pairs"] > 0 and all(-1 < measured[name] < 1 for name in ("critic", "outcomes", "shrunk"))
 
     # A cell and its model lost: only that is done again, to the same result.
     model = (seed / "dpo" / "iter1" / "actor").resolve() / "model" / "model.safetensors"
@@ -168,7 +171,7 @@ def test_study_runs_shares_and_resumes(tmp_path):
     changed["settings"]["actor"]["lr"] = 1e-5
     config.write_text(yaml.safe_dump(changed))
     refused = run_study(tmp_path / "study", config)
-    assert refused.returncode == 2 and "other settings" in refused.stderr and "dapo" in refused.stderr
+    assert refused.returncode == 2 and "other settings" in refused.stderr and "dpo@0" in refused.stderr
     assert "Traceback" not in refused.stderr and (seed / "dapo" / "cell.json").exists()
 
 
@@ -180,7 +183,7 @@ def test_study_of_a_given_model_and_problems(tmp_path):
     rows = [{"id": p.id, "prompt": p.prompt, "answer": p.answer} for p in task.problems(20, 0)]
     (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = {"data": {"problems": str(tmp_path / "problems.jsonl"), "heldout": str(tmp_path / "problems.jsonl")}}
-    study = dict(STUDY, tasks={"own": {**own, "model": {"path": str(tmp_path / "model")}}}, ablations={}, sweeps={})
+    study = dict(STUDY, tasks={"own": {**own, "model": {"path": str(tmp_path / "model")}}}, plans={}, rules={})
     study["settings"] = {**STUDY["settings"], "sft": {"steps": 0}}
     study["tuning_settings"] = {"data": {"heldout": str(tmp_path / "tuning.jsonl")}}
     (tmp_path / "tuning.jsonl").write_text((tmp_path / "problems.jsonl").read_text())

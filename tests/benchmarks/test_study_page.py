@@ -11,34 +11,28 @@ from benchmarks.study import tables
 from benchmarks.study.figures import FIGURES, stale_figures, write_figures
 from benchmarks.study.statistics import interval, paired
 
-CRITIC = {
-    "critic": {
-        "brier": 0.15, "calibration_error": 0.03, "auc": 0.8, "squared_error": 0.06,
-        "calibration": [{"low": 0.4, "high": 0.5, "states": 3, "predicted": 0.45, "observed": 0.5}],
-    },
-    "mc": {"squared_error": 0.03}, "noise": 0.01,
-}  # fmt: skip
+EVIDENCE = {"critic": 0.05, "outcomes": 0.02, "shrunk": 0.01}
 
 
 def row(variant, group, seed, sampled, greedy=0.9, task="arithmetic", actor=None, **more):
     return {
         "task": task, "variant": variant, "group": group, "seed": seed, "peer": f"label of {variant}",
-        "sampled": {"accuracy": sampled}, "greedy": {"accuracy": greedy}, "actor": actor or {}, **more,
+        "sampled": {"accuracy": sampled}, "greedy": {"accuracy": greedy}, "actor": actor or {},
+        "iterations": [{"greedy": 0.1, "sampled": 0.2}, {"greedy": greedy, "sampled": sampled}],
+        "tokens": [1000 * (seed + 1)], **more,
     }  # fmt: skip
 
 
 @pytest.fixture
 def rows():
-    found = [row("dapo@0", "tuning", 9, 0.6), row("dapo@1", "tuning", 9, 0.4)]
+    found = []
     for seed, base in enumerate((0.30, 0.40, 0.50)):
-        found.append(row("base", "methods", seed, base))
-        found.append(row("dapo", "methods", seed, base + 0.2, actor={"beta": 0.05}, pairs=100, calibration=CRITIC))
-        found.append(row("gap", "ablations", seed, base + 0.1 + 0.01 * seed, pairs=150))
-        found.append(row("dapo3", "iterated", seed, base + 0.3, iterations=[{}] * 4))
-    found.append(row("completions=2", "completions", 0, 0.45, calibration=CRITIC))
-    found.append(row("completions=4", "completions", 0, 0.5, calibration=CRITIC))
-    found += [row("beta=0.1", "beta", seed, 0.5) for seed in (0, 1)]
-    return found
+        found.append(row("base", "methods", seed, base, iterations=[{"greedy": 0.9, "sampled": base}], tokens=[]))
+        found.append(row("dapo", "methods", seed, base + 0.2, evidence=EVIDENCE, k=[1.5 + seed]))
+        found.append(row("dpo", "methods", seed, base + 0.1 + 0.01 * seed, actor={"beta": 0.05}))
+        found.append(row("shrink", "rules", seed, base + 0.1 + 0.01 * seed))
+    found.append(row("many", "plans", 0, 0.45))
+    return [*found, row("dpo@0", "tuning", 9, 0.6), row("dpo@1", "tuning", 9, 0.4)]
 
 
 def test_intervals_against_a_textbook():
@@ -53,17 +47,18 @@ def test_intervals_against_a_textbook():
 
 
 def test_tables(rows):
-    methods = tables.methods(rows)
-    assert "| label of dapo | 90.0 ± 0.0 | 60.0 ± 24.8 |  |" in methods
-    assert "**-20.0 ± 0.0**" in methods
-    several = "| *with 3 times the rollouts and updates:* |"
-    for table in (methods, tables.summary(rows)):
-        assert table.index("label of dapo |") < table.index(several) < table.index("label of dapo3 |")
-    assert tables.sweeps_of(rows) == ["completions", "beta"]
+    methods = tables.compared(rows, "methods")
+    assert "| label of dapo | 60.0 ± 24.8 | 50.0 |  | 90.0 ± 0.0 | 2k |" in methods
+    assert "| label of dpo | 51.0 ± 27.3 | 40.0 | **-9.0 ± 2.5** | 90.0 ± 0.0 | 2k |" in methods
+    assert "label of dpo" in tables.summary(rows) and "label of shrink" not in tables.summary(rows)
+    rules = tables.compared(rows, "rules")
+    assert rules.index("label of dapo") < rules.index("label of shrink") and "label of dpo" not in rules
+    assert "45.0 (one seed)" in tables.compared(rows, "plans")
     assert "β 0.05; all 2: 40.0 to 60.0" in tables.tuned(rows)
-    assert "**-9.0 ± 2.5** | 150 |" in tables.ablations(rows)
-    assert "| 0.1 | 90.0 ± 0.0 (2 seeds) | 50.0 ± 0.0 (2 seeds) |" in tables.sweep(rows, "beta")
-    assert "| 0.150 | 0.030 | 0.800 | 0.050 | 0.020 |" in tables.critics(rows)
+    assert "| label of dapo | 60.0 ± 24.8 |" in tables.iterations(rows)
+    evidence = tables.evidence(rows)
+    assert "| critic alone (the paper) | 0.0500 |" in evidence and "| 1.5 to 3.5 |" in evidence
+    assert tables.gain(rows, "arithmetic", "dpo", "dapo").mean == pytest.approx(-0.09)
 
 
 def test_figures_know_their_rows(rows, tmp_path):

@@ -4,7 +4,14 @@ import json
 
 import pytest
 
-from dapo_fast.advantages import compute_advantages, count_states, critic_advantages, state_advantages, trunk_advantages
+from dapo_fast.advantages import (
+    compute_advantages,
+    count_states,
+    critic_advantages,
+    set_q,
+    state_advantages,
+    trunk_advantages,
+)
 from dapo_fast.config import AdvantageSettings
 from dapo_fast.data.store import read_trees, shard_meta, write_shard
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
@@ -67,6 +74,36 @@ def test_states_without_a_right_completion_are_kept_only_on_demand():
     assert not kept([0.0, 0.0], every, any_right=False)
 
 
+def test_q_is_the_critic_shrunk_towards_outcomes():
+    seen = Candidate([5], 2, False, 0.0, right=3, n=4, value=0.5)
+    unseen = Candidate([6], 1, False, 0.0, value=0.25)
+    end = Candidate([7], 1, True, 1.0, right=0, n=9)
+    one = tree([State(0, 0, [1.0], [seen, unseen, end])])
+    set_q(one, 2.0)
+    assert [c.q for c in one.states[0].candidates] == pytest.approx([4 / 6, 0.25, 1.0])
+    assert seen.value == 0.5  # the critic's reading stays what it was
+    set_q(one, 0.0)
+    assert [c.q for c in one.states[0].candidates] == pytest.approx([0.5, 0.25, 1.0])
+    seen.value = None
+    with pytest.raises(ValueError, match="no value yet"):
+        set_q(one, 2.0)
+
+
+def test_steps_that_only_trunks_take_stand_beside_the_mean():
+    def one():
+        return tree([State(0, 0, [1.0, 0.0], [candidate(5, 2, 0.5), candidate(6, 0, 0.9)])])
+
+    with_trunks, without = one(), one()
+    critic_advantages(with_trunks, AdvantageSettings())
+    assert [c.advantage for c in with_trunks.states[0].candidates] == pytest.approx([0.0, 0.4])
+    assert with_trunks.states[0].kept
+    critic_advantages(without, AdvantageSettings(trunk_steps=False))
+    assert [c.ids for c in without.states[0].candidates] == [[5]] and not without.states[0].kept
+    nothing = tree([State(0, 0, [], [candidate(6, 0, 0.9)])])
+    critic_advantages(nothing, AdvantageSettings(gap=0.0))
+    assert not nothing.states[0].kept
+
+
 def test_candidate_without_q_is_named():
     with pytest.raises(ValueError, match="no Q yet"):
         state_advantages(State(0, 0, [1.0], [candidate(5)]))
@@ -112,13 +149,14 @@ def test_store_is_filled_once_and_bound_to_its_settings(tmp_path):
             for state in one.states:
                 state.value = 0.5
                 for position, action in enumerate(state.candidates):
-                    action.q = float(position)
+                    action.value = float(position)
 
     def compute(digest):
         return compute_advantages(tmp_path / "in", tmp_path / "out", AdvantageSettings(), fill, digest)
 
     summary = compute("a")
-    assert summary == {"digest": "a", "states": 2, "kept": 1, "pairs": 2, "all_wrong": 1, "all_right": 0, "single": 1}
+    counts = {"states": 2, "kept": 1, "pairs": 2, "all_wrong": 1, "all_right": 0, "single": 1}
+    assert summary == {"digest": "a", "k": 2.0} | counts
     assert compute("a") == summary and calls == [1]
     kept = [s for t in read_trees(tmp_path / "out") for s in t.states if s.kept]
     assert [c.advantage for c in kept[0].candidates] == pytest.approx([-0.5, 0.5])

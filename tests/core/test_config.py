@@ -22,6 +22,17 @@ def test_paper_values():
     assert (actor.beta, actor.lr, actor.batch_pairs, actor.epochs) == (0.01, 5e-7, 2048, 1)
     assert (paper.advantages.gap, paper.advantages.unique, actor.state_wise) == (0.1, True, True)
     assert paper.evaluate.max_tokens == 2048
+    # What is ours and not the paper's is off.
+    assert (paper.advantages.shrink, paper.advantages.trunk_steps, actor.log_partition) == (0, False, False)
+    assert not collect.reuse_samples and not collect.first_steps and actor.kl_budget is None
+
+
+def test_beta_is_a_number_or_a_rule():
+    for text, beta in (("auto", "auto"), ("std/6", "std/6"), ("std/2.5", "std/2.5"), ("0.3", 0.3), ("1e-2", 0.01)):
+        assert load_config(overrides=[*NEEDED, f"actor.beta={text}"]).actor.beta == beta
+    for text in ("0", "-1", "std/0", "std/", "std/x", "std/-2", "std/inf", ".inf", ".nan", "true", "high", "[1]"):
+        with pytest.raises(InputError, match=r"actor\.beta: .*auto.*std/C"):
+            load_config(overrides=[*NEEDED, f"actor.beta={text}"])
 
 
 @pytest.mark.parametrize(
@@ -68,7 +79,7 @@ def test_settings_of_an_iteration_are_those_before_it_and_its_own():
             "by_iteration.3.collect.kept=1",
         ]
     )
-    assert [config.at(i).actor.beta for i in (1, 2, 3)] == [0.01, 0.5, 0.5]
+    assert [config.at(i).actor.beta for i in (1, 2, 3)] == ["auto", 0.5, 0.5]
     assert [config.at(i).collect.kept for i in (1, 2, 3)] == [6, 6, 1]
     assert config.at(2).actor.lr == 1e-4
 
@@ -77,8 +88,7 @@ def test_an_iterations_settings_merge_whoever_writes_its_number(tmp_path):
     (tmp_path / "quoted.yaml").write_text("by_iteration: {'2': {actor: {epochs: 3}}}")
     overrides = ["by_iteration.2.actor.lr=1e-5"]
     actor = load_config(tmp_path / "quoted.yaml", "arithmetic", overrides).at(2).actor
-    assert (actor.beta, actor.epochs, actor.lr) == (load_config(preset="arithmetic").at(2).actor.beta, 3, 1e-5)
-    assert actor.beta != load_config(preset="arithmetic").actor.beta
+    assert (actor.epochs, actor.lr) == (3, 1e-5)
 
 
 def test_a_run_with_a_broken_config_is_named(tmp_path):

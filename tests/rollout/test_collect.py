@@ -19,8 +19,9 @@ from dapo_fast.config import CollectSettings
 from dapo_fast.data.store import read_shard, read_trees
 from dapo_fast.data.tree import Trunk
 from dapo_fast.errors import InputError
-from dapo_fast.rollout.collect import Completions, candidates_of, choose_trunks, collect, decision_point, states_of
+from dapo_fast.rollout.collect import collect
 from dapo_fast.rollout.engine import Sample
+from dapo_fast.rollout.grow import Sampled, candidates_of, choose_trunks, decision_point, states_of
 from dapo_fast.rollout.in_process import InProcessEngine
 from dapo_fast.rollout.steps import Splitter, split_steps
 from dapo_fast.tasks import get_task
@@ -67,7 +68,10 @@ def lenient(problem, text):
 
 
 def gather(engine, out, verify=lenient, problems=6, seed=1, digest="d", **settings):
-    settings = {"samples": 6, "kept": 4, "completions": 4, "max_tokens": 20, "shard_problems": 4} | settings
+    settings = {
+        **{"samples": 6, "kept": 4, "completions": 4, "max_tokens": 20, "shard_problems": 4, "reuse_samples": False},
+        **settings,
+    }
     summary = collect(
         TASK.problems(problems, seed=0),
         engine,
@@ -97,8 +101,7 @@ def test_trees_are_whole(engine, tmp_path):
         wanted = {tuple(t.ids[:end]) for t in tree.trunks for end in [0, *t.step_ends[:-1]]}
         assert len(set(prefixes)) == len(prefixes) and set(prefixes) == wanted
         for state in tree.states:
-            assert len(state.rewards) == 4
-            assert sum(c.count for c in state.candidates) == 4
+            assert len(state.rewards) == sum(c.count for c in state.candidates) == 4
             assert len({tuple(c.ids) for c in state.candidates}) == len(state.candidates)
             budget = 20 - len(tree.response_prefix(state))
             for c in state.candidates:
@@ -129,6 +132,7 @@ def test_all_wrong_and_truncated_responses(engine, tmp_path):
     for tree in trees:
         [state] = tree.states
         assert state.mc == 0 and all(c.terminal and c.reward == 0 and len(c.ids) == 20 for c in state.candidates)
+        assert all(c.right == 0 and c.n >= 1 for c in state.candidates)
 
 
 def test_unfinished_responses_are_never_verified(engine, tmp_path):
@@ -178,7 +182,7 @@ def test_states_are_unique_prefixes():
 
 
 def test_candidates_are_unique_first_steps():
-    completions = Completions(budget=30)
+    completions = Sampled(budget=30)
     completions.add(ids("1+2=3\n3=3", end=True), True, 1.0)
     completions.add(ids("1+2=3\n0=0", end=True), True, 0.0)
     completions.add(ids("1=1", end=True), True, 1.0)
@@ -216,24 +220,76 @@ def test_every_kth_state(engine, tmp_path):
 
 def test_reused_samples_are_the_prompts_completions(engine, tmp_path):
     summary, trees = gather(engine, tmp_path / "a", reuse_samples=True)
-    plain, _ = gather(engine, tmp_path / "b")
+    plain, _ = gather(engine, tmp_path / "b", reuse_samples=False)
     assert summary["completion_tokens"] < plain["completion_tokens"]
     for tree in trees:
         assert len(tree.states[0].rewards) == 6 and sum(tree.states[0].rewards) == tree.correct
         assert all(len(s.rewards) == 4 for s in tree.states[1:])
 
 
-def test_counted_trunks(engine, tmp_path):
-    summary, trees = gather(engine, tmp_path / "a", count_trunk=True)
-    plain, _ = gather(engine, tmp_path / "b")
-    assert summary["completion_tokens"] == plain["completion_tokens"]
+def through(prefix, continuations):
+    """Outcomes by looking at every continuation: (ids, tokens given, reward)."""
+    found = [r for whole, start, r in continuations if start <= len(prefix) and whole[: len(prefix)] == prefix]
+    return sum(r > 0 for r in found), len(found)
+
+
+def test_every_trunk_step_is_a_candidate_with_its_evidence(engine, tmp_path):
+    _, trees = gather(engine, tmp_path, samples=4, kept=4, completions=3)
+    alone = 0
     for tree in trees:
+        known = [(t.ids, 0, t.reward) for t in tree.trunks]
+        if len(tree.trunks) < tree.sampled:  # a response that repeats another is not in the tree
+            continue
+        taken = {}
         for state in tree.states:
             prefix = tree.response_prefix(state)
-            through = [t for t in tree.trunks if t.ids[: len(prefix)] == prefix and len(t.ids) > len(prefix)]
-            assert len(state.rewards) == 4 + len(through) >= 5
-            assert state.rewards[4:] == [t.reward for t in through]
-            assert sum(c.count for c in state.candidates) == len(state.rewards)
+            assert sum(c.count for c in state.candidates) == len(state.rewards) == 3
+            steps = {tuple(c.ids): c for c in state.candidates}
+            for trunk in tree.trunks:
+                ends = [0, *trunk.step_ends]
+                if trunk.ids[: len(prefix)] == prefix and len(prefix) in ends[:-1]:
+                    step = tuple(trunk.ids[len(prefix) : ends[ends.index(len(prefix)) + 1]])
+                    assert steps[step].n >= 1
+                    alone += steps[step].count == 0
+                    taken.setdefault(tuple(prefix), set()).add(step)
+        # Completions are not in the store; what it says of the responses and of the next states bounds n from below.
+        rewards = {tuple(tree.response_prefix(s)): s.rewards for s in tree.states}
+        for state in tree.states:
+            prefix = tree.response_prefix(state)
+            for candidate in state.candidates:
+                after = prefix + candidate.ids
+                right, n = through(after, known)
+                further = rewards.get(tuple(after), [])
+                assert candidate.n >= n + len(further) + candidate.count
+                assert candidate.right >= right + sum(further)
+    assert alone > 0
+
+
+def test_without_completions_responses_are_the_evidence(engine, tmp_path):
+    summary, trees = gather(engine, tmp_path, completions=0, samples=6, kept=2)
+    assert summary["completions"] == summary["completion_tokens"] == 0
+    for tree in trees:
+        assert len(tree.states[0].rewards) == 6 and sum(tree.states[0].rewards) == tree.correct
+        for state in tree.states:
+            prefix = tree.response_prefix(state)
+            trunks = [t for t in tree.trunks if t.ids[: len(prefix)] == prefix and len(t.ids) > len(prefix)]
+            assert len(state.rewards) == sum(c.count for c in state.candidates) >= len(trunks) > 0
+            assert all(c.n == c.count for c in state.candidates)
+        assert sum(c.count for c in tree.states[0].candidates) == tree.sampled
+
+
+def test_first_steps_alone(engine, tmp_path):
+    summary, trees = gather(engine, tmp_path / "a", completions=0, first_steps=5)
+    whole, _ = gather(engine, tmp_path / "b", completions=5, kept=6)
+    assert summary["states"] == whole["states"]
+    assert 0 < summary["completion_tokens"] < whole["completion_tokens"]
+    for tree in trees:
+        for state in tree.states:
+            assert sum(c.count for c in state.candidates) == len(state.rewards) + 5
+            for c in state.candidates:
+                assert split_steps(c.ids, TOKENIZER) == [len(c.ids)]
+                assert c.reward == 0 or (c.terminal and c.ids[-1] == EOS)
+                assert c.terminal == (c.ids[-1] == EOS or len(c.ids) + len(tree.response_prefix(state)) == 20)
 
 
 def test_decided_states_are_skipped(engine, tmp_path):
@@ -268,7 +324,7 @@ def test_right_and_wrong_by_the_tasks_verifier(tmp_path):
     [problem] = TASK.problems(1, seed=0)
     wrong = str((int(problem.answer) + 1) % 7)
     engine = Scripted([f"1=1\n0={problem.answer}", f"1=1\n0={wrong}", f"0={problem.answer}", f"0={wrong}"])
-    settings = CollectSettings(samples=4, kept=2, completions=4, max_tokens=40)
+    settings = CollectSettings(samples=4, kept=2, completions=4, max_tokens=40, reuse_samples=False)
     summary = collect([problem], engine, settings, tmp_path, encode=encode, verify=TASK.verify, seed=0, digest="")
     [tree] = read_trees(tmp_path)
     assert [t.reward for t in tree.trunks] == [1.0, 0.0] and summary["accuracy"] == 0.5

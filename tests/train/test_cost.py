@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from dapo_fast.cli import main
 from dapo_fast.config import load_config
-from dapo_fast.train.cost import Lengths, _Flop, iteration_cost
+from dapo_fast.train.cost import Lengths, _Flop, iteration_cost, plans, sampled_tokens
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
@@ -32,6 +32,7 @@ def test_operations_are_those_that_torch_counts(model):
 
 def test_tokens_of_a_small_iteration(model):
     settings = ["collect.samples=4", "collect.kept=2", "collect.completions=3", "critic.epochs=2", "actor.epochs=3"]
+    settings.append("collect.reuse_samples=false")
     config = load_config(overrides=[f"model.path={model[0]}", "data.problems=none", *settings])
     cost = iteration_cost(model[0], config, problems=10, lengths=Lengths(prompt=5, response=12, steps=3))
     work = {stage.stage: stage for stage in cost.stages}
@@ -46,10 +47,28 @@ def test_tokens_of_a_small_iteration(model):
     assert [b.flop / a.flop for a, b in zip(cost.stages, more.stages)] == pytest.approx([2] * 4)
 
 
+def test_tokens_of_plans():
+    lengths = Lengths(prompt=5, response=12, steps=3)
+
+    def tokens(**change):
+        config = load_config(overrides=["model.path=m", "data.problems=none", "collect.samples=4", "collect.kept=2"])
+        return sampled_tokens(config.collect.model_copy(update=change), 10, lengths)
+
+    responses = 10 * 4 * 12
+    assert tokens(completions=3, reuse_samples=True) == responses + 10 * 4 * 3 * 8
+    assert tokens(completions=3, reuse_samples=True, every_state=2) == responses + 10 * 2 * 3 * 8
+    # Without completions every response is a trunk: nine states, with first steps of four tokens.
+    assert tokens(completions=0) == responses
+    assert tokens(completions=0, first_steps=2) == responses + 10 * 9 * 2 * 4
+    config = load_config(preset="paper", overrides=["model.path=m", "data.problems=none"])
+    printed = plans(config, 10, lengths)
+    assert "16 completions of every state (the paper)" in printed and "100%" in printed
+
+
 def test_command(model, capsys):
     arguments = ["estimate", str(model[0]), "--problems", "50", "--response-tokens", "64", "--response-steps", "4"]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "50 problems" in printed and "EFLOP" in printed and "one rank" in printed
+    assert "responses alone" in printed and "50 problems" in printed and "EFLOP" in printed and "one rank" in printed
     assert main([*arguments[:-1], "0"]) == 2
     assert "--response-steps 0: at least 1" in capsys.readouterr().err

@@ -1,0 +1,54 @@
+"""What the actor's log-ratios are regressed onto: β by rule from the data, and the log-partition of each state.
+
+Under KL the best policy at a state is π*(a|s) ∝ π_ref(a|s)·exp(A(s, a)/β) (paper, theorem 3.1), so that its log-ratio
+is A/β − log Z(s), Z(s) = E_ref exp(A/β). The paper leaves log Z out, which is right to first order in A/β; with it
+targets are ones that a policy can meet.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+from dapo_fast.data.tree import State, Tree
+
+log = logging.getLogger("dapo_fast.targets")
+
+DIVISOR = 2.0  # β = std(Â)/2: holds over several iterations on both built-in tasks; a single one bears std/6
+
+
+def beta_of(trees: Sequence[Tree], beta: float | str) -> float:
+    """β itself, or by rule: ``"auto"`` is std(Â)/2 over the pairs that are trained on, ``"std/C"`` std(Â)/C.
+
+    Raises:
+        ValueError: by rule, but all advantages are zero.
+    """
+    if not isinstance(beta, str):
+        return beta
+    divisor = DIVISOR if beta == "auto" else float(beta.removeprefix("std/"))
+    kept = [c.advantage for tree in trees for state in tree.states if state.kept for c in state.candidates]
+    # Â has mean zero at each state, so the spread is about zero: that of what a target can be.
+    found = math.sqrt(sum(a * a for a in kept) / max(len(kept), 1)) / divisor
+    if found == 0:
+        raise ValueError("beta: every advantage is zero")
+    log.info("β = std(Â)/%g = %.4g over %d pairs", divisor, found, len(kept))
+    return found
+
+
+def log_partition(state: State, beta: float) -> float:
+    """log Z(s) = log mean_j exp(Â_j/β) over the steps sampled at the state, duplicates counted; nats."""
+    exponents = [(c.count, c.advantage / beta) for c in state.candidates if c.count]
+    top = max(exponent for _, exponent in exponents)
+    total = sum(count for count, _ in exponents)
+    return top + math.log(sum(count * math.exp(exponent - top) for count, exponent in exponents) / total)
+
+
+def subtract_log_partition(trees: Sequence[Tree], beta: float) -> None:
+    """Turn each kept Â into Â − β·log Z(s), so that the loss's target Â/β becomes Â/β − log Z(s)."""
+    for tree in trees:
+        for state in tree.states:
+            if state.kept and state.candidates:
+                shift = beta * log_partition(state, beta)
+                for candidate in state.candidates:
+                    candidate.advantage -= shift
