@@ -64,6 +64,9 @@ def _critic_of(run: Run, iteration: Iteration, trees: TreeSummary | None) -> str
         f"Critic of {iteration.name} on {caption}", ["measure", "critic", "always the mean", "meaning"], rows, wide=[3]
     )
     figures = [_reliability(iteration, caption, measured), _roc(run, iteration, trees, measured)]
+    shrinkage = iteration.heldout.get("shrinkage")
+    if shrinkage and shrinkage.get("curve"):
+        figures.append(_shrinkage(iteration, shrinkage))
     return f'{head}<div class="figures">{"".join(figures)}</div>{numbers}'
 
 
@@ -108,6 +111,29 @@ def reliability_chart(bins: Sequence[dict[str, Any]]) -> Chart:
         tip = f"V {b['low']:.1f} to {b['high']:.1f}: {b['states']} states, {b['observed']:.1%} correct"
         chart.dot(b["predicted"], b["observed"], "s0", tip, 3 + 6 * math.sqrt(b["states"] / most))
     return chart
+
+
+def _shrinkage(iteration: Iteration, shrinkage: dict[str, Any]) -> str:
+    points = [(math.log2(k), height) for k, height in shrinkage["curve"]]
+    best = max(height for _, height in points)
+    # Far from the peak the curve falls without end; what matters is how flat the peak is.
+    shown = [(x, max(height - best, -0.5)) for x, height in points]
+    chart = Chart(
+        f"Likelihood of k, highest at {shrinkage['k']:.2g}",
+        (shown[0][0], shown[-1][0]),
+        (-0.5, 0.0),
+        "log₂ k",
+        "log-likelihood a state, below the best",
+        width=350,
+    )
+    chart.line(shown, "s0")
+    data = table(f"k, {iteration.name}", ["k", "log-likelihood a state"], [[f"{k:.3g}", f"{h:.4f}"] for k, h in
+                 shrinkage["curve"]])  # fmt: skip
+    text = (
+        f"How many sampled outcomes the critic is worth: k = {shrinkage['k']:.2g}, by the beta-binomial likelihood of "
+        f"the completions of {shrinkage['states']:,} held-out states. Q is (right + k·V) / (n + k)."
+    )
+    return figure(chart.svg(), "Evidence.", text, data)
 
 
 def roc_points(heldout: np.ndarray) -> list[tuple[float, float]]:

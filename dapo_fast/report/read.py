@@ -134,11 +134,19 @@ class _Quality(BaseModel):
     calibration_error: float | None = None
 
 
+class _Shrinkage(BaseModel):
+    k: float
+    fitted: bool
+    states: int
+    curve: list[tuple[float, float]] = []
+
+
 class _Heldout(BaseModel):
     problems: int = 0
     states: int = 0
     critic: _Quality | None = None
     constant: _Quality | None = None
+    shrinkage: _Shrinkage | None = None
 
 
 class _Timing(BaseModel):

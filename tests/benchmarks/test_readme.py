@@ -23,7 +23,7 @@ def test_a_changed_number_is_noticed(tmp_path):
         subprocess.run(["cp", "-r", str(ROOT / name), str(tmp_path / name)], check=True)
     readme = tmp_path / "README.md"
     text = readme.read_text()
-    readme.write_text(text.replace("<!-- generated:results -->\n", "<!-- generated:results -->\n99.9% "))
+    readme.write_text(text.replace("<!-- generated:study -->\n", "<!-- generated:study -->\n99.9% "))
     check = [sys.executable, str(tmp_path / "benchmarks" / "readme.py"), "--check"]
     assert subprocess.run(check, capture_output=True, check=False).returncode == 1
     subprocess.run([sys.executable, str(tmp_path / "benchmarks" / "readme.py")], check=True)

@@ -17,6 +17,7 @@ from dapo_fast.advantages import count_states, critic_advantages
 from dapo_fast.config import AdvantageSettings, load_config
 from dapo_fast.data.store import write_shard
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
+from dapo_fast.evidence import fit_shrinkage
 from dapo_fast.rundir import RunDirectory, add_seconds, write_json
 from dapo_fast.train.calibration import measure
 from dapo_fast.train.critic import is_heldout
@@ -113,7 +114,10 @@ def _state(policy, encode, trunk, step, value, rest, gold, completions, noise) -
         mean = sum(r for _, r in outcomes) / len(outcomes)
         q = outcomes[0][1] if terminal else _blur(policy.random, mean, noise)
         ids = encode([text], end=terminal)[0]
-        candidates.append(Candidate(ids, len(outcomes), terminal, q if terminal else 0.0, q=q))
+        right = int(sum(r for _, r in outcomes))
+        value = None if terminal else q
+        reward = q if terminal else 0.0
+        candidates.append(Candidate(ids, len(outcomes), terminal, reward, right, len(outcomes), value, q=q))
     state = State(trunk, step, rewards, candidates)
     state.value = _blur(policy.random, state.mc, noise)
     return state
@@ -221,6 +225,7 @@ def heldout(trees: list[Tree], fraction: float) -> dict:
         "states": len(states),
         "critic": measure(values, correct, sampled),
         "constant": measure(constant, correct, sampled),
+        "shrinkage": fit_shrinkage(values.tolist(), correct.tolist(), sampled.tolist()),
     }
 
 
@@ -236,7 +241,7 @@ def start_run(path: Path, *overrides: str) -> Path:
 
 def make_run(path: Path, problems: int = 20) -> Path:
     """A finished run of two iterations, the second rejected."""
-    start_run(path, "critic.heldout_fraction=0.3")
+    start_run(path, "critic.heldout_fraction=0.3", "iterations=2")
     write_evaluation(path, 0, 331, 1204)
     rows = [{"iteration": 0, "accepted": True}]
     for number, (greedy, sampled, accepted) in enumerate([(912, 3310, True), (845, 3012, False)], 1):

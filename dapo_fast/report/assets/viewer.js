@@ -50,7 +50,7 @@
 
   const candidates = (step) => {
     const head = make("tr", {});
-    for (const name of ["candidate step", "sampled", "Q", "Â", "log π before", "after", "change"]) {
+    for (const name of ["candidate step", "sampled", "right", "V", "Q", "Â", "log π before", "after", "change"]) {
       head.append(make("th", { scope: "col" }, name));
     }
     const body = make("tbody", {});
@@ -63,6 +63,8 @@
         make("tr", { class: c.own ? "own" : "" },
           text,
           make("td", {}, "×" + c.count),
+          make("td", { title: "right ones of the sampled continuations through this step" }, c.n ? c.right + " of " + c.n : "–"),
+          make("td", {}, fixed(c.value, 3)),
           make("td", {}, fixed(c.q, 3)),
           tint(make("td", {}, signed(c.advantage)), c.advantage),
           make("td", {}, fixed(c.before, 2)),
