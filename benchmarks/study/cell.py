@@ -18,7 +18,7 @@ from .baselines import correct_responses, dpo, preference_trees
 from .config import Cell, Study, config_of
 
 RESPONSES_A_BATCH = 64  # of rejection sampling; 64 pairs of DPO
-UPDATES = 100  # an iteration, of the methods that learn from whole responses; DAPO's single epoch is about as many
+UPDATES = 120  # an iteration, of the methods that learn from whole responses; DAPO's single epoch is about as many
 
 
 class CellPipeline(Pipeline):

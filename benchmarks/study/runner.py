@@ -40,8 +40,8 @@ def run_study(
             raise InputError(f"--task {task}: the study has {', '.join(study.tasks)}")
     chains: list[list[Cell]] = []  # of one task and seed each: its cells share stages, so one process has them all
     known: set[str] = set()
-    for task in tasks:
-        for seed in seeds:
+    for seed in seeds:  # a study that is cut short has whole seeds
+        for task in tasks:
             cells = method_cells(study, task, seed) + changed_cells(study, task, seed)
             known |= {c.variant for c in cells}
             chains.append([c for c in cells if variants is None or c.variant in variants])
