@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 
 import pytest
 import torch
@@ -44,9 +45,14 @@ def same_weights(first, second, tolerance):
         torch.testing.assert_close(a[name], b[name], atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_a_step_is_the_papers_loss_by_autograd_over_separate_sequences(base, tmp_path):
-    """One actor step against ½ mean (Â/β − u)² written out with one sequence a pair, and torch's own AdamW."""
-    cases.run("actor", base, tmp_path / "a", {}, steps=1, warmup_steps=0, pack_tokens=64, clip_norm=1e9)
+@pytest.mark.parametrize("log_partition", [False, True])
+def test_a_step_is_the_papers_loss_by_autograd_over_separate_sequences(base, tmp_path, log_partition):
+    """One actor step against ½ mean (Â/β − u)² written out with one sequence a pair, and torch's own AdamW.
+
+    With the log-partition the target is Â/β − log Σ_j c_j exp(Â_j/β) / Σ_j c_j.
+    """
+    own = {"steps": 1, "warmup_steps": 0, "pack_tokens": 64, "clip_norm": 1e9, "log_partition": log_partition}
+    cases.run("actor", base, tmp_path / "a", {}, **own)
     trees = cases.make_trees(12)
     settings = ActorSettings(**cases.ACTOR)
     groups = actor_batches(trees, settings.batch_pairs, 7, 0)[0]
@@ -55,11 +61,14 @@ def test_a_step_is_the_papers_loss_by_autograd_over_separate_sequences(base, tmp
     losses = []
     for tree, state in groups:
         prefix = trees[tree].prefix_ids(trees[tree].states[state])
-        for candidate in trees[tree].states[state].candidates:
+        actions = trees[tree].states[state].candidates
+        z = sum(c.count * math.exp(c.advantage / settings.beta) for c in actions) / sum(c.count for c in actions)
+        for candidate in actions:
+            target = candidate.advantage / settings.beta - log_partition * math.log(z)
             ids = torch.tensor([prefix + candidate.ids])
             logps = model(ids).logits[0, len(prefix) - 1 : -1].log_softmax(-1)
             logp = logps.gather(1, torch.tensor(candidate.ids)[:, None]).sum()
-            losses.append(0.5 * (candidate.advantage / settings.beta - (logp - logp.detach())) ** 2)
+            losses.append(0.5 * (target - (logp - logp.detach())) ** 2)
     loss = torch.stack(losses).mean()
     loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
@@ -294,3 +303,21 @@ def test_optimizer_states_exist_before_the_first_step_and_change_nothing():
     state = optimizer.state[parameter]
     assert float(state["step"]) == 0 and not state["exp_avg"].any() and not state["exp_avg_sq"].any()
     assert math.isclose(optimizer.param_groups[0]["weight_decay"], 0.1)
+
+
+def test_a_kl_budget_ends_training_and_a_rerun_stays_there(base, tmp_path):
+    own = {"steps": 40, "lr": 3e-3, "kl_budget": 0.05, "save_every": 7}
+    cases.run("actor", base, tmp_path / "a", {}, **own)
+    kl = curve(tmp_path / "a", "kl_reference")
+    assert len(kl) < 40 and kl[-1] > 0.05 >= max(kl[:-1])
+    halted = json.loads((tmp_path / "a" / "halted.json").read_text())
+    assert halted["step"] == len(kl) and "kl_budget" in halted["reason"]
+    # Killed after it had halted and before it was done: the same weights, not one step more.
+    before = weights(tmp_path / "a")
+    for name in ("done.json", "model"):
+        path = tmp_path / "a" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    cases.run("actor", base, tmp_path / "a", {}, **own)
+    after = weights(tmp_path / "a")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert len(curve(tmp_path / "a")) == len(kl)
