@@ -72,11 +72,14 @@ def value_loss(
     targets: Tensor,  # (M,)
     normalizer: float,
     kind: Literal["bce", "mse"] = "bce",
+    weights: Tensor | None = None,  # (M,)
 ) -> tuple[Tensor, Tensor]:
     """Loss, and the (M,) logits."""
     logits = hidden[rows] @ weight.reshape(-1) + bias
     if kind == "bce":
-        loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+        losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     else:
-        loss = ((logits.sigmoid() - targets) ** 2).sum()
-    return loss / normalizer, logits
+        losses = (logits.sigmoid() - targets) ** 2
+    if weights is not None:
+        losses = losses * weights
+    return losses.sum() / normalizer, logits

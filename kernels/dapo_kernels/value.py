@@ -28,16 +28,19 @@ def linear_value_loss(
     targets: Tensor,  # (M,) in [0, 1], Monte Carlo values
     normalizer: float | Tensor | None = None,
     *,
+    weights: Tensor | None = None,  # (M,) ≥ 0: what each value counts; None: 1 each
     kind: Literal["bce", "mse"] = "bce",
     backend: Backend = "auto",
 ) -> ValueLoss:
-    """Σ_i [−m_i log V_i − (1−m_i) log(1−V_i)] / normalizer, V_i = sigmoid(hidden[rows[i]]·weight + bias).
+    """Σ_i w_i [−m_i log V_i − (1−m_i) log(1−V_i)] / normalizer, V_i = sigmoid(hidden[rows[i]]·weight + bias).
 
-    The critic's loss (arXiv 2412.18279); kind="mse" is Σ (V_i − m_i)² / normalizer, its ablation. `normalizer` is the
-    GLOBAL number of values (None: M). All arithmetic in fp32 (fp64 for fp64 inputs); rows may repeat, in any order.
-    Gradients are made in this call. Deterministic.
+    The critic's loss (arXiv 2412.18279, all w_i = 1); kind="mse" is Σ w_i (V_i − m_i)² / normalizer, its ablation.
+    `normalizer` is the GLOBAL sum of the weights, over all packs and ranks of the optimizer's batch, so that their
+    losses add up (None: the sum of this call's: M without weights). All arithmetic in fp32 (fp64 for fp64 inputs);
+    rows may repeat, in any order. Gradients are made in this call; the weights have none. Deterministic.
 
-    Raises ValueError naming hidden, weight, bias, rows, targets or kind; values are checked as in linear_segment_loss.
+    Raises ValueError naming hidden, weight, bias, rows, targets, weights or kind; values are checked as in
+    linear_segment_loss.
     """
     checks.tensor("hidden", hidden, (None, None), checks.FLOATS)
     width = hidden.shape[1]
@@ -53,6 +56,10 @@ def linear_value_loss(
     checks.same_device("rows", rows, hidden)
     checks.tensor("targets", targets, (rows.numel(),), checks.FLOATS)
     checks.same_device("targets", targets, hidden)
+    if weights is not None:
+        checks.tensor("weights", weights, (rows.numel(),), checks.FLOATS)
+        checks.same_device("weights", weights, hidden)
+        weights = weights.detach()
     if kind not in ("bce", "mse"):
         raise ValueError(f"kind: expected bce or mse, got {kind!r}")
     if rows.numel() and checks.reads_values(rows):
@@ -61,11 +68,19 @@ def linear_value_loss(
             raise ValueError(f"rows: {low}..{high} is outside hidden's rows 0..{hidden.shape[0] - 1}")
         if not bool(((targets >= 0) & (targets <= 1)).all()):
             raise ValueError("targets: soft labels must lie in [0, 1]")
+        if weights is not None and not bool(((weights >= 0) & weights.isfinite()).all()):
+            raise ValueError("weights: must be finite and not negative")
     if normalizer is None:
-        normalizer = max(rows.numel(), 1)
+        normalizer = max(rows.numel(), 1) if weights is None else _sum_or_one(weights)
     triton = choose_triton(backend, hidden.device, hidden.dtype)
     needs = tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in (hidden, weight, bias))
-    return ValueLoss(*_ValueLoss.apply(hidden, weight, bias, rows, targets, normalizer, kind, triton, needs))
+    return ValueLoss(*_ValueLoss.apply(hidden, weight, bias, rows, targets, weights, normalizer, kind, triton, needs))
+
+
+def _sum_or_one(weights: Tensor) -> Tensor:
+    # Weights that are all zero then make a loss of zero, as no values do.
+    total = weights.sum(dtype=torch.promote_types(weights.dtype, torch.float32))
+    return torch.where(total == 0, 1, total)
 
 
 class _ValueLoss(torch.autograd.Function):
@@ -77,6 +92,7 @@ class _ValueLoss(torch.autograd.Function):
         bias: Tensor | None,
         rows: Tensor,
         targets: Tensor,
+        weights: Tensor | None,
         normalizer: float | Tensor,
         kind: str,
         triton: bool,
@@ -86,7 +102,7 @@ class _ValueLoss(torch.autograd.Function):
         if triton:
             from dapo_kernels.ops.value import value as compute
         with torch.autocast(hidden.device.type, enabled=False), on_device(hidden):
-            loss, logits, gradients = compute(hidden, weight, bias, rows, targets, normalizer, kind, needs)
+            loss, logits, gradients = compute(hidden, weight, bias, rows, targets, weights, normalizer, kind, needs)
         values = logits.sigmoid()
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(values, logits)
@@ -97,8 +113,8 @@ class _ValueLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if upstream is None:
-            return (None,) * 9
-        return *(None if g is None else g * upstream for g in ctx.saved_tensors), *(None,) * 6
+            return (None,) * 10
+        return *(None if g is None else g * upstream for g in ctx.saved_tensors), *(None,) * 7
 
 
 def _torch_value(
@@ -107,6 +123,7 @@ def _torch_value(
     bias: Tensor | None,
     rows: Tensor,
     targets: Tensor,
+    weights: Tensor | None,
     normalizer: float | Tensor,
     kind: str,
     needs: tuple[bool, bool, bool],
@@ -116,16 +133,22 @@ def _torch_value(
     rows = rows.clamp(0, max(hidden.shape[0] - 1, 0)).long()
     x = hidden.index_select(0, rows).to(dtype)
     head, targets = weight.reshape(-1).to(dtype), targets.to(dtype)
+    if isinstance(normalizer, Tensor):
+        normalizer = normalizer.to(hidden.device, dtype)
     logits = torch.mv(x, head)
     if bias is not None:
         logits = logits + bias.to(dtype)
     if kind == "bce":
-        loss = (F.softplus(logits) - targets * logits).sum() / normalizer
-        slope = (logits.sigmoid() - targets) / normalizer
+        losses = F.softplus(logits) - targets * logits
+        slope = logits.sigmoid() - targets
     else:
         values = logits.sigmoid()
-        loss = (values - targets).square().sum() / normalizer
-        slope = 2 * (values - targets) * values * (1 - values) / normalizer
+        losses = (values - targets).square()
+        slope = 2 * (values - targets) * values * (1 - values)
+    if weights is not None:
+        weights = weights.to(dtype)
+        losses, slope = losses * weights, slope * weights
+    loss, slope = losses.sum() / normalizer, slope / normalizer
     d_hidden = d_weight = d_bias = None
     if needs[0]:
         d_hidden = torch.zeros_like(hidden, dtype=dtype)

@@ -42,13 +42,14 @@ def dlogits_gate(dtype, flags):
     return dlogits.dlogits_kernel, {**DLOGITS, **ENTRIES, **HEAD, "dlogits_ptr": f"*{dtype}"}, constants, dlogits.WARPS
 
 
-def value_gate(dtype, bce):
+def value_gate(dtype, bce, weights):
     kernel = value.value_kernel
     pointers = {"hidden_ptr": f"*{dtype}", "weight_ptr": f"*{dtype}", "bias_ptr": f"*{dtype}", "rows_ptr": I64}
-    pointers |= {"order_ptr": I64, "run_ends_ptr": I64, "targets_ptr": F32, "normalizer_ptr": F32, "logits_ptr": F32}
-    pointers |= {"losses_ptr": F32, "slopes_ptr": F32, "d_hidden_ptr": f"*{dtype}"}
+    pointers |= {"order_ptr": I64, "run_ends_ptr": I64, "targets_ptr": F32, "weights_ptr": F32, "normalizer_ptr": F32}
+    pointers |= {"logits_ptr": F32, "losses_ptr": F32, "slopes_ptr": F32, "d_hidden_ptr": f"*{dtype}"}
     numbers = {"hidden_stride": "i32", "H": "i32", "T": "i32"}
-    constants = {"HAS_BIAS": True, "HAS_D_HIDDEN": True, "BCE": bce, "BLOCK_WIDTH": value.BLOCK_WIDTH}
+    constants = {"HAS_BIAS": True, "HAS_WEIGHTS": weights, "HAS_D_HIDDEN": True, "BCE": bce}
+    constants["BLOCK_WIDTH"] = value.BLOCK_WIDTH
     return kernel, pointers | numbers, constants, value.WARPS
 
 
@@ -83,8 +84,9 @@ GATES = {
         )
         for training in (True, False)
     },
-    **{f"value {dtype} bce": value_gate(dtype, True) for dtype in ("bf16", "fp32")},
-    "value bf16 mse": value_gate("bf16", False),
+    **{f"value {dtype} bce": value_gate(dtype, True, False) for dtype in ("bf16", "fp32")},
+    "value bf16 mse": value_gate("bf16", False, False),
+    **{f"value bf16 {k} weights": value_gate("bf16", k == "bce", True) for k in ("bce", "mse")},
     "value_d_weight": (
         value.value_d_weight_kernel,
         {"hidden_ptr": "*bf16", "hidden_stride": "i32", "rows_ptr": I64, "slopes_ptr": F32, "partial_ptr": F32}

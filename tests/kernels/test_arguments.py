@@ -94,6 +94,11 @@ def test_every_function_checks(name):
         ("rows", torch.tensor([0.0, 1.0])),
         ("targets", torch.tensor([0.5, 1.5])),
         ("targets", torch.tensor([0.5])),
+        ("weights", torch.tensor([1.0])),
+        ("weights", torch.tensor([1, 2])),
+        ("weights", torch.tensor([1.0, -0.5])),
+        ("weights", torch.tensor([1.0, float("inf")])),
+        ("weights", torch.tensor([1.0, float("nan")])),
         ("kind", "l1"),
     ],
 )

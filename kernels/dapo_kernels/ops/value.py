@@ -32,6 +32,7 @@ def value_kernel(
     order_ptr,  # (M,) sorted position → entry
     run_ends_ptr,  # (M,) sorted position → end of the run of equal rows
     targets_ptr,  # (M,)
+    weights_ptr,  # (M,)
     normalizer_ptr,  # () fp32
     logits_ptr,  # (M,) fp32 out
     losses_ptr,  # (M,) fp32 out
@@ -40,6 +41,7 @@ def value_kernel(
     H,
     T,
     HAS_BIAS: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr,
     HAS_D_HIDDEN: tl.constexpr,
     BCE: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
@@ -59,6 +61,10 @@ def value_kernel(
     normalizer = tl.load(normalizer_ptr).to(tl.float32)
     entry = tl.load(order_ptr + position)
     loss, slope = _loss_and_slope(z, tl.load(targets_ptr + entry).to(tl.float32), BCE)
+    if HAS_WEIGHTS:
+        weight = tl.load(weights_ptr + entry).to(tl.float32)
+        loss *= weight
+        slope *= weight
     tl.store(logits_ptr + entry, z)
     tl.store(losses_ptr + entry, loss / normalizer)
     tl.store(slopes_ptr + position, slope / normalizer)
@@ -70,6 +76,8 @@ def value_kernel(
             for k in range(position, tl.load(run_ends_ptr + position)):
                 other = tl.load(order_ptr + k)
                 _, slope = _loss_and_slope(z, tl.load(targets_ptr + other).to(tl.float32), BCE)
+                if HAS_WEIGHTS:
+                    slope *= tl.load(weights_ptr + other).to(tl.float32)
                 row_slope += slope / normalizer
             for start in range(0, H, BLOCK_WIDTH):
                 column = start + tl.arange(0, BLOCK_WIDTH)
@@ -108,6 +116,7 @@ def value(
     bias: Tensor | None,
     rows: Tensor,  # (M,)
     targets: Tensor,  # (M,)
+    weights: Tensor | None,  # (M,)
     normalizer: float | Tensor,
     kind: str,
     needs: tuple[bool, bool, bool],
@@ -132,6 +141,7 @@ def value(
             order,
             run_ends,
             targets.contiguous(),
+            None if weights is None else weights.contiguous(),
             normalizer.to(device),
             logits,
             losses,
@@ -140,6 +150,7 @@ def value(
             width,
             length,
             HAS_BIAS=bias is not None,
+            HAS_WEIGHTS=weights is not None,
             HAS_D_HIDDEN=needs[0],
             BCE=kind == "bce",
             BLOCK_WIDTH=min(BLOCK_WIDTH, triton.next_power_of_2(width)),
