@@ -129,9 +129,9 @@ class ValueReader(nn.Module):
         """One pass over ``pack``, already on the model's device.
 
         Args:
-            normalizer: What the summed loss is divided by, the global number of values; None: this pack's own.
-            objective: ``"bce"``: soft-label cross-entropy against ``pack.value_targets``; ``"mse"``: squared error;
-                ``"values"``: no loss.
+            normalizer: What the summed loss is divided by, the global sum of ``value_weights``; None: this pack's own.
+            objective: ``"bce"``: soft-label cross-entropy against ``pack.value_targets``, weighted by
+                ``pack.value_weights``; ``"mse"``: squared error; ``"values"``: no loss.
         """
         inputs = backbone_inputs(self.model, pack)
         hidden = self.model.base_model(**inputs).last_hidden_state[0]
@@ -142,7 +142,14 @@ class ValueReader(nn.Module):
             logits = nn.functional.linear(rows.float(), head.weight.float(), _float(head.bias))
             return ValueOutput(None, logits[:, 0].sigmoid().detach())
         out = linear_value_loss(
-            hidden, head.weight, head.bias, pack.value_rows, pack.value_targets, normalizer, kind=objective
+            hidden,
+            head.weight,
+            head.bias,
+            pack.value_rows,
+            pack.value_targets,
+            normalizer,
+            weights=pack.value_weights,
+            kind=objective,
         )
         return ValueOutput(out.loss, out.values)
 

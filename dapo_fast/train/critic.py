@@ -36,7 +36,10 @@ log = logging.getLogger("dapo_fast.train")
 
 
 class CriticTask:
-    """Soft-label cross-entropy (or squared error) between V(s) and MC(s), averaged over the batch's states."""
+    """Soft-label cross-entropy (or squared error) between V(s) and MC(s), averaged over the batch's outcomes.
+
+    A state weighs as many as it has: where all have as many completions, as in the paper, that is the mean over states.
+    """
 
     name = "critic"
 
@@ -55,7 +58,7 @@ class CriticTask:
     def batch(self, step: int) -> Batch:
         """The states of ``step``."""
         packs = pack_critic(self._trees, self._batches[step], self._dealer.pack_tokens, self._dealer.lengths)
-        return self._dealer(packs, sum(pack.value_rows.numel() for pack in packs))
+        return self._dealer(packs, int(sum(pack.value_weights.sum().item() for pack in packs)))
 
     def items(self, pack: Pack) -> int:
         """States."""

@@ -103,9 +103,11 @@ def separate_values(value_model, trees, keys) -> torch.Tensor:
 
 
 def separate_value_loss(logits, trees, keys) -> torch.Tensor:
-    """Σ soft-label binary cross-entropy against MC(s)."""
-    targets = torch.tensor([trees[t].states[s].mc for t, s, _ in keys], dtype=torch.float64)
-    return torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+    """Σ soft-label binary cross-entropy against MC(s), once for each outcome."""
+    states = [trees[t].states[s] for t, s, _ in keys]
+    targets = torch.tensor([state.mc for state in states], dtype=torch.float64)
+    weight = torch.tensor([len(state.rewards) for state in states], dtype=torch.float64)
+    return torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, weight, reduction="sum")
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
