@@ -21,8 +21,8 @@ from .tables import Rows, cells_of, scores, tasks_of, variants_of
 def write_figures(rows: Rows, folder: Path) -> None:
     """Draw every figure into ``folder``."""
     with plt.rc_context(STYLE):
-        for name, draw in FIGURES.items():
-            figure = draw(rows)
+        for name in _drawable(rows):
+            figure = FIGURES[name](rows)
             figure.savefig(folder / f"{name}.png", metadata={"Description": digest(rows)})
             plt.close(figure)
 
@@ -30,11 +30,17 @@ def write_figures(rows: Rows, folder: Path) -> None:
 def stale_figures(rows: Rows, folder: Path) -> list[str]:
     """Figures that are missing or were drawn from other rows."""
     found = []
-    for name in FIGURES:
+    for name in _drawable(rows):
         path = folder / f"{name}.png"
         if not path.exists() or Image.open(path).info.get("Description") != digest(rows):
             found.append(path.name)
     return found
+
+
+def _drawable(rows: Rows) -> list[str]:
+    """Figures that there are rows for: changes to DAPO are run after the methods."""
+    changed = variants_of(rows, "plans") or variants_of(rows, "rules")
+    return [name for name in FIGURES if name != "study-changes" or changed]
 
 
 def _dots(axes: Axes, values: list[float], y: float, colour: str, filled: bool) -> None:
@@ -114,8 +120,7 @@ def changes(rows: Rows) -> Figure:
     axes.invert_yaxis()
     axes.grid(axis="x")
     axes.set_xlabel("sampled accuracy minus DAPO's, points")
-    if tasks:
-        figure.legend(loc="outside upper right", ncols=2)
+    figure.legend(loc="outside upper right", ncols=2)
     return figure
 
 

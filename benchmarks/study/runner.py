@@ -109,7 +109,10 @@ def _chain(study: Study, cells: list[Cell], root: Path, measure: bool) -> None:
 
     torch.set_num_threads(1)
     quiet_libraries()
+    parent = os.getppid()
     for cell in cells:
+        if os.getppid() != parent:
+            return  # the study was killed: a worker must not go on beside the one that is started next
         log_to(cell.directory(root), quiet=True)
         tuned = tuned_settings(study, cell.task, root).get(cell.method or "", {})
         run_cell(study, cell, root, tuned)

@@ -81,6 +81,8 @@ def compared(rows: Rows, *groups: str) -> str:
     variants = {"dapo": variants_of(rows, "methods").get("dapo", "DAPO")} if groups != ("methods",) else {}
     for group in groups:
         variants |= variants_of(rows, group)
+    if list(variants) == ["dapo"]:
+        return "Not run yet."
     lines = []
     for variant, label in variants.items():
         line = [label]
