@@ -38,7 +38,7 @@ def extract_program(response: str, tests: dict[str, Any]) -> str:
         return f"{future}{preamble}\n{_FUTURE.sub('', program)}"
     if not blocks:
         program = _COMPLETION_ENDS.split(program, maxsplit=1)[0]
-    elif _parsed(prompt + program) is None:
+    elif not _compiles(prompt + program):
         # A function's body that the block, or our taking it out of a list, has moved to the left margin.
         program = textwrap.indent(textwrap.dedent(program), "    ")
     return prompt + program
@@ -120,6 +120,15 @@ def _parsed(program: str) -> ast.Module | None:
             return ast.parse(program)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+
+
+def _compiles(program: str) -> bool:
+    """More than parsing: a ``return`` outside of a function parses."""
+    tree = _parsed(program)
+    try:
+        return tree is not None and compile(tree, "program.py", "exec", dont_inherit=True) is not None
+    except (SyntaxError, ValueError, RecursionError):
+        return False
 
 
 def _defined(tree: ast.AST) -> set[str]:
