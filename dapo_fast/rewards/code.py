@@ -8,18 +8,21 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 from dapo_fast.errors import InputError
+from dapo_fast.rewards.programs import extract_program
 from dapo_fast.rewards.sandbox import Limits, Sandboxed, close_all, method
 from dapo_fast.rewards.sandbox_init import MAX_FRAME
 
 log = logging.getLogger("dapo_fast.rewards")
 
+__all__ = ["extract_program", "same_output", "verify"]
+
 TIMEOUT_S = 10.0
-_FENCE = re.compile(r"^[ \t]*```[ \t]*([A-Za-z0-9_+-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.S | re.M)
-_COMPLETION_ENDS = re.compile(r"\n(?=(?:class|def|if|print|assert|@|#|```|<)\b|[@#`<])")
+_WHOLE = re.compile(r"-?(?:0|[1-9][0-9]*)")
+_REAL = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,4})?")
 
 
 def verify(
@@ -60,13 +63,29 @@ def verify(
     )
 
 
+# What the sites that these problems come from import before a program, as LiveCodeBench's own runner does.
+_LEETCODE = """
+import bisect, collections, copy, functools, heapq, itertools, math, operator, re, string, sys
+from bisect import *
+from collections import *
+from copy import *
+from functools import *
+from heapq import *
+from itertools import *
+from math import *
+from operator import *
+from typing import *
+from builtins import *
+"""
+
+
 def _judged(program: str, tests: dict[str, Any], limits: Limits, how: str) -> bool:
     """The program in one sandbox, its tests in another, two pipes between them."""
     asked, requests = os.pipe()
     replies, answered = os.pipe()
     files = [asked, requests, replies, answered]
     try:
-        orders = {"program": program}
+        orders = {"program": program, "preamble": _LEETCODE if "method_of" in tests else ""}
         with Sandboxed("program", orders, limits, {"requests": asked, "replies": answered}, how):
             # The program never holds the judge's ends, and the judge never the program's.
             close_all((asked, answered))
@@ -95,37 +114,50 @@ def _prints(program: str, given: str, expected: str, limits: Limits, how: str) -
                     return False
         finally:
             os.close(stdin)
-    return same_output(printed.decode("utf-8", "replace"), expected)
+    return same_output(printed.decode("utf-8", "surrogateescape"), expected)
 
 
 def same_output(printed: str, expected: str) -> bool:
-    """Equal line by line but for blanks at line ends and blank lines at the end; numbers by value (relative 1e-6)."""
-    lines = [[line.strip() for line in text.strip().splitlines()] for text in (printed, expected)]
+    """Equal token by token in equal lines; blanks around and between tokens and blank lines at the ends do not count.
+
+    Tokens compare as text. Only where both are plain numbers and the expected one, or the printed one, is written as a
+    real number do their values compare; where the expected one is, to 1e-6 (relative; absolute near zero, but never
+    more than half of its last digit).
+    """
+    lines = [
+        [line.strip(" \t\r") for line in text.strip(" \t\r\n").split("\n")]
+        for text in (printed.replace("\r\n", "\n"), expected.replace("\r\n", "\n"))
+    ]
     if lines[0] == lines[1]:
         return True
-    if len(lines[0]) != len(lines[1]):
-        return False
-    return all(_same_tokens(a.split(), b.split()) for a, b in zip(*lines))
+    return len(lines[0]) == len(lines[1]) and all(_same_tokens(a, b) for a, b in zip(*lines))
 
 
-def _same_tokens(printed: list[str], expected: list[str]) -> bool:
-    return len(printed) == len(expected) and all(a == b or _same_number(a, b) for a, b in zip(printed, expected))
+def _same_tokens(printed: str, expected: str) -> bool:
+    # Of ASCII's blanks alone: str.split would take a dozen of Unicode's for the one that was asked for.
+    pair = [[token for token in re.split(r"[ \t\r]+", text) if token] for text in (printed, expected)]
+    return len(pair[0]) == len(pair[1]) and all(a == b or _same_number(a, b) for a, b in zip(*pair))
 
 
 def _same_number(printed: str, expected: str) -> bool:
-    try:
-        a, b = Decimal(printed), Decimal(expected)
-    except InvalidOperation:
+    if not _REAL.fullmatch(printed) or not _REAL.fullmatch(expected):
         return False
-    if not a.is_finite() or not b.is_finite() or max(abs(a.adjusted()), abs(b.adjusted())) > 1000:
+    a, b = Decimal(printed), Decimal(expected)
+    if _WHOLE.fullmatch(expected):
+        # 5.0 is 5; two whole numbers were compared as text, and 1e3 is not how a whole number is written.
+        return "." in printed and "e" not in printed.lower() and a == b
+    if max(abs(a.adjusted()), abs(b.adjusted())) > 1000:
         return False
-    # Only a real number may be off by rounding.
-    return a == b or ("." in expected and abs(a - b) <= Decimal("1e-6") * max(1, abs(b)))
+    exponent = b.as_tuple().exponent
+    half_of_last_digit = Decimal(5).scaleb(int(exponent) - 1)
+    return abs(a - b) <= max(Decimal("1e-6") * abs(b), min(Decimal("1e-6"), half_of_last_digit))
 
 
 def _text(value: Any) -> str:
-    """TACO gives some inputs as a list of lines."""
-    return "\n".join(str(line) for line in value) if isinstance(value, list) else str(value)
+    """TACO gives some inputs as a list of lines, and some lines as a list of words."""
+    if not isinstance(value, list):
+        return str(value)
+    return "\n".join(" ".join(map(str, line)) if isinstance(line, list) else str(line) for line in value)
 
 
 def _as_asserts(tests: dict[str, Any]) -> dict[str, Any]:
@@ -135,57 +167,30 @@ def _as_asserts(tests: dict[str, Any]) -> dict[str, Any]:
         for given, wanted in zip(tests["inputs"], tests["outputs"], strict=True)
     ]
     source = f"""
-import json, math
+import json, math, re
 def _plain(value):
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, dict):
         return {{str(key): _plain(item) for key, item in value.items()}}
     return value
+def _int_keys(value):
+    # JSON turns whole numbers that are keys into text; APPS's own checker turns them back.
+    if isinstance(value, dict) and all(re.fullmatch("-?[0-9]+", key) for key in value):
+        return {{int(key): item for key, item in value.items()}}
+    return value
 def _number(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 def _same(found, wanted):
     if _number(found) and _number(wanted) and float in (type(found), type(wanted)):
-        return found == wanted or (math.isfinite(wanted) and abs(found - wanted) <= 1e-6 * max(1, abs(wanted)))
+        return math.isclose(found, wanted, rel_tol=1e-6, abs_tol=1e-9)
     if isinstance(found, list) and isinstance(wanted, list):
         return len(found) == len(wanted) and all(map(_same, found, wanted))
     return type(found) is type(wanted) and found == wanted
 def check(candidate):
     for given, wanted in json.loads({json.dumps(json.dumps(cases))}):
-        found, wanted = _plain(candidate(*given)), _plain(wanted)
+        found, wanted = _plain(candidate(*map(_int_keys, given))), _plain(wanted)
         # APPS wraps some results into a list of one.
         assert _same(found, wanted) or (isinstance(wanted, list) and len(wanted) == 1 and _same(found, wanted[0]))
 """
     return {"entry_point": tests["fn_name"], "test": source, "method_of": "Solution"}
-
-
-# From a response to a program ---------------------------------------------------------------------------------------
-
-
-def extract_program(response: str, tests: dict[str, Any]) -> str:
-    """The program of a response: its last fenced block (the last that defines the function, where tests name one),
-    else the response itself; a HumanEval completion gets its prompt before it."""
-    blocks = [match.group(2) for match in _FENCE.finditer(response) if match.group(1).lower() in _PYTHON]
-    entry_point = tests.get("entry_point")
-    prompt = str(tests.get("prompt", ""))
-    if blocks:
-        defining = [block for block in blocks if entry_point and _defines(block, entry_point)]
-        program = (defining or blocks)[-1]
-    else:
-        program = response
-    if not entry_point:
-        return program
-    if _defines(program, entry_point):
-        # Imports and helper functions that the prompt gives may be left out of an answer that repeats the function.
-        preamble = re.split(rf"^def {re.escape(entry_point)}\b", prompt, maxsplit=1, flags=re.M)[0]
-        return f"{preamble}\n{program}"
-    if not blocks:
-        program = _COMPLETION_ENDS.split(program, maxsplit=1)[0]
-    return prompt + program
-
-
-_PYTHON = {"", "python", "python3", "py"}
-
-
-def _defines(program: str, name: str) -> bool:
-    return re.search(rf"^[ \t]*(?:async )?def {re.escape(name)}\b", program, re.M) is not None

@@ -13,6 +13,7 @@ import ast
 import base64
 import builtins
 import collections
+import collections.abc
 import contextlib
 import ctypes
 import datetime
@@ -25,8 +26,11 @@ import os
 import platform
 import resource
 import signal
+import site
 import struct
 import sys
+import types
+import warnings
 from typing import Any
 
 NOBODY = 65534
@@ -320,6 +324,8 @@ def unpack(data: Any, held: Any) -> Any:
             return _AS_TEXT[rest[0]][2](rest[1])
         if tag == "timedelta":
             return datetime.timedelta(*rest)
+        if tag == "iterator":
+            return iter([unpack(item, held) for item in rest[0]])
         if tag == "builtin":
             return held(str(rest[0]))
         if tag == "held":
@@ -332,70 +338,146 @@ def unpack(data: Any, held: Any) -> Any:
 # The program under test ---------------------------------------------------------------------------------------------
 
 
+def _as_from_a_terminal(name: str) -> dict[str, Any]:
+    """The name space of a new module ``name``, with what a program finds when it is started by hand."""
+    site.setquit()  # exit() and quit(), which -S leaves out
+    site.setcopyright()
+    sys.argv = ["program.py"]
+    # A pool of processes as large as the machine would meet the limit of processes.
+    os.cpu_count = lambda: 2
+    # Registered, so that pickle and dataclasses find a class's module.
+    sys.modules[name] = types.ModuleType(name)
+    space = sys.modules[name].__dict__
+    space |= {"__builtins__": builtins, "__file__": "/tmp/program.py"}
+    return space
+
+
+def _run(source: str, file: str, space: dict[str, Any]) -> None:
+    """Execute as a module of its own: this script's future annotations are not the source's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        code = compile(source, file, "exec", dont_inherit=True)
+    exec(code, space)
+
+
 def run_script(orders: dict[str, Any], stdin: int) -> None:
-    """A whole program, reading standard input and writing standard output."""
+    """A whole program, reading standard input and writing standard output.
+
+    It ends as any program does: by the interpreter, which waits for threads, runs ``atexit`` and gives the exit code.
+    """
     os.dup2(stdin, 0)
     os.closerange(3, 65536)
-    sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115 - the program's own
-    sys.stdout = open(1, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115 - the program's own
-    code = 0
-    try:
-        exec(compile(orders["program"], "program.py", "exec"), {"__name__": "__main__", "__builtins__": builtins})
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BaseException:
-        code = 1
-    with contextlib.suppress(BaseException):
-        sys.stdout.flush()
-    os._exit(code & 0xFF)
+    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115 - the program's own
+    sys.stdout = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115 - likewise
+    sys.__stdin__, sys.__stdout__ = sys.stdin, sys.stdout
+    _run(orders["program"], "program.py", _as_from_a_terminal("__main__"))
 
 
-def serve_calls(orders: dict[str, Any], requests: int, replies: int) -> None:
-    """Define the program's names, then do what the judge asks of them."""
-    objects: list[Any] = []
+_MUTABLE = (list, dict, set, bytearray, collections.deque)
+_MISSING = object()
 
-    def keep(value: Any) -> Any:
-        objects.append(value)
-        return ["held", [len(objects) - 1, callable(value)]]
 
-    def held(name: Any) -> Any:
-        return getattr(builtins, name) if isinstance(name, str) else objects[name[0]]
+class Program:
+    """The program's side: defines its names, then does what the judge asks of them."""
 
-    space: dict[str, Any] = {"__name__": "program", "__builtins__": builtins}
-    try:
-        exec(compile(orders["program"], "program.py", "exec"), space)
+    def __init__(self, orders: dict[str, Any], requests: int, replies: int) -> None:
+        self.requests, self.replies = requests, replies
+        self.objects: list[Any] = []
+        self.space = _as_from_a_terminal("program")
+        self.given: dict[str, Any] = {}
+        self.operations = {
+            "function": self.function,
+            "name": self.name,
+            "call": lambda target, positional, named: target(*positional, **named),
+            "get": getattr,
+            "set": setattr,
+            "item": lambda target, key: target[key],
+            "length": len,
+            "iterate": iter,
+            "truth": bool,
+            "text": str,
+        }
+        try:
+            _run(orders["preamble"], "preamble.py", self.space)
+            self.given = dict(self.space)
+            _run(orders["program"], "program.py", self.space)
+        except SystemExit as stop:
+            if stop.code not in (None, 0):
+                write_frame(replies, ["raised", "SystemExit", ""])
+                return
+        except BaseException as error:
+            write_frame(replies, ["raised", type(error).__name__, str(error)[:500]])
+            return
         write_frame(replies, ["ready"])
-    except BaseException as error:
-        write_frame(replies, ["raised", type(error).__name__, str(error)[:500]])
 
-    def function(name: str, owner: str) -> Any:
-        return getattr(space[owner](), name) if owner in space and name not in space else space[name]
+    def name(self, name: str) -> Any:
+        """What the program, and not the preamble, calls ``name``."""
+        value = self.space[name]
+        if self.given.get(name, _MISSING) is value:
+            raise KeyError(name)
+        return value
 
-    operations = {
-        "function": function,
-        "name": lambda name: space[name],
-        "call": lambda target, positional, named: target(*positional, **named),
-        "get": getattr,
-        "set": setattr,
-        "item": lambda target, key: target[key],
-        "length": len,
-        "iterate": iter,
-        "truth": bool,
-        "text": str,
-    }
-    done = object()
-    while True:
-        operation, arguments = read_frame(requests)
-        values = [unpack(argument, held) for argument in arguments]
+    def function(self, name: str, owner: str) -> Any:
+        """The function ``name``, or the method of a new ``owner``."""
+        try:
+            return self.name(name)
+        except KeyError:
+            return getattr(self.space[owner](), name)
+
+    def keep(self, value: Any) -> Any:
+        self.objects.append(value)
+        return ["held", [len(self.objects) - 1, callable(value)]]
+
+    def held(self, name: Any) -> Any:
+        if isinstance(name, str):
+            return getattr(builtins, name)
+        kind, number = name if len(name) == 2 else ("object", name[0])
+        return self.callback(number) if kind == "callback" else self.objects[number]
+
+    def callback(self, number: int) -> Any:
+        """A function of the test's: each call is asked of the judge."""
+
+        def call(*positional: Any, **named: Any) -> Any:
+            write_frame(self.replies, ["callback", number, pack(list(positional), self.keep), pack(named, self.keep)])
+            kind, *rest = self.serve(until_returned=True)
+            if kind == "returned":
+                return unpack(rest[0], self.held)
+            raise getattr(builtins, rest[0], Exception)(rest[1])
+
+        return call
+
+    def serve(self, until_returned: bool = False) -> Any:
+        """Answer requests; the answer to a callback ends the loop that waits for it."""
+        while True:
+            operation, *rest = read_frame(self.requests)
+            if until_returned and operation in ("returned", "raised"):
+                return [operation, *rest]
+            write_frame(self.replies, self.answer(operation, rest[0]))
+
+    def answer(self, operation: str, arguments: list[Any]) -> list[Any]:
+        """The reply to one request: with what has become of the arguments that a call has changed."""
+        values = [unpack(argument, self.held) for argument in arguments]
         try:
             if operation == "next":
-                value = next(values[0], done)
-                reply = ["end"] if value is done else ["value", pack(value, keep)]
-            else:
-                reply = ["value", pack(operations[operation](*values), keep)]
+                value = next(values[0], _MISSING)
+                return ["end"] if value is _MISSING else ["value", pack(value, self.keep)]
+            if operation != "call":
+                return ["value", pack(self.operations[operation](*values), self.keep)]
+            target, positional, named = values
+            passed = [*positional, *named.values()]  # a program may rebind its *args, not these
+            value = target(*positional, **named)
         except BaseException as error:
-            reply = ["raised", type(error).__name__, str(error)[:500]]
-        write_frame(replies, reply)
+            return ["raised", type(error).__name__, str(error)[:500]]
+        try:
+            same = next((i for i, item in enumerate(passed) if item is value and isinstance(item, _MUTABLE)), None)
+            reply = ["value", None if same is not None else pack(value, self.keep), same, {}]
+            sent = [*arguments[1][1], *(item for _, item in arguments[2][1])]
+            for index, item in enumerate(passed):
+                if isinstance(item, _MUTABLE) and (now := pack(item, self.keep)) != sent[index]:
+                    reply[3][index] = now
+        except BaseException as error:
+            return ["raised", type(error).__name__, str(error)[:500]]
+        return reply
 
 
 # The judge ----------------------------------------------------------------------------------------------------------
@@ -413,14 +495,20 @@ class Channel:
 
     def __init__(self, requests: int, replies: int) -> None:
         self.requests, self.replies = requests, replies
+        self.callbacks: list[Any] = []
         if read_frame(replies) != ["ready"]:
             raise Wrong("the program does not load")
 
     def ask(self, operation: str, *arguments: Any) -> Any:
         """Have the program's side do ``operation``; its exception is raised here, as a plain built-in one."""
-        packed = [pack(argument, _name_of) for argument in arguments]
+        packed = [pack(argument, self._name_of) for argument in arguments]
         write_frame(self.requests, [operation, packed])
         kind, *rest = read_frame(self.replies)
+        while kind == "callback":
+            self._call_back(*rest)
+            kind, *rest = read_frame(self.replies)
+        if kind == "value" and operation == "call":
+            return self._after_call([*arguments[1], *arguments[2].values()], *rest)
         if kind == "value":
             return unpack(rest[0], self._remote)
         if kind == "end":
@@ -433,6 +521,45 @@ class Channel:
         if not ordinary or issubclass(exception, UnicodeError | BaseExceptionGroup):
             exception = Wrong
         raise exception(str(rest[1]))
+
+    def _after_call(self, passed: list[Any], value: Any, same: Any, changed: Any) -> Any:
+        """The value of a call; its arguments have been changed in place as the program changed its own."""
+        for index, packed in dict(changed).items():
+            target, now = passed[int(index)], unpack(packed, self._remote)
+            if type(target) is not type(now) or not isinstance(target, _MUTABLE):
+                raise Wrong("an argument became another")
+            _become(target, now)
+        if same is None:
+            return unpack(value, self._remote)
+        if not isinstance(passed[int(same)], _MUTABLE):
+            raise Wrong("an argument is no result")
+        return passed[int(same)]
+
+    def _call_back(self, number: Any, positional: Any, named: Any) -> None:
+        """Call a function of the test's that the program was given."""
+        function = self.callbacks[int(number)]
+        arguments, keywords = unpack(positional, self._remote), unpack(named, self._remote)
+        if not isinstance(arguments, list) or not isinstance(keywords, dict):
+            raise Wrong("no arguments")
+        try:
+            reply = ["returned", pack(function(*arguments, **keywords), self._name_of)]
+        except (Wrong, EOFError):
+            raise
+        except Exception as error:
+            reply = ["raised", type(error).__name__, str(error)[:500]]
+        write_frame(self.requests, reply)
+
+    def _name_of(self, value: Any) -> list[Any]:
+        if isinstance(value, Remote):
+            return ["held", value._number]
+        if getattr(builtins, getattr(value, "__name__", ""), None) is value:
+            return ["builtin", value.__name__]  # remove_datatype(values, int)
+        if isinstance(value, collections.abc.Iterator):
+            return ["iterator", [pack(item, self._name_of) for item in value]]
+        if callable(value):
+            self.callbacks.append(value)
+            return ["held", ["callback", len(self.callbacks) - 1]]
+        raise TypeError(f"a test passes {type(value).__name__}, which is no plain data")
 
     def _remote(self, name: Any) -> Any:
         number, is_callable = name  # a bare name, of a built-in, is for the other direction only
@@ -483,12 +610,19 @@ class RemoteCallable(Remote):
         return self._channel.ask("call", self, list(positional), named)
 
 
-def _name_of(value: Any) -> list[Any]:
-    if isinstance(value, Remote):
-        return ["held", value._number]
-    if getattr(builtins, getattr(value, "__name__", ""), None) is value:
-        return ["builtin", value.__name__]  # remove_datatype(values, int)
-    raise TypeError(f"a test passes {type(value).__name__}, which is no plain data")
+def _become(target: Any, now: Any) -> None:
+    """Make ``target`` equal ``now`` in place, and what is in it as far as both have one shape: a test may hold it."""
+    if isinstance(target, list) and len(target) == len(now):
+        for index, item in enumerate(now):
+            if isinstance(item, _MUTABLE) and type(target[index]) is type(item):
+                _become(target[index], item)
+            else:
+                target[index] = item
+    elif isinstance(target, list | bytearray):
+        target[:] = now
+    else:
+        target.clear()
+        (target.extend if isinstance(target, collections.deque) else target.update)(now)
 
 
 def judge(tests: dict[str, Any], channel: Channel) -> None:
@@ -497,22 +631,22 @@ def judge(tests: dict[str, Any], channel: Channel) -> None:
         space = _trusted_space(tests.get("prompt", ""))
         candidate = channel.ask("function", tests["entry_point"], tests.get("method_of", ""))
         space[tests["entry_point"]] = candidate  # HumanEval/33 calls it by its name too
-        exec(compile(tests["test"], "test.py", "exec"), space)
+        _run(tests["test"], "test.py", space)
         space["check"](candidate)
         return
     setup = tests.get("test_setup_code", "")
     lines = list(tests["test_list"])
     space = _trusted_space("")
     space |= _names_for(setup, "\n".join(lines), channel)
-    exec(compile(setup, "setup.py", "exec"), space)
+    _run(setup, "setup.py", space)
     for line in lines:
-        exec(compile(line, "test.py", "exec"), space)
+        _run(line, "test.py", space)
 
 
 def _trusted_space(preamble: str) -> dict[str, Any]:
     space: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins}
     # HumanEval's prompt defines helpers that its tests call: the tests get their own copy, never the program's.
-    exec(compile(preamble, "prompt.py", "exec"), space)
+    _run(preamble, "prompt.py", space)
     return space
 
 
@@ -592,12 +726,14 @@ def main() -> None:
     if orders["confined"]:
         give_up_privileges()
         refuse_system_calls()
-    sys.setrecursionlimit(orders.get("recursion", 5000))
+    sys.setrecursionlimit(5000)
+    sys.set_int_max_str_digits(0)
     requests, replies, stdin = (orders["fds"].get(name, -1) for name in ("requests", "replies", "stdin"))
     nothing = os.open("/dev/null", os.O_RDWR)
     if orders["role"] == "script":
         os.dup2(nothing, 2)
         run_script(orders, stdin)
+        return
     verdict = os.dup(1)
     tests = read_frame(0) if orders["role"] == "judge" else None
     for file in (0, 1, 2):
@@ -609,7 +745,7 @@ def main() -> None:
                 with contextlib.suppress(OSError):
                     os.close(file)
         with contextlib.suppress(BaseException):
-            serve_calls(orders, requests, replies)
+            Program(orders, requests, replies).serve()
         os._exit(0)
     try:
         judge(tests, Channel(requests, replies))

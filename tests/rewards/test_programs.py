@@ -1,0 +1,192 @@
+"""Right programs as people and models write them pass, and outputs that only look right do not."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from dapo_fast.rewards import code
+
+ADD = {"inputs": ["1\n2\n"], "outputs": ["3\n"]}
+SUM = "import sys\nprint(sum(map(int, sys.stdin.read().split())))"
+SCRIPTS = {
+    "exit": "print(int(input()) + int(input()))\nexit()",
+    "quit(0)": "print(int(input()) + int(input()))\nquit(0)",
+    "sys.exit": "import sys\nprint(int(input()) + int(input()))\nsys.exit()",
+    "main guard": "def main():\n    print(int(input()) + int(input()))\nif __name__ == '__main__':\n    main()",
+    "thread without join": (
+        "import sys, threading\nsys.setrecursionlimit(10**6)\nthreading.stack_size(2**26)\n"
+        "def main():\n    print(int(input()) + int(input()))\nthreading.Thread(target=main).start()"
+    ),
+    "atexit": "import atexit\natexit.register(lambda: print(int(input()) + int(input())))",
+    "until EOF": (
+        "s = 0\ntry:\n    while True:\n        s += int(input())\nexcept EOFError:\n    pass\nprint(s, flush=True)"
+    ),
+    "buffer": "import sys\nsys.stdout.write(str(sum(map(int, sys.stdin.buffer.read().split()))))",
+    "open(0)": "print(sum(map(int, open(0))))",
+    "os.read": "import os\nprint(sum(map(int, os.read(0, 100).split())))",
+    "dataclass": (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\n"
+        "    y: int | None = None\np = P(int(input()), int(input()))\nprint(p.x + p.y)"
+    ),
+    "pickle": (
+        "import pickle\nclass P:\n    def __init__(self, x):\n        self.x = x\n"
+        "print(sum(pickle.loads(pickle.dumps(P(int(input())))).x for _ in range(2)))"
+    ),
+    "large integer": "assert len(str(10**9000)) == 9001\nint('7' * 9000)\n" + SUM,
+    "deep recursion": (
+        "import sys\nsys.setrecursionlimit(10**6)\ndef f(n):\n    return 0 if n == 0 else 1 + f(n - 1)\n"
+        "assert f(50000) == 50000\n" + SUM
+    ),
+}
+FUNCTIONS = {
+    "changed in place": ("def f(a):\n    a.sort()", ["a = [3, 1]\nf(a)\nassert a == [1, 3]"]),
+    "changed rows": ("def f(m):\n    m[0][0] = 9", ["r = [1]\nm = [r]\nf(m)\nassert r == [9] and m == [[9]]"]),
+    "changed dict": ("def f(d):\n    d.pop(1)", ["d = {1: 2, 3: 4}\nf(d)\nassert d == {3: 4}"]),
+    "the argument itself": ("def f(a):\n    a.append(1)\n    return a", ["a = []\nassert f(a) is a and a == [1]"]),
+    "lambda": ("def f(g, x):\n    return g(x)", ["assert f(lambda y: y + 1, 2) == 3"]),
+    "library function": ("def f(g, x):\n    return g(x)", ["import math\nassert f(math.sqrt, 4) == 2"]),
+    "callback that calls back": ("def f(g):\n    return g(lambda x: x * 2)", ["assert f(lambda h: h(4)) == 8"]),
+    "iterator": ("def f(it):\n    return sum(it)", ["assert f(iter([1, 2])) == 3", "assert f(x for x in [1]) == 1"]),
+    "callback that raises": (
+        "def f(g):\n    try:\n        g()\n    except ZeroDivisionError:\n        return 1",
+        ["assert f(lambda: 1 // 0) == 1"],
+    ),
+    "dataclass": (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\n"
+        "def f(x):\n    return P(x).x",
+        ["assert f(1) == 1"],
+    ),
+    "exit at the end": ("def f(x):\n    return x\nexit()", ["assert f(1) == 1"]),
+    "LeetCode": (
+        "class Solution:\n    def f(self, a: List[int]) -> int:\n        return max(Counter(a).values())",
+        {"fn_name": "f", "inputs": [[[1, 1, 2]]], "outputs": [2]},
+    ),
+    "LeetCode, a library's name": (
+        "class Solution:\n    def combinations(self, n: int) -> int:\n        return comb(n, 2)",
+        {"fn_name": "combinations", "inputs": [[4]], "outputs": [6]},
+    ),
+    "whole numbers as keys": (
+        "def f(d):\n    return d[1]",
+        {"fn_name": "f", "inputs": [[{"1": 5}]], "outputs": [5]},
+    ),
+}
+
+
+def verdicts(cases):
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(cases, pool.map(lambda case: code.verify(*case), cases.values()), strict=True))
+
+
+def test_right_programs_pass():
+    cases = {name: (program, ADD) for name, program in SCRIPTS.items()}
+    assert verdicts(cases | FUNCTIONS) == dict.fromkeys(cases | FUNCTIONS, True)
+
+
+WRONG = {
+    "annotations are evaluated": ("def f(x: undefined): return x", ["assert f(1) == 1"]),
+    "raises after the answer": ("print(3)\nraise ValueError", ADD),
+    "exit code": ("print(3)\nexit(1)", ADD),
+    "in place, not done": ("def f(a):\n    return sorted(a)", ["a = [3, 1]\nf(a)\nassert a == [1, 3]"]),
+    "in place, another type": ("def f(a):\n    a[:] = (0,)", ["a = [3, 1]\nf(a)\nassert a == [1, 3]"]),
+    "lambda not called": ("def f(g, x):\n    return x", ["assert f(lambda y: y + 1, 2) == 3"]),
+    "the preamble's function": (
+        "x = 1",
+        {"fn_name": "gcd", "inputs": [[4, 6]], "outputs": [2]},
+    ),
+    "close to a tiny number": (
+        "def f(x): return 2e-7",
+        {"fn_name": "f", "inputs": [[1]], "outputs": [1e-7]},
+    ),
+}
+
+
+def test_wrong_programs_fail():
+    assert verdicts(WRONG) == dict.fromkeys(WRONG, False)
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected", "same"),
+    [
+        ("0110", "110", False),
+        ("1_000", "1000", False),
+        ("５", "5", False),
+        ("٣.5", "3.5", False),
+        ("1e3", "1000", False),
+        ("+5", "5", False),
+        ("-0", "0", False),
+        ("00.5", "0.5", False),
+        ("1\u30002", "1 2", False),
+        ("1\x0b2", "1\n2", False),
+        ("0.0000002", "0.0000001", False),
+        ("inf", "Infinity", False),
+        ("5.0", "5", True),
+        ("5", "5.0", True),
+        ("0.33333333333", "0.333333333", True),
+        ("3.1416", "3.1415", False),
+        ("1e-12", "0.0", True),
+        ("1e+16", "10000000000000000.0", True),
+        ("a  b \r\n\n", "a b", True),
+        ("12345678901234567890", "12345678901234567891", False),
+        ("1" * 6000, "1" * 6000, True),
+        ("1 2", "1\n2", False),
+    ],
+)
+def test_output(printed, expected, same):
+    assert code.same_output(printed, expected) is same
+
+
+def fenced(text, mark="```", language="python", indent=""):
+    lines = [mark + language, *text.strip("\n").split("\n"), mark]
+    return "\n".join(indent + line for line in lines) + "\n"
+
+
+F = "def f(x):\n    return x + 1"
+OUTPUT = fenced("2", language="")
+USAGE = fenced("from solution import f\nprint(f(1))")
+ASSERTS = {"test_list": ["assert f(1) == 2"]}
+CALL = {"fn_name": "f", "inputs": [[1]], "outputs": [2]}
+CHECK = {"entry_point": "f", "test": "def check(c):\n    assert c(1) == 2", "prompt": "import math\n\ndef f(x):\n"}
+
+
+@pytest.mark.parametrize("tests", [ASSERTS, CALL, CHECK], ids=["asserts", "call", "check"])
+@pytest.mark.parametrize(
+    "response",
+    [
+        f"So:\n{fenced(F)}Output:\n{OUTPUT}",
+        f"So:\n{fenced(F)}Usage:\n{USAGE}",
+        f"{fenced('def f(x):' + chr(10) + '    return 0')}Better:\n{fenced(F)}{fenced('python a.py', language='bash')}",
+        fenced(F, "~~~"),
+        fenced(F, "````", "Python"),
+        f"1. First:\n\n{fenced(F, indent='   ')}\n2. Then done.",
+        f"- item\n{fenced(F, indent=chr(9))}",
+        "".join("> " + line + "\n" for line in fenced(F).splitlines()),
+        f"```python\n{F}",
+        fenced(F, language=" {.python}"),
+    ],
+)
+def test_block_that_defines(response, tests):
+    space = {}
+    exec(code.extract_program(response, tests), space)
+    assert space["f"](1) == 2
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        f"{fenced(SUM)}Output:\n{fenced('3', language='')}",
+        f"{fenced(SUM)}Run it:\n{fenced('print(1 + 2)')}",
+        f"{fenced(SUM)}Test:\n{fenced('import io, sys' + chr(10) + 'sys.stdin = io.StringIO(str(1))')}",
+        fenced(SUM, "~~~", indent="    "),
+    ],
+)
+def test_block_that_reads(response):
+    assert code.extract_program(response, ADD).strip() == SUM
+
+
+def test_completion_in_a_block_and_future_import():
+    prompt = "import math\n\n\ndef f(x):\n    '''Add one.'''\n"
+    tests = {"entry_point": "f", "test": "", "prompt": prompt}
+    for body in ("return x + 1", "    return x + 1", "from __future__ import annotations\n" + F):
+        space = {}
+        exec(code.extract_program(fenced(body), tests), space)
+        assert space["f"](1) == 2
