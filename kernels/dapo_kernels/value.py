@@ -143,7 +143,7 @@ def _torch_value(
         slope = logits.sigmoid() - targets
     else:
         values = logits.sigmoid()
-        losses = (values - targets).square()
+        losses = (values - targets).square() + 0 * logits  # NaN where the logit is infinite, as with bce
         slope = 2 * (values - targets) * values * (1 - values)
     if weights is not None:
         weights = weights.to(dtype)

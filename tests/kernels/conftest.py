@@ -1,6 +1,6 @@
 """Which implementation the kernel tests run: the PyTorch path; with TRITON_INTERPRET=1 the Triton kernels.
 
-test_interpreter.py runs this directory's tests a second time with TRITON_INTERPRET=1, in a process of its own: Triton
+test_triton.py runs this directory's tests a second time with TRITON_INTERPRET=1, in a process of its own: Triton
 decides when it is imported, and other tests of the same process may have imported it before.
 """
 
@@ -13,6 +13,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if INTERPRETED:
+    import numpy as np
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    # A GPU's minimum and maximum drop NaN, as fmin and fmax do; the interpreter's keep it, which hid a log-probability
+    # of 0 (p = 1) made of NaN.
+    InterpreterBuilder.create_minnumf = lambda self, a, b: self.binary_op(a, b, np.fmin)
+    InterpreterBuilder.create_maxnumf = lambda self, a, b: self.binary_op(a, b, np.fmax)
+
 PATHS = [("triton", "cpu")] if INTERPRETED else [("torch", "cpu")]
 if torch.cuda.is_available() and not INTERPRETED:
     PATHS += [("torch", "cuda"), ("triton", "cuda")]

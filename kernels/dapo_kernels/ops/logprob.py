@@ -43,7 +43,7 @@ def logprob_kernel(
         bias = tl.load(bias_ptr + columns, mask=inside, other=0.0) if HAS_BIAS else 0.0
         z, _ = _final_logits(raw, bias, softcap, inverse_temperature, HAS_SOFTCAP)
         z = tl.where(inside, z, float("-inf"))
-        new = tl.maximum(highest, tl.max(z, 0))
+        new = tl.maximum(highest, tl.max(z, 0))  # drops NaN on a GPU; the total keeps it
         # Words masked out by a bias of -inf: no difference of infinities while nothing finite has come.
         origin = tl.where(new == float("-inf"), 0.0, new)
         total = total * tl.exp(highest - origin) + tl.sum(tl.exp(z - origin), 0)
@@ -63,8 +63,9 @@ def logprob_kernel(
         raw = tl.load(logits + column)
         bias = tl.load(bias_ptr + column) if HAS_BIAS else 0.0
         z, _ = _final_logits(raw, bias, softcap, inverse_temperature, HAS_SOFTCAP)
-        # Rounding must not make a probability above one.
-        logp = tl.minimum(z - lse, 0.0)
+        logp = z - lse
+        # Rounding must not make a probability above one. NaN stays NaN: a GPU's tl.minimum would make it 0, p = 1.
+        logp = tl.where(logp > 0, 0.0, logp)
         tl.store(logps_ptr + entry, tl.where(target == ignore_index, 0.0, logp))
         tl.store(picked_ptr + entry, z)
 

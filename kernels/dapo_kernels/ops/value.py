@@ -14,10 +14,10 @@ def _loss_and_slope(z, target, BCE: tl.constexpr):
     value = 1 / (1 + tl.exp(-z))
     if BCE:
         # softplus(z) − target·z, with the exponential's argument never positive
-        loss = tl.maximum(z, 0.0) + tl.log(1 + tl.exp(-tl.abs(z))) - target * z
+        loss = tl.where(z > 0, z, 0.0) + tl.log(1 + tl.exp(-tl.abs(z))) - target * z
         slope = value - target
     else:
-        loss = (value - target) * (value - target)
+        loss = (value - target) * (value - target) + 0 * z  # NaN where the logit is infinite, as with bce
         slope = 2 * (value - target) * value * (1 - value)
     return loss, slope
 
