@@ -1,8 +1,9 @@
 """Every setting of a run: one YAML file, checked whole before anything is loaded.
 
 Defaults are the paper's (arXiv 2412.18279, section 4) where it names a value, but for what the study found better: Q is
-shrunk towards outcomes, trunks' steps are candidates, β and the log-partition go by rule, responses serve as the prompt's
-completions, and states without a right outcome are left out. The preset ``paper`` is the paper to the letter. A stage takes its own section.
+shrunk towards outcomes, trunks' steps are candidates, β and the log-partition go by rule, responses serve as the
+prompt's completions, and states without a right outcome are left out. The preset ``paper`` is the paper to the letter.
+A stage takes its own section.
 """
 
 from __future__ import annotations
