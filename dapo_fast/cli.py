@@ -235,8 +235,8 @@ def _evaluate_model(args: argparse.Namespace) -> int:
         "evaluate": config.evaluate.model_dump(),
     }
     digest = directory.claim(out, settings)
-    with serving(config.engine, args.model, out / "server.log"):
-        engine = make_engine(config.engine, args.model, config.model)
+    with serving(config.engine, args.model, out / "server.log") as server:
+        engine = make_engine(config.engine, args.model, config.model, server)
         summary = evaluate(
             problems,
             engine,

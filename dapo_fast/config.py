@@ -89,6 +89,7 @@ class EngineSettings(Section):
     model_name: str | None = None  # http: the name the server serves the model under
     command: str | None = None  # http: starts the server for the policy at hand, {model} being its directory
     start_timeout_s: float = Field(1800.0, gt=0)  # http with a command: until the server answers
+    seed: bool | Literal["auto"] = "auto"  # http: whether requests carry a seed; auto: where the server stands one
     concurrency: int = Field(64, ge=1)  # http: requests in flight per server
     timeout_s: float = Field(600.0, gt=0)
     retries: int = Field(8, ge=0)
@@ -98,6 +99,8 @@ class EngineSettings(Section):
     def _urls_for_http(self) -> EngineSettings:
         if self.kind == "http" and not self.urls:
             raise ValueError("urls: kind 'http' needs at least one base URL")
+        if wrong := [url for url in self.urls if not url.startswith(("http://", "https://"))]:
+            raise ValueError(f"urls: {wrong[0]!r} does not begin with http:// or https://")
         if self.command is not None and "{model}" not in self.command:
             raise ValueError("command: needs {model} where the policy's directory goes")
         return self

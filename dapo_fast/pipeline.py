@@ -10,7 +10,7 @@ import gc
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,10 @@ class Pipeline:
     def __init__(self, directory: RunDirectory) -> None:
         self.directory = directory
         self.config = directory.config
+        self._lent = ExitStack()  # the engine in use, and what it stands for
+        self._lent_for: tuple[Path, dict] | None = None
+        self._engine_lent: Engine | None = None
+        self._keeps = False  # whether the next stage may want the same engine
 
     # Where things are ----------------------------------------------------------------------------------------
 
@@ -182,9 +186,25 @@ class Pipeline:
             )
 
     @contextmanager
-    def _engine(self, policy: Path, out: Path, config: Config) -> Iterator[Engine]:
-        with serving(config.engine, policy, out / "server.log"):
-            yield make_engine(config.engine, policy, config.model)
+    def _engine(self, policy: Path, config: Config) -> Iterator[Engine]:
+        """What samples from ``policy``: the one that the stage before used, if it is the same."""
+        wanted = (policy, {"engine": config.engine.model_dump(), "model": config.model.model_dump()})
+        if wanted != self._lent_for:
+            self._release()
+            # In the run's own directory, whatever the stage: a killed run's server is found there by the next.
+            server = self._lent.enter_context(serving(config.engine, policy, self.directory.path / "server.log"))
+            self._engine_lent = make_engine(config.engine, policy, config.model, server)
+            self._lent_for = wanted
+        try:
+            yield self._engine_lent
+        finally:
+            if not self._keeps:
+                self._release()
+
+    def _release(self) -> None:
+        """Let go of the engine: training wants the memory."""
+        self._engine_lent = self._lent_for = None
+        self._lent.close()
         _free_memory()
 
     def _encode(self, engine: Engine) -> Callable[[Problem], list[int]]:
@@ -232,7 +252,7 @@ class Pipeline:
         if (out / "done.json").exists():
             return read_json(out / "done.json")
         problems = self.problems(iteration)
-        with self._engine(policy, out, config) as engine:
+        with self._engine(policy, config) as engine:
             return collect(
                 problems,
                 engine,
@@ -319,7 +339,7 @@ class Pipeline:
         out, digest = self._claim("evaluate", iteration)
         if (out / "summary.json").exists():
             return read_json(out / "summary.json")
-        with self._engine(policy, out, config) as engine:
+        with self._engine(policy, config) as engine:
             return evaluate(
                 problems,
                 engine,
@@ -338,6 +358,14 @@ class Pipeline:
         self.check_settings()
         self.check_inputs()
         self.directory.save_config()
+        self._keeps = True
+        try:
+            return self._run()
+        finally:
+            self._keeps = False
+            self._release()
+
+    def _run(self) -> list[dict]:
         if self.has_sft():
             self._stage("sft", 0)
         rows = [{"iteration": 0, "accepted": True, **(self._stage("evaluate", 0) or {})}]
@@ -389,6 +417,8 @@ class Pipeline:
     def _stage(self, name: str, iteration: int) -> Any:
         """Run a stage here, or under torchrun where training asks for several processes."""
         log.info("%s%s", name, f", iteration {iteration}" if name != "sft" else "")
+        if name not in ("evaluate", "collect"):
+            self._release()
         processes = self.config.at(iteration).parallel.processes
         if processes == 1 or name not in ("sft", "critic", "actor"):
             result = getattr(self, name)(iteration)

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dapo_fast.config import EngineSettings, ModelSettings
 from dapo_fast.errors import InputError
+from dapo_fast.rollout.server import Server
 
 Progress = Callable[[int], None]  # called with the number of samples that just ended
 
@@ -78,9 +79,14 @@ class Sample:
 
 
 class Engine(Protocol):
-    """Samples continuations of token-id prompts."""
+    """Samples continuations of token-id prompts.
+
+    Attributes:
+        context: Most tokens of a prompt and its response together; a longer response is cut there.
+    """
 
     tokenizer: PreTrainedTokenizerBase
+    context: int
 
     def generate(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams, progress: Progress | None = None
@@ -89,8 +95,10 @@ class Engine(Protocol):
         ...
 
 
-def make_engine(settings: EngineSettings, model_dir: str | Path, model: ModelSettings) -> Engine:
-    """The engine that ``settings.kind`` names, for the policy in ``model_dir``.
+def make_engine(
+    settings: EngineSettings, model_dir: str | Path, model: ModelSettings, server: Server | None = None
+) -> Engine:
+    """The engine that ``settings.kind`` names, for the policy in ``model_dir``; ``server`` is what ``serving`` started.
 
     Raises:
         InputError: a model that the in-process engine cannot sample from; a server that is not there or tokenizes
@@ -99,7 +107,7 @@ def make_engine(settings: EngineSettings, model_dir: str | Path, model: ModelSet
     if settings.kind == "http":
         from dapo_fast.rollout.http import HttpEngine
 
-        return HttpEngine(settings, model_dir)
+        return HttpEngine(settings, model_dir, server)
     from dapo_fast.rollout.in_process import InProcessEngine
 
     return InProcessEngine.load(model_dir, model, settings.max_rows)

@@ -35,7 +35,7 @@ from dapo_fast.errors import InputError
 from dapo_fast.models.attention import check_plugged_in, check_supported
 from dapo_fast.models.loading import load_causal_lm
 from dapo_fast.rollout.engine import Progress, Sample, SamplingParams
-from dapo_fast.rollout.loading import load_tokenizer
+from dapo_fast.rollout.loading import load_tokenizer, within_context
 from dapo_fast.rollout.steps import Splitter
 
 log = logging.getLogger("dapo_fast.rollout.in_process")
@@ -67,6 +67,7 @@ class InProcessEngine:
         self.tokenizer = tokenizer
         self.max_rows = max_rows
         self.end_ids = end_ids(model, tokenizer)
+        self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
         self.generated_tokens = 0
         self.prefilled_tokens = 0
 
@@ -130,24 +131,11 @@ class _Generation:
         self.texts: dict[tuple[int, ...], str] = {}
 
     def _check(self, budgets: list[int]) -> list[int]:
-        config = self.model.config.get_text_config()
-        positions = getattr(config, "max_position_embeddings", None) or 1 << 30
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        cut = 0
         for index, prompt in enumerate(self.prompts):
-            if not prompt:
-                raise InputError(f"prompt {index}: empty; a model needs at least one token")
-            if min(prompt) < 0 or max(prompt) >= vocabulary:
+            if prompt and (min(prompt) < 0 or max(prompt) >= vocabulary):
                 raise InputError(f"prompt {index}: a token id outside the model's vocabulary of {vocabulary}")
-            room = positions - len(prompt)
-            if room < 1:
-                raise InputError(f"prompt {index}: {len(prompt)} tokens fill the model's {positions} positions")
-            if room < budgets[index]:
-                cut += 1
-                budgets[index] = room
-        if cut:
-            log.warning("%d of %d prompts have less than max_tokens left of %d positions", cut, len(budgets), positions)
-        return budgets
+        return within_context(self.prompts, budgets, self.engine.context)
 
     def run(self) -> list[list[Sample]]:
         queue = _Queue(self.model, self.prompts, self._jobs())

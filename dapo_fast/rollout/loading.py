@@ -1,13 +1,17 @@
-"""A model directory, and its tokenizer."""
+"""What both engines ask of a model: its directory, its tokenizer, and room for prompts."""
 
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dapo_fast.errors import InputError
+
+log = logging.getLogger("dapo_fast.rollout")
 
 
 def check_model_directory(setting: str, path: Path) -> None:
@@ -36,3 +40,26 @@ def _tokenizer_class(directory: Path) -> type:
         return AutoTokenizer
     plain = named in ("TokenizersBackend", "PreTrainedTokenizerFast") and (directory / "tokenizer.json").exists()
     return PreTrainedTokenizerFast if plain else AutoTokenizer
+
+
+def too_long(prompt: Sequence[int], context: int | None) -> bool:
+    """Whether ``prompt`` leaves no room for a single token; ``context`` None has no end."""
+    return context is not None and len(prompt) >= context
+
+
+def within_context(prompts: Sequence[Sequence[int]], budgets: Sequence[int], context: int) -> list[int]:
+    """``budgets`` (most new tokens of each prompt) cut to what ``context`` tokens leave; says how many were.
+
+    Raises:
+        InputError: an empty prompt, or one that leaves no room; collections and evaluations leave these out before.
+    """
+    for index, prompt in enumerate(prompts):
+        if not prompt:
+            raise InputError(f"prompt {index}: empty; a model needs at least one token")
+        if too_long(prompt, context):
+            raise InputError(f"prompt {index}: {len(prompt)} tokens fill the context of {context}")
+    room = [min(budget, context - len(prompt)) for prompt, budget in zip(prompts, budgets, strict=True)]
+    cut = sum(a < b for a, b in zip(room, budgets, strict=True))
+    if cut:
+        log.warning("%d of %d prompts have less than max_tokens left of a context of %d", cut, len(prompts), context)
+    return room

@@ -13,13 +13,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+from openai_server import OFFSET, WRONG
 from rollout_cases import byte_level_tokenizer, tiny_model
 
-import dapo_fast.rollout.http as http_module
 from dapo_fast.config import EngineSettings, ModelSettings
 from dapo_fast.errors import InputError
 from dapo_fast.rollout.engine import SamplingParams, make_engine
-from dapo_fast.rollout.http import HttpEngine, ServerError, _retry_after
+from dapo_fast.rollout.http import HttpEngine, ServerError, client, servers
+from dapo_fast.rollout.http.answers import end_of
+from dapo_fast.rollout.http.client import retry_after
 
 SERVER = Path(__file__).with_name("openai_server.py")
 TOKENIZER = byte_level_tokenizer()
@@ -73,8 +75,9 @@ def vllm(serve):
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch):
-    monkeypatch.setattr(http_module, "_FIRST_WAIT", 0.02)
-    monkeypatch.setattr(http_module, "_DOWN_SECONDS", 0.1)
+    monkeypatch.setattr(client, "_FIRST_WAIT", 0.02)
+    monkeypatch.setattr(servers, "_DOWN_SECONDS", 0.1)
+    monkeypatch.setattr(servers, "_LINE_SECONDS", 3600.0)
 
 
 def engine(directory, *urls, **more):
@@ -125,7 +128,7 @@ def test_budgets_of_each_prompt_and_stop(directory, vllm):
     assert sum(len(s.ids) for g in cut for s in g) < sum(len(s.ids) for g in whole for s in g)
 
 
-@pytest.mark.parametrize("bad", [429, "429-after", 500, "truncate", "garbage", "short", "drop"])
+@pytest.mark.parametrize("bad", [429, "429-after", 500, 507, "truncate", "garbage", "short", "drop", "reset", "abort"])
 def test_a_fault_costs_nothing_but_time(directory, vllm, bad):
     client = engine(directory, vllm)
     params = SamplingParams(n=2, max_tokens=12, seed=5)
@@ -146,7 +149,7 @@ def test_a_hang_is_given_up_and_asked_again(directory, serve):
 def test_retries_are_spent(directory, vllm):
     client = engine(directory, vllm, retries=2)
     fault(vllm, *[500] * 20)
-    with pytest.raises(ServerError, match=r"HTTP 500; given up after 2 retries"):
+    with pytest.raises(ServerError, match=r"HTTP 500: .*fault 500.*; given up after 2 retries"):
         client.generate(PROMPTS, SamplingParams(1, 4))
     fault(vllm)
 
@@ -229,7 +232,7 @@ def test_the_key_comes_from_the_environment_and_is_never_written(directory, serv
 
 
 def test_no_server(directory):
-    with pytest.raises(InputError, match="is the server up"):
+    with pytest.raises(InputError, match="is it up"):
         engine(directory, "http://127.0.0.1:9", retries=1)
     with pytest.raises(InputError, match="is it up"):
         engine(directory, "http://127.0.0.1:9", retries=1, model_name="tiny")
@@ -244,12 +247,100 @@ def test_what_a_server_cannot_do_is_refused(directory, vllm):
 
 
 @pytest.mark.parametrize(("header", "low", "high"), [("3", 3, 3), ("-1", 0, 0), ("x", None, None), (None, None, None)])
-def test_retry_after(header, low, high):
+def testretry_after(header, low, high):
     response = httpx.Response(429, headers={} if header is None else {"Retry-After": header})
-    seconds = _retry_after(response)
+    seconds = retry_after(response)
     assert seconds == low if low is None else low <= seconds <= high
 
 
 def test_retry_after_a_date():
     later = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 30))
-    assert 20 <= _retry_after(httpx.Response(429, headers={"Retry-After": later})) <= 31
+    assert 20 <= retry_after(httpx.Response(429, headers={"Retry-After": later})) <= 31
+
+
+# What vLLM does ------------------------------------------------------------------------------------------------------
+
+
+def test_one_line_for_all_requests_that_wait(directory, vllm, caplog):
+    engine_ = engine(directory, vllm)
+    fault(vllm, *[500] * 20)
+    with caplog.at_level(logging.INFO):
+        engine_.generate(PROMPTS * 5, SamplingParams(1, 4))
+    assert caplog.text.count("asked again") == 1 and "HTTP 500" in caplog.text and "fault 500" in caplog.text
+
+
+@pytest.mark.parametrize("bad", WRONG)
+def test_what_cannot_be_an_answer_is_an_error_at_once(directory, vllm, bad):
+    engine_ = engine(directory, vllm)
+    fault(vllm, bad)
+    before = httpx.get(f"{vllm}/log").json()["served"]
+    with pytest.raises(ServerError, match=r"token id (1000000|-1)|5 tokens where at most 4|changed a prompt"):
+        engine_.generate(PROMPTS[:1], SamplingParams(1, 4))
+    assert httpx.get(f"{vllm}/log").json()["served"] == before + 1
+
+
+def test_a_stop_that_is_no_end_token_is_not_taken_for_one(directory, serve):
+    params = SamplingParams(n=4, max_tokens=12, seed=5)
+    with serve() as (url, _):
+        whole = engine(directory, url).generate(PROMPTS, params)
+    ids = [token for group in whole for s in group for token in s.ids[:-1] if token != TOKENIZER.eos_token_id]
+    stop = max(set(ids), key=ids.count)
+    with serve(stop_at=stop) as (url, _):
+        cut = engine(directory, url).generate(PROMPTS, params)
+    pairs = [(a, b) for x, y in zip(whole, cut) for a, b in zip(x, y)]
+    assert any(stop in a.ids[:-1] for a, _ in pairs)
+    for a, b in pairs:
+        if stop in a.ids[:-1]:
+            assert b.ids == a.ids[: a.ids.index(stop) + 1] and not b.finished
+        else:
+            assert b == a
+
+
+@pytest.mark.parametrize("more", [{"stop_reason": 7}, {"stop_reason": "User:"}, {"matched_stop": "\n"}])
+def test_ends_by_name(more):
+    choice = {"finish_reason": "stop"}
+    assert end_of(choice | more, [5, 6], {1, 2}, 1) is None
+    assert end_of(choice | {"stop_reason": None}, [5, 6], {1, 2}, 1) == [5, 6, 1]
+    assert end_of(choice | {"stop_reason": 2}, [5, 6], {1, 2}, 1) == [5, 6, 2]
+    assert end_of(choice | more, [5, 2, 6], {1, 2}, 1) == [5, 2]
+    assert end_of({"finish_reason": "length"}, [5, 6], {1, 2}, 1) is None
+
+
+def test_the_context_is_the_servers(directory, serve, caplog):
+    with serve(max_model_len=70) as (url, _):
+        engine_ = engine(directory, url)
+        assert engine_.context == 70
+        prompt = (PROMPTS[0] * 20)[:64]
+        groups = engine_.generate([prompt], SamplingParams(3, 30))
+        assert all(len(s.ids) <= 6 for s in groups[0]) and "1 of 1 prompts have less" in caplog.text
+        with pytest.raises(InputError, match="prompt 1: 70 tokens fill the context of 70"):
+            engine_.generate([prompt, (PROMPTS[0] * 20)[:70]], SamplingParams(1, 4))
+
+
+@pytest.mark.parametrize("asked", ["auto", True, False])
+def test_seeds_that_a_server_fails_at(directory, serve, asked, caplog):
+    with serve(seeds="fail") as (url, _):
+        engine_ = engine(directory, url, seed=asked, retries=3)
+        params = SamplingParams(n=2, max_tokens=12, seed=5)
+        if asked is True:
+            with pytest.raises(ServerError, match=OFFSET):
+                engine_.generate(PROMPTS, params)
+            return
+        assert not engine_.seeds
+        check(engine_.generate(PROMPTS, params), 2)
+    assert "CANNOT be repeated" in caplog.text
+
+
+def test_seeds_are_used_where_they_work(directory, serve, caplog):
+    for asked, seeded in (("auto", True), (True, True), (False, False)):
+        with serve() as (url, _):
+            engine_ = engine(directory, url, seed=asked)
+            before = httpx.get(f"{url}/log").json()["seeded"]
+            engine_.generate(PROMPTS, SamplingParams(1, 4))
+            assert (httpx.get(f"{url}/log").json()["seeded"] == before + len(PROMPTS)) == seeded
+
+
+def test_a_failure_while_seeds_are_tried_is_not_taken_for_theirs(directory, serve, caplog):
+    for faults in ([500], [503, "reset"]):
+        with serve(faults=[None] * 2 + faults) as (url, _):
+            assert engine(directory, url).seeds

@@ -186,7 +186,7 @@ def test_what_cannot_be_sampled_is_refused():
         engine.generate([[3], []], SamplingParams(1, 4))
     with pytest.raises(InputError, match="vocabulary"):
         engine.generate([[VOCABULARY]], SamplingParams(1, 4))
-    with pytest.raises(InputError, match="positions"):
+    with pytest.raises(InputError, match="fill the context of"):
         engine.generate([[3] * 16], SamplingParams(1, 4))
     [[sample]] = engine.generate([[3] * 14], SamplingParams(1, 40))
     assert len(sample.ids) <= 2
