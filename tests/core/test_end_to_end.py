@@ -146,4 +146,4 @@ def test_a_run_directory_may_have_an_equals_sign(finished, tmp_path, capsys):
 def test_config_of_a_run_is_saved_whole(finished):
     saved = load_config(finished / "config.yaml")
     assert saved == load_config(preset="arithmetic", overrides=SMALL)
-    assert yaml.safe_load((finished / "config.yaml").read_text())["actor"]["beta"] == 0.05
+    assert yaml.safe_load((finished / "config.yaml").read_text())["actor"]["beta"] == "auto"
