@@ -25,14 +25,16 @@ def test_ragged(case, path):
     assert (tokens - wanted).abs().max() < 1e-4 if wanted.numel() else tokens.shape == (0,)
     wanted_steps = reference.step_logprobs(wanted, case.cu)
     assert error(steps, wanted_steps) < 1e-4
-    weights = torch.randn(case.segments, dtype=torch.float64, device=path[1])
+    generator = torch.Generator().manual_seed(case.segments)
+    weights = torch.randn(case.segments, dtype=torch.float64, generator=generator).to(path[1])
     (steps * weights.float()).sum().backward()
     if not case.targets.numel():
         assert all((leaf.grad == 0).all() for leaf in got)
         return
     (wanted_steps * weights).sum().backward()
     for a, b in zip(got, exact):
-        assert ((a.grad - b.grad).abs() <= 1e-4 * b.grad.abs().max().clamp(min=1e-3)).all()
+        # Where the exact gradient is nought (one word in the vocabulary), fp32 leaves a few roundings of 1.
+        assert ((a.grad - b.grad).abs() <= 1e-4 * b.grad.abs().max().clamp(min=1e-2)).all()
 
 
 def adversarial(path):

@@ -40,7 +40,7 @@ def test_ragged(length, width, entries, seed, kind, with_bias, flat, weighted, p
     assert error(out.logits, logits) < 1e-4 and error(out.values, logits.sigmoid()) < 1e-4
     assert not out.values.requires_grad and out.values.dtype == torch.float32
     for a, b in zip(got, wanted):
-        assert a.shape == b.shape and ((a - b).abs() <= 1e-4 * b.abs().max().clamp(min=1e-3)).all()
+        assert a.shape == b.shape and ((a - b).abs() <= 1e-4 * b.abs().max().clamp(min=1e-2)).all()
 
 
 def test_wide_and_low_precision(path):
