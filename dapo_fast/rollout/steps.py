@@ -3,8 +3,10 @@
 Steps are cut by text: a splitter is a pattern, and a step ends where a match of it ends. A step is a whole number of
 tokens and never only white space, so
 
-- a boundary inside a token (or inside a character whose bytes are spread over tokens) moves to the end of that token
-  and is counted in ``Splitter.moved``;
+- a boundary after the leading blanks of a token that goes on with text moves to the start of that token: the tokens of
+  byte-level BPE and SentencePiece begin with the blank before their word;
+- any other boundary inside a token (or inside a character whose bytes are spread over tokens) moves to the end of that
+  token and is counted in ``Splitter.moved``;
 - blank lines belong to the step before them, and at the very beginning to the first step;
 - tokens without text, the end token above all, belong to the step that is open when they come: an end token after a
   line break is a step of its own.
@@ -76,12 +78,16 @@ class Splitter:
             if not text[start:boundary].strip():
                 continue
             token = bisect_left(ends, boundary)
-            if token + 1 >= len(ids):
+            begins = ends[token - 1] if token else 0
+            if boundary < ends[token] and text[start:begins].strip() and not text[begins:boundary].strip():
+                end, start = token, begins  # only blanks of this token are before the boundary
+            elif token + 1 < len(ids):
+                end, start = token + 1, ends[token]
+                self.moved += ends[token] != boundary
+            else:
                 break
             self.boundaries += 1
-            self.moved += ends[token] != boundary
-            steps.append(token + 1)
-            start = ends[token]
+            steps.append(end)
         return [*steps, len(ids)]
 
     def first(self, ids: Sequence[int]) -> int:

@@ -1,9 +1,13 @@
 """Steps are whole tokens and add up to the response, id for id and byte for byte."""
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollout_cases import TEXT, byte_level_tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from dapo_fast.errors import InputError
 from dapo_fast.rollout.steps import Splitter, split_steps
@@ -109,6 +113,45 @@ def test_a_boundary_inside_a_token_moves_to_its_end_and_is_counted():
     ends = splitter.split(ids)
     assert splitter.moved >= 1
     assert long + 1 in ends
+
+
+def words(kind):
+    """A tokenizer whose tokens are whole words with the blank before them, as byte-level BPE or as SentencePiece."""
+    text = ["It is so. That is why? Yes.\nThen we see: it is so.\n\nNow that is it. Yes."] * 8
+    tokenizer = Tokenizer(models.BPE(byte_fallback=kind == "sentencepiece", unk_token="<unk>"))
+    if kind == "sentencepiece":
+        # SentencePiece's own models keep a line break as a byte of its own.
+        lines = pre_tokenizers.Split("\n", "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([lines, pre_tokenizers.Metaspace(prepend_scheme="never")])
+        tokenizer.decoder = decoders.Sequence([decoders.Metaspace(prepend_scheme="never"), decoders.ByteFallback()])
+        alphabet = []
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+    specials = ["<unk>", "<eos>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(text, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", clean_up_tokenization_spaces=False)
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
+def test_a_token_that_begins_with_the_blank_before_its_word_begins_the_next_step(kind):
+    tokenizer = words(kind)
+    value = "It is so. That is why? Yes.\nThen we see: it is so.\n\nNow that is it. Yes."
+    ids = tokenizer(value, add_special_tokens=False)["input_ids"]
+    assert any(tokenizer.decode([token]) not in ("That", "T") and "That" in tokenizer.decode([token]) for token in ids)
+    splitter = Splitter(tokenizer, "sentence")
+    ends = splitter.split(ids)
+    steps = [tokenizer.decode(ids[:b])[len(tokenizer.decode(ids[:a])) :] for a, b in zip([0, *ends], ends)]
+    assert [step.strip() for step in steps] == re.split(r"(?<=[.?])\s+", value)
+    assert splitter.moved == 0 and splitter.boundaries == len(ends) - 1
+    # A sample that is stopped at its first step sees a token more than the step has.
+    assert [splitter.first(ids[:length]) for length in range(ends[0] + 1, len(ids))] == [ends[0]] * (
+        len(ids) - ends[0] - 1
+    )
 
 
 def test_a_boundary_inside_a_character_moves_to_its_end():
