@@ -63,6 +63,7 @@ class Server(ThreadingHTTPServer):
         self.seeded = 0
         self.lock = threading.Lock()
         self.served = 0
+        self.tokens = 0
         self.in_flight = 0
         self.most_in_flight = 0
 
@@ -90,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
             known = {"max_model_len": self.server.max_model_len} if self.server.dialect == "vllm" else {}
             self.answer({"data": [{"id": "other", "max_model_len": 7}, {"id": "tiny"} | known][::-1]})
         elif self.path == "/log":
-            names = ("served", "most_in_flight", "seeded")
+            names = ("served", "tokens", "most_in_flight", "seeded")
             self.answer({"pid": os.getpid()} | {name: getattr(self.server, name) for name in names})
         else:
             self.answer({"error": "no such path"}, 404)
@@ -165,6 +166,7 @@ class Handler(BaseHTTPRequestHandler):
         with server.lock:
             groups = server.engine.generate(prompts, params)
             server.served += 1
+            server.tokens += sum(len(sample.ids) for group in groups for sample in group)
             server.seeded += "seed" in body
         pairs = [(prompt, sample) for prompt, group in zip(prompts, groups, strict=True) for sample in group]
         choices = [self.choice(i, sample, prompt, body) for i, (prompt, sample) in enumerate(pairs)]

@@ -20,8 +20,10 @@ from dapo_fast.config import EngineSettings, ModelSettings
 from dapo_fast.errors import InputError
 from dapo_fast.rollout.engine import SamplingParams, make_engine
 from dapo_fast.rollout.http import HttpEngine, ServerError, client, servers
+from dapo_fast.rollout.http import engine as http_engine
 from dapo_fast.rollout.http.answers import end_of
 from dapo_fast.rollout.http.client import retry_after
+from dapo_fast.rollout.steps import Splitter
 
 SERVER = Path(__file__).with_name("openai_server.py")
 TOKENIZER = byte_level_tokenizer()
@@ -122,10 +124,40 @@ def test_budgets_of_each_prompt_and_stop(directory, vllm):
     client = engine(directory, vllm)
     groups = client.generate(PROMPTS, SamplingParams(3, (1, 2, 3, 4)))
     assert all(len(s.ids) <= budget for group, budget in zip(groups, (1, 2, 3, 4)) for s in group)
-    cut = client.generate(PROMPTS, SamplingParams(3, 30, seed=1, stop="regex:[aeiou]"))
-    whole = client.generate(PROMPTS, SamplingParams(3, 30, seed=1))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 32])
+def test_first_steps_are_those_of_the_in_process_engine(directory, vllm, monkeypatch, chunk):
+    monkeypatch.setattr(http_engine, "STEP_TOKENS", chunk)
+    local = make_engine(EngineSettings(), directory, ModelSettings(device="cpu"))
+    client = engine(directory, vllm)
+    seen = []
+    for stop in ("line", "regex:[aeiou]"):
+        params = SamplingParams(1, (1, 30, 30, 25), temperature=0, stop=stop)
+        assert client.generate(PROMPTS, params, seen.append) == local.generate(PROMPTS, params)
+    assert sum(seen) == 2 * len(PROMPTS)
+
+
+def test_first_steps_cost_little_more_than_their_tokens(directory, vllm, monkeypatch):
+    monkeypatch.setattr(http_engine, "STEP_TOKENS", 4)
+    client = engine(directory, vllm)
+    params = SamplingParams(5, 60, seed=1, stop="regex:[aeiou]")
+    before = httpx.get(f"{vllm}/log").json()["tokens"]
+    cut = client.generate(PROMPTS, params)
+    spent = httpx.get(f"{vllm}/log").json()["tokens"] - before
+    check(cut, 5, 60)
+    splitter = Splitter(client.tokenizer, params.stop)
+    assert all(splitter.first(s.ids) == len(s.ids) for group in cut for s in group)
+    steps = sum(len(s.ids) for group in cut for s in group)
+    assert steps <= spent <= steps + 5 * 5 * len(PROMPTS)
+    assert client.generate(PROMPTS, params) == cut
+
+
+def test_first_steps_through_text_alone_are_cut_here(directory, serve):
+    with serve(dialect="text") as (url, _):
+        cut = engine(directory, url).generate(PROMPTS[:2], SamplingParams(3, 30, seed=1, stop="regex:[aeiou]"))
+        whole = engine(directory, url).generate(PROMPTS[:2], SamplingParams(3, 30, seed=1))
     assert all(a.ids == b.ids[: len(a.ids)] for x, y in zip(cut, whole) for a, b in zip(x, y))
-    assert sum(len(s.ids) for g in cut for s in g) < sum(len(s.ids) for g in whole for s in g)
 
 
 @pytest.mark.parametrize("bad", [429, "429-after", 500, 507, "truncate", "garbage", "short", "drop", "reset", "abort"])

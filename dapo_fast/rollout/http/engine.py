@@ -27,6 +27,8 @@ from dapo_fast.rollout.steps import Splitter
 
 log = logging.getLogger("dapo_fast.rollout.http")
 
+STEP_TOKENS = 32  # of a request for a first step: about what a line has; what comes after the step is thrown away
+
 
 class HttpEngine:
     """Samples through the servers at ``settings.urls``, each with up to ``settings.concurrency`` requests in flight.
@@ -74,7 +76,10 @@ class HttpEngine:
     def generate(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams, progress: Progress | None = None
     ) -> list[list[Sample]]:
-        """``params.n`` samples of each prompt. See ``SamplingParams``; ``stop`` is applied here, on whole samples.
+        """``params.n`` samples of each prompt. See ``SamplingParams``.
+
+        Where ``stop`` is set, samples are asked for a few tokens at a time until their first step is whole (a server's
+        own stop words know nothing of steps); through text alone they are sampled whole and cut here.
 
         Raises:
             ServerError: a request was refused, or failed ``retries`` times over.
@@ -82,30 +87,85 @@ class HttpEngine:
         if params.logprobs:
             raise InputError("logprobs: the HTTP engine does not return them; use the in-process engine")
         budgets = within_context(prompts, params.budgets(len(prompts)), self.context)
-        parts, n = (1, params.n) if self.dialect.many else (params.n, 1)
-        order = [(index, part) for index in range(len(prompts)) for part in range(parts)]
-        bodies = [self._body(list(prompts[i]), params, budgets[i], f"{i}/{part}", n) for i, part in order]
-
-        def read(answer: Any, number: int) -> list[dict]:
-            index, _ = order[number]
-            sent = list(prompts[index]) if self.dialect.ids_in else None
-            return read_choices(answer, Asked(n, budgets[index], sent, self.dialect.ids_out, self._vocabulary))
-
-        splitter = Splitter(self.tokenizer, params.stop) if params.stop is not None else None
         before = self.retokenized
-        samples: list[list[list[Sample]]] = [[[]] * parts for _ in prompts]
-        workers = self.settings.concurrency * len(self._client.servers.urls)
-        for number, choices in self._client.ask_all(bodies, read, workers):
-            index, part = order[number]
-            samples[index][part] = [self._sample(choice, splitter) for choice in choices]
-            if progress is not None:
-                progress(len(choices))
+        if params.stop is None:
+            samples = self._complete(prompts, budgets, params, params.n, "", progress)
+        else:
+            samples = self._first_steps(prompts, budgets, params, progress)
         if self.retokenized > before:
             log.warning(
                 "%d samples came back as text and were tokenized here: their tokens may not be those sampled",
                 self.retokenized - before,
             )
-        return [[sample for part in of_prompt for sample in part] for of_prompt in samples]
+        return [[self._sample(ids) for ids in of_prompt] for of_prompt in samples]
+
+    def _complete(
+        self,
+        prompts: Sequence[Sequence[int]],
+        budgets: list[int],
+        params: SamplingParams,
+        n: int,
+        name: str,
+        progress: Progress | None,
+    ) -> list[list[list[int]]]:
+        """Token ids of ``n`` samples of each prompt; ``name`` tells this call's seeds from those of others."""
+        parts, each = (1, n) if self.dialect.many else (n, 1)
+        order = [(index, part) for index in range(len(prompts)) for part in range(parts)]
+        bodies = [self._body(list(prompts[i]), params, budgets[i], f"{name}{i}/{p}", each) for i, p in order]
+
+        def read(answer: Any, number: int) -> list[dict]:
+            index, _ = order[number]
+            sent = list(prompts[index]) if self.dialect.ids_in else None
+            return read_choices(
+                answer, Asked(each, budgets[index], sent, self.dialect.ids_out, self._vocabulary)
+            )
+
+        samples: list[list[list[list[int]]]] = [[[]] * parts for _ in prompts]
+        workers = self.settings.concurrency * len(self._client.servers.urls)
+        for number, choices in self._client.ask_all(bodies, read, workers):
+            index, part = order[number]
+            samples[index][part] = [self._ids(choice) for choice in choices]
+            if progress is not None:
+                progress(len(choices))
+        return [[ids for part in of_prompt for ids in part] for of_prompt in samples]
+
+    def _first_steps(
+        self, prompts: Sequence[Sequence[int]], budgets: list[int], params: SamplingParams, progress: Progress | None
+    ) -> list[list[list[int]]]:
+        """As ``_complete``, with every sample cut after its first step."""
+        splitter = Splitter(self.tokenizer, params.stop or "")
+        if not (self.dialect.ids_in and self.dialect.ids_out):
+            whole = self._complete(prompts, budgets, params, params.n, "", progress)
+            return [[ids[: splitter.first(ids)] for ids in of_prompt] for of_prompt in whole]
+        samples: list[list[list[int]]] = [[[] for _ in range(params.n)] for _ in prompts]
+        rows = [(index, number) for index in range(len(prompts)) for number in range(params.n)]
+        call = 0
+        while rows:
+            left = [budgets[i] - len(samples[i][j]) for i, j in rows]
+            if call == 0:
+                added = self._complete(prompts, [min(b, STEP_TOKENS) for b in budgets], params, params.n, "", None)
+                new = [added[i][j] for i, j in rows]
+            else:
+                so_far = [[*prompts[i], *samples[i][j]] for i, j in rows]
+                room = [min(tokens, STEP_TOKENS) for tokens in left]
+                new = [ids for (ids,) in self._complete(so_far, room, params, 1, f"{call}/", None)]
+            open_rows = []
+            for (i, j), ids, tokens in zip(rows, new, left, strict=True):
+                samples[i][j] += ids
+                first = self._first_step(samples[i][j], splitter, over=ids[-1] in self.end_ids or len(ids) >= tokens)
+                if first is None:
+                    open_rows.append((i, j))
+                else:
+                    samples[i][j] = samples[i][j][:first]
+            if progress is not None:
+                progress(len(rows) - len(open_rows))
+            rows, call = open_rows, call + 1
+        return samples
+
+    def _first_step(self, ids: list[int], splitter: Splitter, over: bool) -> int | None:
+        """Length of the first step; None where it may go on: nothing but blanks has come after it."""
+        first = splitter.first(ids)
+        return first if over or (first < len(ids) and self._text(ids[first:]).strip()) else None
 
     def _body(self, prompt: list[int], params: SamplingParams, budget: int, name: str, n: int) -> dict[str, Any]:
         seed = int.from_bytes(hashlib.sha256(f"{params.seed}/{name}".encode()).digest()[:4], "big") >> 1
@@ -124,7 +184,8 @@ class HttpEngine:
             "use a server that takes token ids (vLLM, SGLang)"
         )
 
-    def _sample(self, choice: dict, splitter: Splitter | None) -> Sample:
+    def _ids(self, choice: dict) -> list[int]:
+        """The tokens of a choice, up to and with its end token."""
         if self.dialect.ids_out:
             ids = list(choice["token_ids"])
         else:
@@ -135,10 +196,13 @@ class HttpEngine:
         if not ids:
             reason = choice.get("stop_reason", choice.get("matched_stop"))
             raise ServerError(f"a server ends samples at {reason!r}, which is no end token of the policy; set it off")
-        if splitter is not None:
-            ids = ids[: splitter.first(ids)]
-        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return Sample(ids, text, ids[-1] in self.end_ids)
+        return ids
+
+    def _sample(self, ids: list[int]) -> Sample:
+        return Sample(ids, self._text(ids), ids[-1] in self.end_ids)
+
+    def _text(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def _text_config(model_dir: str | Path) -> Any:
