@@ -116,9 +116,7 @@ class HttpEngine:
         def read(answer: Any, number: int) -> list[dict]:
             index, _ = order[number]
             sent = list(prompts[index]) if self.dialect.ids_in else None
-            return read_choices(
-                answer, Asked(each, budgets[index], sent, self.dialect.ids_out, self._vocabulary)
-            )
+            return read_choices(answer, Asked(each, budgets[index], sent, self.dialect.ids_out, self._vocabulary))
 
         samples: list[list[list[list[int]]]] = [[[]] * parts for _ in prompts]
         workers = self.settings.concurrency * len(self._client.servers.urls)
