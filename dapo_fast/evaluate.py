@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist, fmean, variance
@@ -20,7 +20,8 @@ from dapo_fast.config import EvaluateSettings
 from dapo_fast.data.problems import Problem
 from dapo_fast.errors import InputError
 from dapo_fast.rewards import Verifier, verify_many
-from dapo_fast.rollout.engine import Engine, SamplingParams
+from dapo_fast.rollout.engine import Engine, Sample, SamplingParams
+from dapo_fast.rollout.loading import fitting, warn_of_truncation
 from dapo_fast.rundir import add_seconds, write_json
 from dapo_fast.rundir import digest as digest_of
 
@@ -58,30 +59,39 @@ def evaluate(
         settings: Lengths, number of samples and batch size.
         out_dir: Where results are kept.
         encode: Prompt token ids of a problem (see ``format_prompt``).
-        verify: None: the verifier of each problem's kind. An unfinished response is wrong, unseen.
+        verify: None: the verifier of each problem's kind. An unfinished response is wrong, unseen; so are those of a
+            prompt that fills the engine's context, which is not sampled, named in a warning and counted.
         seed: Of the samples.
         digest: Hash of whatever else the results depend on: model, template.
 
     Returns:
         ``{"greedy": {...}, "sampled": {...}}``. Each has ``accuracy`` with its 95 % interval ``low`` and ``high``
         (Wilson; for samples with the effective number of independent ones, since those of one problem are alike),
-        ``n`` problems, ``truncated`` (responses that did not finish, as a fraction) and ``tokens`` (mean length);
+        ``n`` problems, ``truncated`` (responses that did not finish, as a fraction), ``tokens`` (mean length) and,
+        where there were any, ``too_long`` (problems whose prompts fill the context);
         "sampled" has ``samples`` and unbiased ``pass@k`` for k = 1, 2, 4, … and ``samples`` too.
 
     Raises:
-        InputError: no problems, or ``out_dir`` holds results of other settings.
+        InputError: no problems, an id that occurs twice, or ``out_dir`` holds results of other settings.
     """
     if not problems:
         raise InputError("evaluate: no problems")
+    prompts = {problem.id: encode(problem) for problem in problems}
+    if len(prompts) < len(problems):
+        raise InputError("evaluate: a problem id occurs more than once")
     out = Path(out_dir)
     _claim(out, problems, settings, seed, digest)
+    fit = fitting(prompts, engine.context)
     modes = [_Mode("greedy", 1, 0.0, 1.0)]
     if settings.samples:
         modes.append(_Mode("sampled", settings.samples, settings.temperature, settings.top_p))
     summary: dict[str, Any] = {}
     for mode in modes:
-        rows = _run(mode, problems, engine, settings, out, encode, verify, seed)
-        summary[mode.name] = summarise(rows)
+        rows = _run(mode, problems, engine, settings, out, fit, verify, seed)
+        summary[mode.name] = summarise(rows) | (
+            {"too_long": len(prompts) - len(fit)} if len(fit) < len(prompts) else {}
+        )
+        warn_of_truncation(summary[mode.name]["truncated"], "evaluate.max_tokens")
         log.info("%s: %s", mode.name, ", ".join(f"{k} {v:.4g}" for k, v in summary[mode.name].items()))
     write_json(out / "summary.json", summary)
     return summary
@@ -115,7 +125,7 @@ def _run(
     engine: Engine,
     settings: EvaluateSettings,
     out: Path,
-    encode: Callable[[Problem], Sequence[int]],
+    prompts: Mapping[str, Sequence[int]],
     verify: Verifier | None,
     seed: int,
 ) -> list[dict[str, Any]]:
@@ -138,7 +148,7 @@ def _run(
                 top_p=mode.top_p,
                 seed=_batch_seed(seed, mode.name, start),
             )
-            new = _measure(batch, engine, params, encode, verify)
+            new = _measure(batch, engine, params, prompts, verify, _Advance(bar, mode.samples))
             # ASCII JSON: a lone surrogate in a response is written as its escape, and read back as it was.
             file.write("".join(json.dumps(row) + "\n" for row in new))
             file.flush()
@@ -147,18 +157,39 @@ def _run(
             rows += new
             right = sum(r["correct"] for row in rows for r in row["responses"])
             bar.set_postfix(accuracy=f"{right / (len(rows) * mode.samples):.3f}", refresh=False)
-            bar.update(len(batch))
+            bar.update(len(rows) - bar.n)
     return rows
+
+
+class _Advance:
+    """Moves a bar over problems as their samples end: a batch may take minutes."""
+
+    def __init__(self, bar: tqdm, samples: int) -> None:
+        self._bar = bar
+        self._from = bar.n
+        self._samples = samples
+        self._ended = 0
+
+    def __call__(self, ended: int) -> None:
+        self._ended += ended
+        self._bar.update(round(self._from + self._ended / self._samples, 1) - self._bar.n)
 
 
 def _measure(
     batch: Sequence[Problem],
     engine: Engine,
     params: SamplingParams,
-    encode: Callable[[Problem], Sequence[int]],
+    prompts: Mapping[str, Sequence[int]],
     verify: Verifier | None,
+    progress: Callable[[int], None],
 ) -> list[dict[str, Any]]:
-    generated = engine.generate([list(encode(problem)) for problem in batch], params)
+    fit = [problem for problem in batch if problem.id in prompts]
+    samples = engine.generate([list(prompts[problem.id]) for problem in fit], params, progress) if fit else []
+    sampled = {problem.id: found for problem, found in zip(fit, samples, strict=True)}
+    unread = [
+        Sample([], "", False)
+    ] * params.n  # a prompt that the policy cannot read is a problem that it cannot solve
+    generated = [sampled.get(problem.id, unread) for problem in batch]
     finished = [(p, s.text) for p, samples in zip(batch, generated, strict=True) for s in samples if s.finished]
     verdicts = iter(verify_many(finished, verify))
     return [

@@ -22,11 +22,14 @@ class FakeEngine:
     calls: int = 0
     dies_at: int = -1
     tokenizer: object = None
+    context: int = 512
 
     def generate(self, prompts, params, progress=None):
+        assert all(len(prompt) < self.context for prompt in prompts)
         if self.calls == self.dies_at:
             raise KeyboardInterrupt
         self.calls += 1
+        progress(params.n * len(prompts))
         return [[self.sample(prompt[0], params, i) for i in range(params.n)] for prompt in prompts]
 
     @staticmethod
@@ -45,7 +48,7 @@ def run(out, engine=None, problems=PROBLEMS, settings=SETTINGS, **arguments):
         engine or FakeEngine(),
         settings,
         out,
-        encode=lambda problem: [int(problem.id)],
+        encode=lambda problem: [int(problem.id)] * len(problem.prompt),
         verify=lambda problem, response: response.startswith("right"),
         **arguments,
     )
@@ -70,6 +73,30 @@ def test_results(tmp_path):
     assert [row["id"] for row in rows] == [problem.id for problem in PROBLEMS]
     assert rows[1]["responses"] == [{"text": "right \ud800", "correct": True, "finished": True, "tokens": 3}]
     assert rows[3]["responses"][0]["correct"] is False
+
+
+def test_a_prompt_that_fills_the_context_is_wrong_unseen_and_named(tmp_path, caplog):
+    problems = [*PROBLEMS[:4], Problem("41", "far too long", "41"), *PROBLEMS[5:]]
+    summary = run(tmp_path, FakeEngine(context=10), problems)
+    assert "1 of 10 prompts" in caplog.text and "41 (12)" in caplog.text
+    assert summary["greedy"]["n"] == 10 and summary["greedy"]["too_long"] == summary["sampled"]["too_long"] == 1
+    assert summary["greedy"]["accuracy"] == 0.4  # of 1, 3, 5, 7, 9 the third never ends
+    rows = [json.loads(line) for line in (tmp_path / "sampled.jsonl").read_text().splitlines()]
+    assert [r["correct"] for r in rows[4]["responses"]] == [False] * 4
+    for kept in ([PROBLEMS[5]], [Problem("41", "far too long", "41")]):
+        run(tmp_path / str(len(kept[0].prompt)), FakeEngine(context=10), kept)
+
+
+def test_many_cut_responses_are_a_warning_with_the_remedy(tmp_path, caplog):
+    run(tmp_path / "few")
+    assert "evaluate.max_tokens" not in caplog.text
+    run(tmp_path / "many", problems=PROBLEMS[2:6])
+    assert "25% of responses did not finish" in caplog.text and "raise evaluate.max_tokens" in caplog.text
+
+
+def test_an_id_that_occurs_twice_is_refused(tmp_path):
+    with pytest.raises(InputError, match="more than once"):
+        run(tmp_path, problems=[PROBLEMS[0], PROBLEMS[0]])
 
 
 def test_greedy_alone(tmp_path):

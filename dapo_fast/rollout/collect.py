@@ -40,6 +40,7 @@ from dapo_fast.rollout.grow import (
     decision_point,
     states_of,
 )
+from dapo_fast.rollout.loading import fitting, warn_of_truncation
 from dapo_fast.rollout.steps import Splitter
 from dapo_fast.rundir import add_seconds, seconds_of, write_json
 
@@ -78,23 +79,31 @@ def collect(
     Returns:
         What ``done.json`` holds: counts over the whole store, and the seconds that its shards took.
 
+    A problem whose prompt fills the engine's context is left out, named in a warning and counted (``too_long``).
+
     Raises:
-        InputError: no problems, duplicate ids, an unknown splitter, or a shard there that other settings made.
+        InputError: no problems, or none that fits; duplicate ids, an unknown splitter, or a shard there that other
+            settings made.
     """
     out_dir = Path(out_dir)
     _check_problems(problems)
     Splitter(engine.tokenizer, settings.splitter)
     size = settings.shard_problems
-    shards = [list(problems[start : start + size]) for start in range(0, len(problems), size)]
+    prompts = fitting({p.id: encode(p) for p in problems}, engine.context)
+    if not prompts:
+        raise InputError(f"collect: not one of {len(problems)} prompts fits in a context of {engine.context} tokens")
+    fit = [problem for problem in problems if problem.id in prompts]
+    shards = [fit[start : start + size] for start in range(0, len(fit), size)]
     totals: Counter[str] = Counter()
-    progress = _Progress(len(problems))
+    progress = _Progress(len(fit))
     for index, members in enumerate(shards):
         path = out_dir / f"shard-{index:05d}.parquet"
         mark = digest_of([digest, seed, settings.model_dump(mode="json"), [p.id for p in members]])
         counts = _finished(path, mark)
         if counts is None:
             began = time.monotonic()
-            shard = _Shard(members, engine, settings, encode, verify, f"{seed}/{index}", progress)
+            of_shard = [list(prompts[p.id]) for p in members]
+            shard = _Shard(members, of_shard, engine, settings, verify, f"{seed}/{index}", progress)
             trees = shard.collect()
             counts = shard.counts
             write_shard(path, trees, {_DIGEST: mark, _COUNTS: json.dumps(counts, sort_keys=True)})
@@ -106,6 +115,7 @@ def collect(
             *(index + 1, len(shards), totals["correct"], totals["responses"], totals["states"]),
         )
     progress.close()
+    totals["too_long"] = len(problems) - len(prompts)
     _refuse_strangers(out_dir, len(shards))
     summary = _summary(totals, seconds_of(out_dir))
     write_json(out_dir / "done.json", summary)
@@ -143,6 +153,7 @@ def _summary(totals: Counter[str], seconds: float) -> dict:
             "%d of %d step boundaries fell inside a token and were moved to its end",
             *(totals["moved_boundaries"], totals["boundaries"]),
         )
+    warn_of_truncation(totals["truncated_responses"] / totals["responses"], "collect.max_tokens")
     generated = totals["response_tokens"] + totals["completion_tokens"]
     summary = dict(totals) | {"generated_tokens": generated, "seconds": seconds}
     summary["accuracy"] = totals["correct"] / totals["responses"]
@@ -184,9 +195,9 @@ class _Shard:
     def __init__(
         self,
         problems: list[Problem],
+        prompts: list[list[int]],
         engine: Engine,
         settings: CollectSettings,
-        encode: Encode,
         verify: Verify,
         seed: str,
         progress: _Progress,
@@ -198,7 +209,7 @@ class _Shard:
         self.seed = seed
         self.progress = progress
         self.splitter = Splitter(engine.tokenizer, settings.splitter)
-        self.prompts = [list(encode(problem)) for problem in problems]
+        self.prompts = prompts
         self.counts: dict[str, int] = {}
         self._tokens = Counter[str]()
         self._texts: dict[tuple[int, ...], str] = {}
@@ -234,6 +245,7 @@ class _Shard:
         settings = self.settings
         groups = self._sample("responses", self.prompts, settings.samples, [settings.max_tokens] * len(self.prompts))
         rewards = self._rewards([(i, s.ids, s.finished) for i, group in enumerate(groups) for s in group])
+        self._tokens["truncated_responses"] = sum(not s.finished for group in groups for s in group)
         n = settings.samples
         return [(group, rewards[i * n : (i + 1) * n]) for i, group in enumerate(groups)]
 
@@ -387,6 +399,7 @@ class _Shard:
             "responses": sum(tree.sampled for tree in trees),
             "correct": sum(tree.correct for tree in trees),
             "trunks": sum(len(tree.trunks) for tree in trees),
+            "truncated_responses": self._tokens["truncated_responses"],
             "truncated_trunks": sum(not trunk.finished for tree in trees for trunk in tree.trunks),
             "states": len(states),
             "all_wrong": sum(state.mc == 0 for state in states),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -12,6 +12,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from dapo_fast.errors import InputError
 
 log = logging.getLogger("dapo_fast.rollout")
+
+MOST_TRUNCATED = 0.1  # share of responses that did not finish, above which accuracy says more of the limit than of them
 
 
 def check_model_directory(setting: str, path: Path) -> None:
@@ -42,21 +44,37 @@ def _tokenizer_class(directory: Path) -> type:
     return PreTrainedTokenizerFast if plain else AutoTokenizer
 
 
-def too_long(prompt: Sequence[int], context: int | None) -> bool:
-    """Whether ``prompt`` leaves no room for a single token; ``context`` None has no end."""
-    return context is not None and len(prompt) >= context
+def fitting(prompts: Mapping[str, Sequence[int]], context: int) -> dict[str, Sequence[int]]:
+    """The prompts, by problem id, that leave room for a token in ``context``; a warning names the others."""
+    kept = {name: prompt for name, prompt in prompts.items() if len(prompt) < context}
+    if len(kept) < len(prompts):
+        left_out = [f"{name} ({len(prompt)})" for name, prompt in prompts.items() if name not in kept]
+        log.warning(
+            "%d of %d prompts fill the context of %d tokens and are left out: %s",
+            *(len(left_out), len(prompts), context, ", ".join(left_out[:10]) + (", …" if len(left_out) > 10 else "")),
+        )
+    return kept
+
+
+def warn_of_truncation(share: float, setting: str) -> None:
+    """Warn, naming the setting that would help, where too large a share of responses did not finish."""
+    if share > MOST_TRUNCATED:
+        log.warning(
+            "%.0f%% of responses did not finish and count as wrong: raise %s (or the context), or shorten prompts",
+            *(100 * share, setting),
+        )
 
 
 def within_context(prompts: Sequence[Sequence[int]], budgets: Sequence[int], context: int) -> list[int]:
     """``budgets`` (most new tokens of each prompt) cut to what ``context`` tokens leave; says how many were.
 
     Raises:
-        InputError: an empty prompt, or one that leaves no room; collections and evaluations leave these out before.
+        InputError: an empty prompt, or one that leaves no room (``fitting`` leaves these out).
     """
     for index, prompt in enumerate(prompts):
         if not prompt:
             raise InputError(f"prompt {index}: empty; a model needs at least one token")
-        if too_long(prompt, context):
+        if len(prompt) >= context:
             raise InputError(f"prompt {index}: {len(prompt)} tokens fill the context of {context}")
     room = [min(budget, context - len(prompt)) for prompt, budget in zip(prompts, budgets, strict=True)]
     cut = sum(a < b for a, b in zip(room, budgets, strict=True))

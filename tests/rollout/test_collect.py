@@ -67,7 +67,7 @@ def lenient(problem, text):
     return sum(map(ord, text)) % 2 == 0
 
 
-def gather(engine, out, verify=lenient, problems=6, seed=1, digest="d", **settings):
+def gather(engine, out, verify=lenient, problems=6, seed=1, digest="d", encode=encode, **settings):
     settings = {
         **{"samples": 6, "kept": 4, "completions": 4, "max_tokens": 20, "shard_problems": 4, "reuse_samples": False},
         **settings,
@@ -124,11 +124,13 @@ def test_the_seed_decides_and_nothing_else(engine, tmp_path):
     assert gather(engine, tmp_path / "a")[1] == first  # finished: read, not made
 
 
-def test_all_wrong_and_truncated_responses(engine, tmp_path):
+def test_all_wrong_and_truncated_responses(engine, tmp_path, caplog):
     engine.end_ids = []
     summary, trees = gather(engine, tmp_path, verify=lambda p, t: False, splitter="regex:never", problems=2)
     assert summary["correct"] == 0 and summary["all_wrong"] == summary["states"] == 2
     assert summary["truncated_trunks"] == summary["trunks"]
+    assert summary["truncated_responses"] == summary["responses"] == 12
+    assert "100% of responses did not finish" in caplog.text and "collect.max_tokens" in caplog.text
     for tree in trees:
         [state] = tree.states
         assert state.mc == 0 and all(c.terminal and c.reward == 0 and len(c.ids) == 20 for c in state.candidates)
@@ -148,6 +150,23 @@ def test_other_settings_are_refused(engine, tmp_path):
     for change in ({"seed": 2}, {"digest": "e"}, {"completions": 3}, {"problems": 5}):
         with pytest.raises(InputError, match=r"shard-0000\d"):
             gather(engine, tmp_path, **change)
+
+
+def test_a_prompt_that_fills_the_context_is_left_out_and_named(engine, tmp_path, caplog):
+    problems = TASK.problems(6, seed=0)
+    long = problems[4].id
+
+    def repeating(problem):
+        return encode(problem) * (10 if problem.id == long else 1)
+
+    engine.context = 60
+    summary, trees = gather(engine, tmp_path, encode=repeating)
+    assert [t.problem_id for t in trees] == [p.id for p in problems if p.id != long]
+    assert summary["too_long"] == 1 and summary["problems"] == 5
+    assert f"1 of 6 prompts fill the context of 60 tokens and are left out: {long} (70)" in caplog.text
+    engine.context = 1
+    with pytest.raises(InputError, match="not one of 6 prompts fits in a context of 1 tokens"):
+        gather(engine, tmp_path / "none")
 
 
 def test_bad_input_is_refused_before_anything_is_sampled(tmp_path):
@@ -308,6 +327,7 @@ class Scripted:
     """An engine that says what it is told."""
 
     tokenizer = TOKENIZER
+    context = 512
 
     def __init__(self, texts):
         self.texts = texts
