@@ -143,16 +143,15 @@ def train(
             telemetry.log(step + 1, metrics)
             done = step + 1
             reason = task.halt(metrics) if done < task.steps else None
-            if done % settings.save_every == 0 or done == task.steps or report.signal or reason:
-                telemetry.sync()
-                checkpoints.save(done, training_state(model, optimizer, settings.optimizer_state))
             if reason:
                 log.warning("%s: ended after step %d of %d: %s", task.name, done, task.steps, reason)
-                checkpoints.wait()
                 if world.rank == 0:
-                    # After its checkpoint: a run that dies between the two does the step again and halts again.
                     write_json(directory / HALTED, {"step": done, "reason": reason})
                 break
+            # Not after the last step: the model is exported next, and its checkpoint deleted.
+            if done < task.steps and (done % settings.save_every == 0 or report.signal):
+                telemetry.sync()
+                checkpoints.save(done, training_state(model, optimizer, settings.optimizer_state))
             if report.signal and done < task.steps:
                 checkpoints.wait()
                 name = signal.Signals(report.signal).name

@@ -178,6 +178,7 @@ def finished(directory: Path, digest: str) -> dict[str, Any] | None:
     summary = read_json(path)
     if summary.get("digest") != digest:
         raise InputError(f"{path}: made with other settings; use a new run directory")
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # of a process killed as it was dropping them
     return summary
 
 
@@ -195,6 +196,7 @@ def finish(
         lines = (directory / "metrics.jsonl").read_text().splitlines()
         result = {"digest": digest, "last": json.loads(lines[-1])} | summary
         write_json(directory / "done.json", result)
-        shutil.rmtree(directory / "checkpoints")
+        if (directory / "checkpoints").exists():  # a short run has none
+            shutil.rmtree(directory / "checkpoints")
         log.info("%s: done", directory / "model")
     return world.broadcast(result)

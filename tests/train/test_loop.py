@@ -246,38 +246,47 @@ def test_damaged_and_half_written_checkpoints(base, tmp_path, monkeypatch, caplo
     out = tmp_path / "a"
     monkeypatch.setattr("dapo_fast.train.actor._write_scores", stop)
     with pytest.raises(KeyboardInterrupt):
-        cases.run("actor", base, out, {}, save_every=2)
+        cases.run("actor", base, out, {}, save_every=2, steps=7)
     monkeypatch.undo()
+    # None after the last step: the model is written next, and its checkpoint would be deleted.
     newest, older = out / "checkpoints" / "step-00000006", out / "checkpoints" / "step-00000004"
     assert newest.exists() and older.exists() and not (out / "checkpoints" / "step-00000002").exists()
+    assert len(curve(out)) == 7
     data = newest / "__0_0.distcp"
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
     data.write_bytes(content)
     with pytest.raises(InputError) as error:
-        cases.run("actor", base, out, {}, save_every=2)
+        cases.run("actor", base, out, {}, save_every=2, steps=7)
     assert str(data) in str(error.value) and str(older) in str(error.value)
     data.unlink()
     with pytest.raises(InputError, match="missing"):
-        cases.run("actor", base, out, {}, save_every=2)
+        cases.run("actor", base, out, {}, save_every=2, steps=7)
     newest.rename(newest.with_name(newest.name + ".tmp"))
     caplog.set_level(logging.WARNING, "dapo_fast.train")
-    cases.run("actor", base, out, {}, save_every=2)
+    cases.run("actor", base, out, {}, save_every=2, steps=7)
     assert "half-written" in caplog.text
-    cases.run("actor", base, tmp_path / "straight", {})
+    cases.run("actor", base, tmp_path / "straight", {}, steps=7)
     assert curve(out) == curve(tmp_path / "straight")
     same_weights(out, tmp_path / "straight", 0)
+
+
+def test_a_stage_killed_as_it_dropped_its_checkpoints_drops_them_when_it_runs_again(base, tmp_path):
+    cases.run("sft", base, tmp_path / "a", {})
+    (tmp_path / "a" / "checkpoints" / "step-00000003").mkdir(parents=True)
+    cases.run("sft", base, tmp_path / "a", {})
+    assert not (tmp_path / "a" / "checkpoints").exists()
 
 
 def test_a_checkpoint_of_other_settings_is_refused(base, tmp_path, monkeypatch):
     monkeypatch.setattr("dapo_fast.train.stage.export", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        cases.run("sft", base, tmp_path / "a", {})
+        cases.run("sft", base, tmp_path / "a", {}, save_every=3)
     monkeypatch.undo()
-    meta = tmp_path / "a" / "checkpoints" / "step-00000004" / "meta.json"
+    meta = tmp_path / "a" / "checkpoints" / "step-00000003" / "meta.json"
     meta.write_text(meta.read_text().replace('"test"', '"else"'))
     with pytest.raises(InputError, match="other settings"):
-        cases.run("sft", base, tmp_path / "a", {})
+        cases.run("sft", base, tmp_path / "a", {}, save_every=3)
 
 
 def test_settings_that_cannot_be_met_are_named_before_anything_is_read(base, tmp_path):
