@@ -37,7 +37,8 @@ class ModelSettings(Section):
     """The policy to improve."""
 
     path: str | None = None  # Hugging Face directory; None: the built-in task's model, from scratch
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, float32 elsewhere
+    # auto: bfloat16 on CUDA, and to sample on a CPU that multiplies it; float32 elsewhere
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     attention: Literal["auto", "flex", "tree_sdpa", "varlen", "dense"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 

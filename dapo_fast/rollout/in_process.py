@@ -26,20 +26,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from dapo_fast.config import ModelSettings
 from dapo_fast.errors import InputError
 from dapo_fast.models.attention import check_plugged_in, check_supported
-from dapo_fast.models.loading import load_causal_lm
+from dapo_fast.models.loading import load_causal_lm, load_config_of, resolve_device
 from dapo_fast.rollout.engine import Progress, Sample, SamplingParams
 from dapo_fast.rollout.loading import load_tokenizer, within_context
 from dapo_fast.rollout.steps import Splitter
 
 log = logging.getLogger("dapo_fast.rollout.in_process")
 
+BF16_PARAMETERS = 10_000_000  # below, a CPU samples in fp32 whatever it can: casts would cost as much as they save
 _ATTENTION = "dapo_rollout"
 _PREFILL_TOKENS = 16384  # padded tokens of one prefill batch
 _SAMPLING_ELEMENTS = 1 << 24  # logits turned into probabilities at a time, to bound memory at large vocabularies
@@ -73,9 +80,9 @@ class InProcessEngine:
 
     @classmethod
     def load(cls, directory: str | Path, settings: ModelSettings, max_rows: int = 512) -> InProcessEngine:
-        """The engine for a Hugging Face directory."""
+        """The engine for a Hugging Face directory. ``settings.dtype`` "auto": see ``sampling_dtype``."""
         tokenizer = load_tokenizer(directory)
-        model = load_causal_lm(directory, settings.device, settings.dtype)
+        model = load_causal_lm(directory, settings.device, sampling_dtype(directory, settings))
         engine = cls(model, tokenizer, max_rows)
         log.info("in-process sampling on %s in %s, up to %d rows", model.device, model.dtype, max_rows)
         return engine
@@ -92,6 +99,23 @@ class InProcessEngine:
         if not prompts:
             return []
         return _Generation(self, [list(p) for p in prompts], params, progress).run()
+
+
+def sampling_dtype(directory: str | Path, settings: ModelSettings) -> str:
+    """``settings.dtype``; where that is "auto", bfloat16 on a CPU that multiplies it, for models of some size.
+
+    Decoding reads every weight for a token of each row: at 0.5 B parameters bf16 samples 2.7 times as fast on such a
+    CPU, while training stays fp32 there. A rule, not a timed probe: a resumed run samples as the killed one did.
+    """
+    if settings.dtype != "auto" or resolve_device(settings.device).type != "cpu":
+        return settings.dtype
+    known = getattr(torch.cpu, "get_capabilities", dict)()  # older torch cannot say
+    if not any(known.get(name) for name in ("amx_bf16", "avx512_bf16")):
+        return settings.dtype
+    config = load_config_of(directory)
+    with torch.device("meta"):
+        parameters = AutoModelForCausalLM.from_config(config).num_parameters()
+    return "bfloat16" if parameters >= BF16_PARAMETERS else settings.dtype
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -8,6 +8,7 @@ from transformers import DynamicCache
 
 from dapo_fast.config import ModelSettings
 from dapo_fast.errors import InputError
+from dapo_fast.rollout import in_process
 from dapo_fast.rollout.engine import SamplingParams
 from dapo_fast.rollout.in_process import InProcessEngine, prefix_groups, stream_keys, stream_uniforms
 from dapo_fast.rollout.steps import split_steps
@@ -219,6 +220,31 @@ def test_loading_a_directory(tmp_path):
     engine = InProcessEngine.load(tmp_path, ModelSettings(device="cpu"), 8)
     params = SamplingParams(2, 5, seed=1)
     assert engine.generate([[3, 4]], params) == engine_for("llama").generate([[3, 4]], params)
+
+
+def test_a_cpu_with_bf16_products_samples_larger_models_in_bf16(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "dapo_fast.rollout.in_process")
+    tiny_model("llama", VOCABULARY).save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    auto = ModelSettings(device="cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    assert InProcessEngine.load(tmp_path, auto, 8).model.dtype == torch.float32  # too small to gain
+    monkeypatch.setattr(in_process, "BF16_PARAMETERS", 1000)
+    engine = InProcessEngine.load(tmp_path, auto, 8)
+    assert engine.model.dtype == torch.bfloat16 and "in torch.bfloat16" in caplog.text
+    assert engine.model.model.rotary_emb.inv_freq.dtype == torch.float32
+    params = SamplingParams(3, 20, seed=1, logprobs=True)
+    exact = engine_for("llama")
+    for prompt, samples in zip(prompts_of(), engine.generate(prompts_of(), params), strict=True):
+        for sample in samples:
+            with torch.inference_mode():
+                logits = exact.model(torch.tensor([prompt + sample.ids])).logits[0, len(prompt) - 1 : -1]
+            expected = logits.log_softmax(-1).gather(1, torch.tensor(sample.ids)[:, None])[:, 0]
+            torch.testing.assert_close(torch.tensor(sample.logprobs), expected, atol=0.2, rtol=0.05)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True}, raising=False)
+    assert InProcessEngine.load(tmp_path, auto, 8).model.dtype == torch.float32
+    monkeypatch.undo()
+    assert InProcessEngine.load(tmp_path, ModelSettings(device="cpu", dtype="float32"), 8).model.dtype == torch.float32
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
