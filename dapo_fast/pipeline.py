@@ -23,6 +23,7 @@ from dapo_fast.data.tree import Tree
 from dapo_fast.errors import InputError
 from dapo_fast.evaluate import evaluate
 from dapo_fast.evidence import ASSUMED
+from dapo_fast.models.loading import resolve_device
 from dapo_fast.report import write_report
 from dapo_fast.rewards import verifier_for
 from dapo_fast.rollout.collect import collect
@@ -34,6 +35,7 @@ from dapo_fast.rundir import RunDirectory, read_json, write_json
 from dapo_fast.tasks import get_task
 from dapo_fast.train.actor import train_actor
 from dapo_fast.train.critic import ValueFiller, train_critic
+from dapo_fast.train.memory import estimate, rank_memory_gib
 from dapo_fast.train.sft import train_sft
 from dapo_fast.train.torchrun import torchrun
 
@@ -174,6 +176,18 @@ class Pipeline:
                 self._check_critic_init(Path(config.critic.init))
         if self.config.data.task is None or not self.has_sft():
             check_model_directory("model.path", Path(self._model_path()))
+
+    def _warn_of_memory(self) -> None:
+        """Say, before hours of sampling, that training what comes of it will not fit."""
+        if self.config.model.path is None:
+            return  # a built-in task's model is tiny
+        said: set[str] = set()
+        for config in [self.config.at(i) for i in range(1, self.config.iterations + 1)]:
+            device, processes = resolve_device(config.model.device), config.parallel.processes
+            room = rank_memory_gib(device, processes)
+            said |= set(estimate(self._model_path(), config, processes, room, device.type).warnings())
+        for line in sorted(said):
+            log.warning("%s", line)
 
     def _check_critic_init(self, path: Path) -> None:
         """A critic reads the policy's tokens: it must have been trained on the same vocabulary."""
@@ -357,6 +371,7 @@ class Pipeline:
         """Every stage of every iteration. Returns the rows of the results table."""
         self.check_settings()
         self.check_inputs()
+        self._warn_of_memory()
         self.directory.save_config()
         self._keeps = True
         try:

@@ -6,6 +6,7 @@ backward of one decoder block keeps; kernels' workspace and the allocator's frag
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +87,28 @@ class Report:
 
     def __str__(self) -> str:
         return "\n".join(str(estimate) for estimate in self.estimates)
+
+    def warnings(self) -> list[str]:
+        """One line for each model whose longest packs the device would not hold."""
+        return [
+            f"{e.name}: a pack of {e.pack_tokens} tokens needs {e.total(e.pack_tokens) / GIB:.0f} GiB a rank, and "
+            f"{USABLE:.0%} of {e.device_bytes / GIB:.0f} GiB can be used: {_remedy(e.name, e.longest_pack)}"
+            for e in self.estimates
+            if e.device_bytes is not None and e.longest_pack is not None and e.longest_pack < e.pack_tokens
+        ]
+
+
+def _remedy(name: str, longest: int) -> str:
+    if longest:
+        return f"set {name}.pack_tokens to {longest} or less"
+    return f"nothing fits; more processes, {name}.lora_rank or {name}.optimizer_state=int8 need less"
+
+
+def rank_memory_gib(device: torch.device, processes: int) -> float:
+    """GiB that each of ``processes`` on this machine has: a GPU of its own, or its share of the main memory."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory / GIB
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB / processes
 
 
 def estimate(

@@ -1,5 +1,7 @@
 """The dry run against what a real pass keeps, and its words."""
 
+import re
+
 import pytest
 import torch
 import train_cases as cases
@@ -7,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Qwen2Con
 
 from dapo_fast.config import load_config
 from dapo_fast.errors import InputError
-from dapo_fast.train.memory import _kept, estimate
+from dapo_fast.train.memory import _kept, estimate, rank_memory_gib
 
 SETTINGS = ["model.path=x", "data.problems=x", "model.dtype=bfloat16"]
 
@@ -98,6 +100,17 @@ def test_settings_that_do_not_go_together(seven, tmp_path):
         estimate(seven, load_config(overrides=[*SETTINGS, "parallel.replicas=3"]), 8)
     with pytest.raises(InputError):
         estimate(tmp_path, load_config(overrides=SETTINGS), 8)
+
+
+def test_what_does_not_fit_is_a_warning_with_the_remedy(seven):
+    config = load_config(overrides=[*SETTINGS, "actor.pack_tokens=200000", "critic.pack_tokens=4096"])
+    (line,) = estimate(seven, config, 8, device_gib=80).warnings()
+    fits = int(re.fullmatch(r"actor: a pack of 200000 tokens .* set actor.pack_tokens to (\d+) or less", line)[1])
+    smaller = load_config(overrides=[*SETTINGS, f"actor.pack_tokens={fits}", "critic.pack_tokens=4096"])
+    assert not estimate(seven, smaller, 8, device_gib=80).warnings()
+    assert [line.split(":")[0] for line in estimate(seven, config, 1, device_gib=24).warnings()] == ["critic", "actor"]
+    assert all("nothing fits" in line for line in estimate(seven, config, 1, device_gib=24).warnings())
+    assert rank_memory_gib(torch.device("cpu"), 2) == pytest.approx(rank_memory_gib(torch.device("cpu"), 1) / 2)
 
 
 def test_the_dry_run_reads_no_weights(tmp_path):
