@@ -1,15 +1,8 @@
 """The HTTP engine against a real server process on loopback, in good days and bad."""
 
-import json
 import logging
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import httpx
 import pytest
@@ -19,13 +12,13 @@ from rollout_cases import byte_level_tokenizer, tiny_model
 from dapo_fast.config import EngineSettings, ModelSettings
 from dapo_fast.errors import InputError
 from dapo_fast.rollout.engine import SamplingParams, make_engine
-from dapo_fast.rollout.http import HttpEngine, ServerError, client, servers
+from dapo_fast.rollout.http import HttpEngine, ServerError
 from dapo_fast.rollout.http import engine as http_engine
 from dapo_fast.rollout.http.answers import end_of
 from dapo_fast.rollout.http.client import retry_after
 from dapo_fast.rollout.steps import Splitter
 
-SERVER = Path(__file__).with_name("openai_server.py")
+pytestmark = pytest.mark.usefixtures("quick_retries")
 TOKENIZER = byte_level_tokenizer()
 PROMPTS = [TOKENIZER(t)["input_ids"] for t in ("Let x = 3.\n", "So", "Then we add: 12", "数学")]
 
@@ -39,47 +32,9 @@ def directory(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def launcher():
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen([sys.executable, str(SERVER)], env=environment, **pipes) as process:
-        yield process
-        process.kill()
-
-
-@pytest.fixture(scope="module")
-def serve(launcher, directory):
-    """Starts a server process; yields its URL and a function that kills it."""
-
-    @contextmanager
-    def start(directory=directory, **settings):
-        launcher.stdin.write(json.dumps({"directory": str(directory)} | settings) + "\n")
-        launcher.stdin.flush()
-        answer = json.loads(launcher.stdout.readline())
-
-        def kill():
-            with suppress(ProcessLookupError):
-                os.kill(answer["pid"], signal.SIGKILL)
-
-        try:
-            yield f"http://127.0.0.1:{answer['port']}", kill
-        finally:
-            kill()
-
-    return start
-
-
-@pytest.fixture(scope="module")
 def vllm(serve):
     with serve() as (url, _):
         yield url
-
-
-@pytest.fixture(autouse=True)
-def quick_retries(monkeypatch):
-    monkeypatch.setattr(client, "_FIRST_WAIT", 0.02)
-    monkeypatch.setattr(servers, "_DOWN_SECONDS", 0.1)
-    monkeypatch.setattr(servers, "_LINE_SECONDS", 3600.0)
 
 
 def engine(directory, *urls, **more):
