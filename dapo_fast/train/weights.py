@@ -142,20 +142,27 @@ def owned_rows(parameter: DTensor) -> tuple[int, int]:
     return start, min(rows, start + chunk)
 
 
-def full_weights(model: nn.Module) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """(name, a function that gives the whole tensor) for every parameter, adapters merged into what they adapt.
+def full_weights(model: nn.Module) -> Iterator[tuple[str, Tensor, Callable[[], Tensor]]]:
+    """(name, tensor, a function that gives the whole of it) for all that ``state_dict()`` holds, adapters merged.
 
-    The function is a collective: all ranks call it, in the same order.
+    The function is a collective: all ranks call it, in the same order. A parameter that is tied comes once.
     """
-    parameters = dict(model.named_parameters())
-    for name, parameter in parameters.items():
+    for name, parameter in model.named_parameters():
         if ".lora_" in name:
             continue
         if name.endswith(".base_layer.weight"):
             layer = model.get_submodule(name.removesuffix(".base_layer.weight"))
-            yield name.replace(".base_layer.", "."), lambda p=parameter, m=layer: _merged(p, m)
+            yield name.replace(".base_layer.", "."), parameter, lambda p=parameter, m=layer: _merged(p, m)
         else:
-            yield name.replace(".base_layer.", "."), lambda p=parameter: _whole(p)
+            yield name.replace(".base_layer.", "."), parameter, lambda p=parameter: _whole(p)
+    for name, buffer in stored_buffers(model).items():
+        yield name, buffer, lambda b=buffer: _whole(b)
+
+
+def stored_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The persistent buffers of ``model``, which a model's files hold as they hold parameters."""
+    stored = model.state_dict().keys()
+    return {name.replace(".base_layer.", "."): b for name, b in model.named_buffers() if name in stored}
 
 
 def _whole(tensor: Tensor) -> Tensor:
@@ -169,15 +176,19 @@ def _merged(weight: Tensor, layer: nn.Module) -> Tensor:
 
 
 def export(model: nn.Module, directory: Path, source: Path, dtype: torch.dtype, world: World) -> None:
-    """Write ``model`` as a Hugging Face directory: safetensors of ``dtype``, config, tokenizer.
+    """Write ``model`` as a Hugging Face directory: parameters in ``dtype``, buffers as they are, config, tokenizer.
 
     It appears whole or not at all.
 
     Args:
         source: Directory whose tokenizer (and whatever else is not weights or config) comes along.
     """
-    tensors = dict(full_weights(model))
-    shapes = {name: torch.empty(_shape(model, name), dtype=dtype, device="meta") for name in tensors}
+    tensors: dict[str, Callable[[], Tensor]] = {}
+    shapes: dict[str, Tensor] = {}
+    for name, tensor, whole in full_weights(model):
+        # A buffer is a mask, a count or a bias that the family keeps in fp32: not to be rounded with the weights.
+        kept = dtype if isinstance(tensor, nn.Parameter) else tensor.dtype
+        tensors[name], shapes[name] = whole, torch.empty(tensor.shape, dtype=kept, device="meta")
     plan = split_state_dict_into_shards_factory(
         shapes,
         get_storage_size=lambda tensor: tensor.numel() * tensor.element_size(),
@@ -193,7 +204,7 @@ def export(model: nn.Module, directory: Path, source: Path, dtype: torch.dtype, 
         for name in names:
             whole = tensors[name]()
             if world.rank == 0:
-                held[name] = whole.to(device="cpu", dtype=dtype).contiguous()
+                held[name] = whole.to(device="cpu", dtype=shapes[name].dtype).contiguous()
             del whole
         if world.rank == 0:
             save_file(held, temporary / file, metadata={"format": "pt"})
@@ -207,12 +218,6 @@ def export(model: nn.Module, directory: Path, source: Path, dtype: torch.dtype, 
             shutil.rmtree(directory)
         os.replace(temporary, directory)
     world.barrier()
-
-
-def _shape(model: nn.Module, name: str) -> torch.Size:
-    module, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(module) if module else model
-    return getattr(getattr(owner, "base_layer", owner), leaf).shape
 
 
 def save_config(model: nn.Module, directory: Path, dtype: torch.dtype) -> None:
