@@ -6,11 +6,11 @@ import logging
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from dapo_fast.errors import InputError
 from dapo_fast.models.attention import check_plugged_in, check_supported, implementation
+from dapo_fast.models.files import read_pretrained
 from dapo_fast.models.value import ValueModel
 
 log = logging.getLogger("dapo_fast.models")
@@ -40,6 +40,10 @@ def load_config_of(directory: str | Path) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(directory)
     except (OSError, ValueError) as error:
         raise InputError(f"{directory}: not a readable model directory ({error})") from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise InputError(
+            f"{directory}: its weights are quantised (quantization_config); they cannot be trained or read"
+        )
     check_supported(config, str(directory))
     return config
 
@@ -58,17 +62,15 @@ def load_causal_lm(
         attention: ``"auto"``, or the backend to use and no other (``ModelSettings.attention``).
 
     Raises:
-        InputError: no model there, or one whose attention a tree cannot honour.
+        InputError: no model there, files that are not the whole of it (``models.files``), or one whose attention a
+            tree cannot honour.
     """
     device, dtype, name = _resolved(device, dtype, attention)
     architecture = (load_config_of(directory).architectures or [""])[0]
     if architecture.endswith("Classification"):
         # transformers would load it, with a random lm_head.
         raise InputError(f"{directory}: a {architecture}, not a causal LM; a critic is no policy")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation=name)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{directory}: not a readable model directory ({error})") from error
+    model = read_pretrained(AutoModelForCausalLM, directory, dtype=dtype, attn_implementation=name)
     return _ready(model, directory, device)
 
 

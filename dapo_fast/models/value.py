@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedConfig, PreTrainedModel
 
 from dapo_fast.errors import InputError
+from dapo_fast.models.files import first_line, read_pretrained
 
 _ONE_LABEL = {"id2label": {0: "value"}, "label2id": {"value": 0}, "classifier_dropout": 0.0}
 
@@ -49,7 +49,7 @@ class ValueModel(nn.Module):
     @classmethod
     def from_causal_lm(cls, directory: str | Path, **options: Any) -> ValueModel:
         """The backbone of a causal LM, with a head of zeros: V = 0.5 everywhere, whatever the seed."""
-        model = _token_classifier(directory, options, _ONE_LABEL)
+        model = _token_classifier(directory, options, _ONE_LABEL, fresh_head=True)
         return cls(model)._zero_head()
 
     @classmethod
@@ -66,11 +66,7 @@ class ValueModel(nn.Module):
     @classmethod
     def from_pretrained(cls, directory: str | Path, **options: Any) -> ValueModel:
         """A value model that ``save_pretrained`` wrote."""
-        model = _token_classifier(directory, options, {})
-        architecture = (model.config.architectures or [""])[0]
-        if model.config.num_labels != 1 or not architecture.endswith("ForTokenClassification"):
-            raise InputError(f"{directory}: not a value model, its config says {architecture or 'no architecture'}")
-        return cls(model)
+        return cls(_token_classifier(directory, options, {}, fresh_head=False))
 
     def save_pretrained(self, directory: str | Path, **options: Any) -> None:
         """Write a Hugging Face directory; ``state_dict`` may be given with the names of ``self.model``."""
@@ -83,12 +79,19 @@ class ValueModel(nn.Module):
         return self
 
 
-def _token_classifier(directory: str | Path, options: dict[str, Any], changes: dict[str, Any]) -> PreTrainedModel:
+def _token_classifier(
+    directory: str | Path, options: dict[str, Any], changes: dict[str, Any], fresh_head: bool
+) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(directory)
+        architecture = (config.architectures or [""])[0]
+        if not fresh_head and (config.num_labels != 1 or not architecture.endswith("ForTokenClassification")):
+            raise InputError(f"{directory}: not a value model, its config says {architecture or 'no architecture'}")
         config = type(config).from_dict(config.to_dict() | changes)
-        return AutoModelForTokenClassification.from_pretrained(directory, config=config, **options)
+        return read_pretrained(AutoModelForTokenClassification, directory, fresh_head, config=config, **options)
+    except InputError:
+        raise
     except ValueError as error:
-        raise InputError(f"{directory}: transformers has no token classifier for this model ({error})") from error
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{directory}: not a readable model directory ({error})") from error
+        raise InputError(f"{directory}: transformers has no token classifier here ({first_line(error)})") from error
+    except OSError as error:
+        raise InputError(f"{directory}: not a readable model directory ({first_line(error)})") from error

@@ -60,7 +60,7 @@ def value_reader(
     config = load_config_of(directory)
     name = f"dapo_{model.attention}"
     skeleton = _on_meta(lambda: ValueModel.from_config(config, 0, torch.float32, attn_implementation=name))
-    return _dress(ValueReader(skeleton), settings, parallel, world, directory)
+    return _dress(ValueReader(skeleton), settings, parallel, world, directory, fresh_head=init == "causal_lm")
 
 
 def _on_meta(build: Callable[[], Any]) -> Any:
@@ -69,7 +69,12 @@ def _on_meta(build: Callable[[], Any]) -> Any:
 
 
 def _dress(
-    reader: Reader, settings: OptimSettings, parallel: ParallelSettings, world: World, source: Path | None
+    reader: Reader,
+    settings: OptimSettings,
+    parallel: ParallelSettings,
+    world: World,
+    source: Path | None,
+    fresh_head: bool = False,
 ) -> Reader:
     """LoRA, checkpointing, compile, sharding; then the weights of ``source`` if the reader is on the meta device."""
     model = reader.model
@@ -88,11 +93,10 @@ def _dress(
         offloaded = parallel.cpu_offload and world.device.type == "cuda"
         reader.to_empty(device=torch.device("cpu") if offloaded else world.device)
         _restore_buffers(model)
-        for name in load_sharded(model, source):
-            if name.startswith("score."):
-                torch.nn.init.zeros_(model.get_parameter(name))
-            elif ".lora_" not in name:
-                raise InputError(f"{source}: no tensor {name} in its safetensors")
+        load_sharded(model, source, world, fresh_head)
+        if fresh_head:
+            for parameter in model.score.parameters():
+                torch.nn.init.zeros_(parameter)
     if settings.lora_rank:
         reset_adapters(model)
     return reader

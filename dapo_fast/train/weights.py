@@ -21,9 +21,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
+from transformers import PreTrainedModel
 
 from dapo_fast.config import OptimSettings
 from dapo_fast.errors import InputError
+from dapo_fast.models.files import Stored, ignored_in_files, is_finite, not_finite, refuse, stored_tensors
 from dapo_fast.train.parallel import World
 
 log = logging.getLogger("dapo_fast.train")
@@ -67,60 +69,67 @@ def reset_adapters(model: nn.Module) -> None:
             nn.init.zeros_(parameter)
 
 
-def _fill(parameter: Tensor, whole: Any) -> None:
-    """Copy into ``parameter`` the rows of ``whole`` (anything that takes a slice of rows) that this rank owns."""
+def _fill(parameter: Tensor, whole: Any) -> bool:
+    """Copy into ``parameter`` the rows of ``whole`` (anything that takes a slice of rows) that this rank owns.
+
+    Returns:
+        Whether all of them are finite.
+    """
     with torch.no_grad():
         if isinstance(parameter, DTensor):
             start, stop = owned_rows(parameter)
-            parameter.to_local().copy_(whole[start:stop])
-        else:
-            parameter.copy_(whole[:])
+            local = parameter.to_local()
+            local.copy_(whole[start:stop])
+            return is_finite(local)
+        parameter.copy_(whole[:])
+        return is_finite(parameter)
 
 
-def weight_files(directory: Path) -> dict[str, Path]:
-    """Name of every tensor in a Hugging Face directory → the safetensors file that holds it.
+def load_sharded(model: PreTrainedModel, directory: Path, world: World, fresh_head: bool = False) -> None:
+    """Fill the parameters of ``model`` from ``directory``, each rank reading the rows it owns; adapters stay.
+
+    Args:
+        fresh_head: The head may be missing, and is then left as it is.
 
     Raises:
-        InputError: no safetensors there, or an index that names a missing file.
+        InputError: on every rank, where the files are not this model (``models.files.refuse``) or a value that any rank
+            reads is not finite.
     """
-    index = directory / "model.safetensors.index.json"
-    single = directory / "model.safetensors"
-    if index.exists():
-        files = {name: directory / file for name, file in json.loads(index.read_text())["weight_map"].items()}
-        for file in set(files.values()):
-            if not file.exists():
-                raise InputError(f"{file}: missing, though {index.name} names it")
-        return files
-    if not single.exists():
-        raise InputError(f"{directory}: no model.safetensors here")
-    with safe_open(single, framework="pt") as file:
-        return dict.fromkeys(file.keys(), single)
-
-
-def load_sharded(model: nn.Module, directory: Path) -> list[str]:
-    """Fill the parameters of ``model`` from ``directory``, each rank reading the rows it owns.
-
-    Returns:
-        Names of the parameters that the files do not have.
-    """
-    files = weight_files(directory)
-    missing: list[str] = []
-    wanted: dict[Path, list[tuple[str, Tensor]]] = {}
-    for name, parameter in model.named_parameters():
-        source = name.replace(".base_layer.", ".")
-        if source not in files:
-            missing.append(name)
-            continue
-        wanted.setdefault(files[source], []).append((source, parameter))
-    for path, tensors in wanted.items():
+    stored = stored_tensors(directory)
+    state = {name.replace(".base_layer.", "."): p for name, p in model.named_parameters() if ".lora_" not in name}
+    _compare(model, state, directory, stored, fresh_head)
+    problem = None
+    by_file: dict[Path, list[str]] = {}
+    for name in state.keys() & stored.keys():
+        by_file.setdefault(stored[name].file, []).append(name)
+    for path in sorted(by_file):
         with safe_open(path, framework="pt") as file:
-            for source, parameter in tensors:
-                stored = file.get_slice(source)
-                if tuple(stored.get_shape()) != tuple(parameter.shape):
-                    shapes = f"{tuple(stored.get_shape())}, the model wants {tuple(parameter.shape)}"
-                    raise InputError(f"{path}: {source} has shape {shapes}")
-                _fill(parameter, stored)
-    return missing
+            for name in sorted(by_file[path]):
+                if not _fill(state[name], file.get_slice(name)):
+                    problem = problem or not_finite(directory, stored, name)
+    # Each rank saw its own rows: one that raised alone would leave the others in a collective.
+    found = [p for p in world.gather(problem) if p is not None]
+    if found:
+        raise InputError(found[0])
+
+
+def _compare(
+    model: PreTrainedModel, state: dict[str, Tensor], directory: Path, stored: dict[str, Stored], fresh_head: bool
+) -> None:
+    """``refuse`` what the headers of the files say already."""
+    names = {name.replace(".base_layer.", ".") for name in model.state_dict() if ".lora_" not in name}
+    ignored = ignored_in_files(model)
+    shapes = {n: (stored[n].shape, tuple(state[n].shape)) for n in state.keys() & stored.keys()}
+    refuse(
+        model,
+        state,
+        directory,
+        stored,
+        state.keys() - stored.keys(),
+        {name for name in stored.keys() - names if not ignored(name)},
+        {name: pair for name, pair in shapes.items() if pair[0] != pair[1]},
+        fresh_head,
+    )
 
 
 def owned_rows(parameter: DTensor) -> tuple[int, int]:
@@ -133,20 +142,27 @@ def owned_rows(parameter: DTensor) -> tuple[int, int]:
     return start, min(rows, start + chunk)
 
 
-def full_weights(model: nn.Module) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """(name, a function that gives the whole tensor) for every parameter, adapters merged into what they adapt.
+def full_weights(model: nn.Module) -> Iterator[tuple[str, Tensor, Callable[[], Tensor]]]:
+    """(name, tensor, a function that gives the whole of it) for all that ``state_dict()`` holds, adapters merged.
 
-    The function is a collective: all ranks call it, in the same order.
+    The function is a collective: all ranks call it, in the same order. A parameter that is tied comes once.
     """
-    parameters = dict(model.named_parameters())
-    for name, parameter in parameters.items():
+    for name, parameter in model.named_parameters():
         if ".lora_" in name:
             continue
         if name.endswith(".base_layer.weight"):
             layer = model.get_submodule(name.removesuffix(".base_layer.weight"))
-            yield name.replace(".base_layer.", "."), lambda p=parameter, m=layer: _merged(p, m)
+            yield name.replace(".base_layer.", "."), parameter, lambda p=parameter, m=layer: _merged(p, m)
         else:
-            yield name.replace(".base_layer.", "."), lambda p=parameter: _whole(p)
+            yield name.replace(".base_layer.", "."), parameter, lambda p=parameter: _whole(p)
+    for name, buffer in stored_buffers(model).items():
+        yield name, buffer, lambda b=buffer: _whole(b)
+
+
+def stored_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The persistent buffers of ``model``, which a model's files hold as they hold parameters."""
+    stored = model.state_dict().keys()
+    return {name.replace(".base_layer.", "."): b for name, b in model.named_buffers() if name in stored}
 
 
 def _whole(tensor: Tensor) -> Tensor:
@@ -160,15 +176,19 @@ def _merged(weight: Tensor, layer: nn.Module) -> Tensor:
 
 
 def export(model: nn.Module, directory: Path, source: Path, dtype: torch.dtype, world: World) -> None:
-    """Write ``model`` as a Hugging Face directory: safetensors of ``dtype``, config, tokenizer.
+    """Write ``model`` as a Hugging Face directory: parameters in ``dtype``, buffers as they are, config, tokenizer.
 
     It appears whole or not at all.
 
     Args:
         source: Directory whose tokenizer (and whatever else is not weights or config) comes along.
     """
-    tensors = dict(full_weights(model))
-    shapes = {name: torch.empty(_shape(model, name), dtype=dtype, device="meta") for name in tensors}
+    tensors: dict[str, Callable[[], Tensor]] = {}
+    shapes: dict[str, Tensor] = {}
+    for name, tensor, whole in full_weights(model):
+        # A buffer is a mask, a count or a bias that the family keeps in fp32: not to be rounded with the weights.
+        kept = dtype if isinstance(tensor, nn.Parameter) else tensor.dtype
+        tensors[name], shapes[name] = whole, torch.empty(tensor.shape, dtype=kept, device="meta")
     plan = split_state_dict_into_shards_factory(
         shapes,
         get_storage_size=lambda tensor: tensor.numel() * tensor.element_size(),
@@ -184,7 +204,7 @@ def export(model: nn.Module, directory: Path, source: Path, dtype: torch.dtype, 
         for name in names:
             whole = tensors[name]()
             if world.rank == 0:
-                held[name] = whole.to(device="cpu", dtype=dtype).contiguous()
+                held[name] = whole.to(device="cpu", dtype=shapes[name].dtype).contiguous()
             del whole
         if world.rank == 0:
             save_file(held, temporary / file, metadata={"format": "pt"})
@@ -198,12 +218,6 @@ def export(model: nn.Module, directory: Path, source: Path, dtype: torch.dtype, 
             shutil.rmtree(directory)
         os.replace(temporary, directory)
     world.barrier()
-
-
-def _shape(model: nn.Module, name: str) -> torch.Size:
-    module, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(module) if module else model
-    return getattr(getattr(owner, "base_layer", owner), leaf).shape
 
 
 def save_config(model: nn.Module, directory: Path, dtype: torch.dtype) -> None:

@@ -109,7 +109,7 @@ def test_a_critic_is_no_policy_and_a_damaged_file_is_named(actor, tmp_path):
         load_causal_lm(tmp_path / "critic")
     weights = directory / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(InputError, match="actor: not a readable model directory"):
+    with pytest.raises(InputError, match=r"model\.safetensors: not a readable safetensors file"):
         load_causal_lm(directory)
-    with pytest.raises(InputError, match="actor: not a readable model directory"):
+    with pytest.raises(InputError, match=r"model\.safetensors: not a readable safetensors file"):
         load_value_model(directory, init="causal_lm")

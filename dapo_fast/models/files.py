@@ -1,0 +1,206 @@
+"""What the files of a model directory hold, and whether that is the model: names, shapes, types and finite values.
+
+Every path that loads a model asks here, so that a file is right or wrong whichever way it is read. A tensor that is
+missing would train as random numbers, and one that has no place is the weight of another model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from dapo_fast.errors import InputError
+
+FLOATING = ("F64", "F32", "F16", "BF16")
+_FILES = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a safetensors file, as the file's header has it."""
+
+    file: Path
+    dtype: str  # as safetensors names it: "F32", "BF16", "I8"
+    shape: tuple[int, ...]
+
+
+def stored_tensors(source: str | Path) -> dict[str, Stored]:
+    """Name → tensor in the safetensors files of a model directory or hub id; reads their headers only.
+
+    Raises:
+        InputError: no safetensors there, an index or a file that cannot be read, or a tensor that two files hold.
+    """
+    directory = Path(source)
+    if not directory.is_dir():
+        try:
+            directory = Path(snapshot_download(str(source), allow_patterns=_FILES))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{source}: not a readable model directory ({first_line(error)})") from error
+    found: dict[str, Stored] = {}
+    for path in _weight_files(directory):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - it is no mapping
+                    if name in found:
+                        raise InputError(f"{path}: holds {name}, and {found[name].file.name} does so too")
+                    part = file.get_slice(name)
+                    found[name] = Stored(path, part.get_dtype(), tuple(part.get_shape()))
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path}: not a readable safetensors file ({first_line(error)})") from error
+    return found
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The files that transformers would read: one of the plain name, else those that the index names."""
+    single = directory / "model.safetensors"
+    index = directory / "model.safetensors.index.json"
+    if single.exists():
+        return [single]
+    if not index.exists():
+        raise InputError(f"{directory}: no model.safetensors here; weights of other formats are not read")
+    try:
+        files = sorted({directory / file for file in json.loads(index.read_text())["weight_map"].values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{index}: not an index of safetensors files ({first_line(error)})") from error
+    for file in files:
+        if not file.exists():
+            raise InputError(f"{file}: missing, though {index.name} names it")
+    return files
+
+
+def read_pretrained(auto: Any, source: str | Path, fresh_head: bool = False, **options: Any) -> PreTrainedModel:
+    """``auto.from_pretrained(source, **options)``, every tensor of which comes from the files.
+
+    Args:
+        auto: One of transformers' ``AutoModel…`` classes.
+        fresh_head: The head on the backbone may be new, and the files may hold the head of a causal LM.
+
+    Raises:
+        InputError: as ``stored_tensors`` and ``refuse``, or a value is not finite.
+    """
+    stored = stored_tensors(source)
+    try:
+        with _quiet():
+            # Mismatches are collected, like the rest, instead of raised as a table of several lines.
+            model, info = auto.from_pretrained(
+                source, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **options
+            )
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"{source}: not a readable model directory ({first_line(error)})") from error
+    state = model.state_dict()
+    mismatched = {name: (tuple(has), tuple(wants)) for name, has, wants in info["mismatched_keys"]}
+    refuse(model, state, source, stored, info["missing_keys"], info["unexpected_keys"], mismatched, fresh_head)
+    for name, tensor in state.items():
+        if not is_finite(tensor):
+            raise InputError(not_finite(source, stored, name))
+    return model
+
+
+def refuse(
+    model: PreTrainedModel,
+    state: Mapping[str, Tensor],
+    source: str | Path,
+    stored: Mapping[str, Stored],
+    missing: Iterable[str],
+    unexpected: Iterable[str],
+    mismatched: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
+    fresh_head: bool,
+) -> None:
+    """Refuse files that are not the model's.
+
+    Args:
+        state: The model's tensors by name, on any device.
+        missing, unexpected: Names that only the model, or only the files, have.
+        mismatched: Name → shape in the files, shape in the model.
+        fresh_head: As in ``read_pretrained``.
+
+    Raises:
+        InputError: names the file, a tensor and what is wrong with it.
+    """
+    missing = sorted(name for name in missing if not (fresh_head and _of_head(model, name)))
+    unexpected = set(unexpected)
+    if fresh_head and unexpected:
+        unexpected -= _head_of_causal_lm(model)
+    for name, (has, wants) in sorted(mismatched.items()):
+        raise InputError(f"{_file(source, stored, name)}: {name} has shape {has}, the model wants {wants}")
+    if missing:
+        raise InputError(f"{source}: no tensor {missing[0]}{_more(missing)} in its safetensors")
+    if unexpected:
+        name = sorted(unexpected)[0]
+        raise InputError(
+            f"{_file(source, stored, name)}: {name}{_more(unexpected)} has no place in a {type(model).__name__} of "
+            "this config"
+        )
+    ignored = ignored_in_files(model)
+    for name, tensor in stored.items():
+        wants = state.get(name)
+        if tensor.dtype in FLOATING or ignored(name) or (wants is not None and not wants.is_floating_point()):
+            continue
+        raise InputError(f"{tensor.file}: {name} is {tensor.dtype}: quantised weights cannot be trained or read")
+
+
+def ignored_in_files(model: PreTrainedModel) -> Callable[[str], bool]:
+    """Whether a name in the files is one that transformers leaves out, such as buffers of older releases."""
+    patterns = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq", r"(^|\.)position_ids$"]
+    pattern = re.compile("|".join(f"({p})" for p in patterns))
+    return lambda name: pattern.search(name) is not None
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether every value is; one pass that allocates nothing."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return all(math.isfinite(bound) for bound in torch.aminmax(tensor.detach()))
+
+
+def not_finite(source: str | Path, stored: Mapping[str, Stored], name: str) -> str:
+    """What to say of a tensor with such a value."""
+    return f"{_file(source, stored, name)}: {name} holds values that are not finite"
+
+
+def first_line(error: Exception) -> str:
+    """The message of another library's error, which may go on for many lines."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _file(source: str | Path, stored: Mapping[str, Stored], name: str) -> str | Path:
+    return stored[name].file if name in stored else source
+
+
+def _more(names: Collection[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _of_head(model: PreTrainedModel, name: str) -> bool:
+    return not name.startswith(model.base_model_prefix + ".")
+
+
+def _head_of_causal_lm(model: PreTrainedModel) -> set[str]:
+    """Names of what the causal LM of ``model``'s config has on its backbone."""
+    with torch.device("meta"):
+        causal_lm = AutoModelForCausalLM.from_config(model.config)
+    return {name for name in causal_lm.state_dict() if _of_head(causal_lm, name)}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # What transformers warns of while it loads is an error here, said in one line.
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)

@@ -1,0 +1,75 @@
+"""What training exports is the model: plain transformers reloads it and says the same, whatever the family holds."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from dapo_fast.train.parallel import World
+from dapo_fast.train.weights import export
+
+SMALL = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+EXPERTS = {"moe_intermediate_size": 8, "n_routed_experts": 4, "num_experts": 4, "num_experts_per_tok": 2}
+ROUTED = SMALL | EXPERTS | {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "n_shared_experts": 1}
+LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
+FAMILIES = {
+    "llama": SMALL,
+    "qwen2": SMALL | {"tie_word_embeddings": True},
+    "apertus": SMALL,
+    "gpt_neox": SMALL,
+    "nemotron": SMALL,
+    "qwen3_moe": SMALL | EXPERTS,
+    "glm4_moe": ROUTED,
+    "deepseek_v3": ROUTED | LATENT | {"num_key_value_heads": 2, "head_dim": 4},
+}
+
+
+def made(family):
+    """A model of which every value that ``state_dict()`` holds is random, buffers too."""
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family])).eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point() and "norm" not in name:
+                tensor.copy_(0.3 * torch.randn(tensor.shape))
+    return model
+
+
+def exported(model, directory, dtype):
+    (directory / "source").mkdir()
+    export(model, directory / "model", directory / "source", dtype, World(0, 1, torch.device("cpu"), dtype, None))
+    return directory / "model"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_reloads_what_is_exported(tmp_path, family):
+    model = made(family)
+    reloaded = AutoModelForCausalLM.from_pretrained(exported(model, tmp_path, torch.float32), dtype=torch.float32)
+    ids = torch.tensor([[1, 5, 9, 20, 3, 7]])
+    with torch.no_grad():
+        torch.testing.assert_close(reloaded(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_buffers_keep_their_type(tmp_path):
+    model = made("glm4_moe")
+    model.register_buffer("steps_seen", torch.tensor([2**24 + 1], dtype=torch.int64))
+    model.register_buffer("computed", torch.ones(3), persistent=False)
+    stored = load_file(exported(model, tmp_path, torch.bfloat16) / "model.safetensors")
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    assert torch.equal(stored[name], model.get_buffer(name)) and stored[name].dtype == torch.float32
+    assert torch.equal(stored["steps_seen"], model.steps_seen)
+    assert "computed" not in stored
+    assert stored["lm_head.weight"].dtype == torch.bfloat16
