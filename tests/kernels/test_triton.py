@@ -64,7 +64,8 @@ if not INTERPRETED:
             "g.GATES.pop('value_d_weight')\n"
             "assert g.main() == 1\n"
         )
-        done = clean_process("-c", code, PYTHONPATH=str(HERE))
+        paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+        done = clean_process("-c", code, PYTHONPATH=os.pathsep.join(paths))
         assert done.returncode == 0, done.stdout + done.stderr
         assert "value_d_weight_kernel: not in the compile gate's table" in done.stdout
 
