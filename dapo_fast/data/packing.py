@@ -323,11 +323,11 @@ def _concatenate(pieces: Sequence[_Piece], lengths: Sequence[int] | None) -> Pac
     tokens = sum(piece.size for piece in pieces)
     # An empty pack is one padding token: a rank without work still takes part in every collective.
     padding = _padded(max(tokens, 1), lengths) - tokens
-    pad_rows = np.arange(tokens, tokens + padding)
     offsets = np.cumsum([0] + [piece.size for piece in pieces])[:-1].tolist()
     runs = [p.arrays.runs + np.array([o, 0, 0]) + (p.arrays.runs[:, 2:] >= 0) * np.array([0, 0, o])
             for p, o in zip(pieces, offsets, strict=True)]  # fmt: skip
-    runs.append(np.stack([pad_rows, np.ones_like(pad_rows), np.full_like(pad_rows, -1)], axis=1))
+    # Padding is one sequence more, which nobody reads: variable-length kernels and SDPA pay for each sequence.
+    runs.append(np.array([[tokens, padding, -1]] if padding else []).reshape(-1, 3))
     rows = [row + o for p, o in zip(pieces, offsets, strict=True) for row in p.rows]
     targets = [t for p in pieces for step in p.targets for t in step]
     zeros = np.zeros(padding, dtype=np.int64)
@@ -342,7 +342,7 @@ def _concatenate(pieces: Sequence[_Piece], lengths: Sequence[int] | None) -> Pac
         input_ids=joined([*(p.arrays.input_ids for p in pieces), zeros]),
         position_ids=joined([*(p.arrays.position_ids for p in pieces), zeros]),
         subtree_end=joined(
-            [*(p.arrays.subtree_end + o for p, o in zip(pieces, offsets, strict=True)), pad_rows + 1]
+            [*(p.arrays.subtree_end + o for p, o in zip(pieces, offsets, strict=True)), zeros + tokens + padding]
         ).to(torch.int32),
         runs=joined(runs).to(torch.int32),
         hidden_rows=joined([*rows, np.zeros(0, dtype=np.int64)]),

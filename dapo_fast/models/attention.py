@@ -21,7 +21,7 @@ from transformers.masking_utils import sdpa_mask
 from dapo_fast.data.packing import Pack
 from dapo_fast.errors import InputError
 from dapo_fast.models.flat import FlatVarlen
-from dapo_fast.models.tree_flex import TreeFlex
+from dapo_fast.models.tree_flex import Heads, TreeFlex
 from dapo_fast.models.tree_sdpa import TreeSDPA
 
 log = logging.getLogger("dapo_fast.attention")
@@ -72,12 +72,16 @@ def choose_backend(requested: str, device: torch.device, flat: bool) -> str:
     return backend
 
 
-def plan_attention(pack: Pack, requested: str) -> Attend:
-    """What every layer calls for this pack: (query, key, value, scale) → (1, T, heads, head size)."""
+def plan_attention(pack: Pack, requested: str, heads: Heads | None = None) -> Attend:
+    """What every layer calls for this pack: (query, key, value, scale) → (1, T, heads, head size).
+
+    Args:
+        heads: The model's; None: kernels that are for some shapes only are not used.
+    """
     device = pack.input_ids.device
     backend = choose_backend(requested, device, pack.is_flat)
     if backend == "flex":
-        return TreeFlex(pack)
+        return TreeFlex(pack, heads)
     if backend == "tree_sdpa":
         return TreeSDPA(pack)
     if backend == "varlen":
@@ -110,8 +114,18 @@ def backbone_inputs(model: PreTrainedModel, pack: Pack) -> dict[str, Any]:
         "position_ids": pack.position_ids[None],
         "attention_mask": _already_4d(pack.input_ids.device),
         "use_cache": False,
-        "dapo_attention": plan_attention(pack, requested_backend(model)),
+        "dapo_attention": plan_attention(pack, requested_backend(model), heads_of(model.config)),
     }
+
+
+def heads_of(config: PreTrainedConfig) -> Heads | None:
+    """The shape of the attention that ``config`` describes; None where it does not say."""
+    config = config.get_text_config()
+    queries = getattr(config, "num_attention_heads", None)
+    if not isinstance(queries, int):
+        return None
+    size = getattr(config, "head_dim", None) or config.hidden_size // queries
+    return Heads(queries, getattr(config, "num_key_value_heads", None) or queries, size)
 
 
 def _attention(

@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import logging
 import math
+from typing import NamedTuple
 
 import torch
 import torch._dynamo
@@ -22,6 +23,15 @@ from dapo_fast.errors import InputError
 log = logging.getLogger("dapo_fast.attention")
 
 BLOCK = 128
+FLASH = {"BACKEND": "FLASH"}
+
+
+class Heads(NamedTuple):
+    """The shape of a model's attention: query heads, key heads, and the size of each."""
+
+    queries: int
+    keys: int
+    size: int
 
 
 def tree_block_mask(subtree_end: Tensor, block: int = BLOCK) -> BlockMask:
@@ -61,20 +71,70 @@ def _compiled() -> object:
     return torch.compile(flex_attention, dynamic=False)
 
 
-@functools.cache
-def kernel_options() -> dict[str, str] | None:
-    """FlashAttention-4's kernels where the package flash-attn-4 and a Hopper or Blackwell GPU are present."""
+def flash_is_known(heads: Heads, device: torch.device) -> bool:
+    """Whether FlashAttention-4 is known to take our block masks: on sm_90, for heads of up to 128.
+
+    There its tiles are our blocks of 128; on sm_100 a query block is 256 rows, and larger heads have other tiles. Its
+    backward under a block mask adds up in no fixed order, so it is not for deterministic algorithms.
+    """
+    if device.type != "cuda" or heads.size > 128 or torch.are_deterministic_algorithms_enabled():
+        return False
     installed = importlib.util.find_spec("flash_attn") and importlib.util.find_spec("flash_attn.cute")
-    flash = bool(installed) and torch.cuda.get_device_capability()[0] in (9, 10)
-    log.info("FlexAttention backend: %s", "FlashAttention-4" if flash else "Triton")
-    return {"BACKEND": "FLASH"} if flash else None
+    return bool(installed) and torch.cuda.get_device_capability(device) == (9, 0)
+
+
+@functools.cache
+def _tried_flash(heads: Heads, device: torch.device) -> bool:
+    """Try FlashAttention-4 on a small tree, forward and backward; one log line says what is used."""
+    try:
+        error = flash_error(heads, device)
+        reason = "" if error <= 5e-2 else f"it differs by {error:.1e} from attention with a dense mask"
+    except Exception as failure:  # whatever it is, there are kernels that work
+        reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
+    if reason:
+        log.warning("FlexAttention backend: Triton; FlashAttention-4 is here, but failed on a small tree: %s", reason)
+    else:
+        log.info("FlexAttention backend: FlashAttention-4")
+    return not reason
+
+
+def flash_error(heads: Heads, device: torch.device, length: int = 4 * BLOCK) -> float:
+    """Largest relative difference of FlashAttention-4's output and gradients from fp32's, on a small tree in bf16."""
+    rows = torch.arange(length, device=device)
+    # A trunk of half the rows, and two branches.
+    ends = torch.where(rows < length // 2, length, torch.where(rows < 3 * length // 4, 3 * length // 4, length))
+    shapes = [(1, length, count, heads.size) for count in (heads.queries, heads.keys, heads.keys, heads.queries)]
+    generator = torch.Generator().manual_seed(0)
+    *tensors, upstream = (
+        torch.randn(s, generator=generator).to(device, torch.bfloat16).transpose(1, 2) for s in shapes
+    )
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    exact = [x.detach().float().requires_grad_() for x in tensors]
+    scale, grouped = heads.size**-0.5, heads.queries != heads.keys
+    with torch.enable_grad():
+        mask = tree_block_mask(ends)
+        out = _compiled()(*leaves, block_mask=mask, scale=scale, enable_gqa=grouped, kernel_options=FLASH)
+        dense = mask.mask_mod(0, 0, rows[:, None], rows[None, :])
+        wanted = torch.nn.functional.scaled_dot_product_attention(*exact, dense, scale=scale, enable_gqa=grouped)
+    found = (out, *torch.autograd.grad(out, leaves, upstream))
+    expected = (wanted, *torch.autograd.grad(wanted, exact, upstream.float()))
+    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(found, expected, strict=True))
+
+
+def kernel_options(heads: Heads | None, device: torch.device) -> dict[str, str] | None:
+    """FlashAttention-4's kernels where they are known to work and do; None: FlexAttention's own, in Triton."""
+    if heads is None or not flash_is_known(heads, device) or not _tried_flash(heads, device):
+        return None
+    return FLASH
 
 
 class TreeFlex:
     """Attention of one pack, ready to be called by every layer."""
 
-    def __init__(self, pack: Pack) -> None:
+    def __init__(self, pack: Pack, heads: Heads | None = None) -> None:
         self.mask = tree_block_mask(pack.subtree_end)
+        # Decided here, before anything is traced or checkpointed.
+        self.options = kernel_options(heads, pack.input_ids.device)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """``query`` (1, Hq, T, D), ``key`` and ``value`` (1, Hkv, T, D) → (1, T, Hq, D)."""
@@ -82,7 +142,8 @@ class TreeFlex:
         if not query.is_cuda and torch.is_grad_enabled() and query.requires_grad:
             raise InputError("model.attention: 'flex' has no backward on a CPU; use 'tree_sdpa' or 'auto'")
         if query.is_cuda:
-            out = _compiled()(query, key, value, kernel_options=kernel_options(), **arguments)
+            options = self.options if query.dtype in (torch.bfloat16, torch.float16) else None
+            out = _compiled()(query, key, value, kernel_options=options, **arguments)
         else:
             out = flex_attention(query, key, value, **arguments)
         return out.transpose(1, 2)

@@ -21,15 +21,24 @@ def project(x: Tensor, weight: Tensor, out: Tensor) -> None:
 
 
 def add_outer(total: Tensor, dlogits: Tensor, x: Tensor, fresh: bool) -> None:
-    """total[V, H] += dlogits[U, V].T @ x[U, H], accumulated in total's dtype. `fresh`: total is still zero."""
-    if x.dtype == total.dtype and fresh:
-        torch.mm(dlogits.t(), x, out=total)
+    """total[V, H] += dlogits[U, V].T @ x[U, H], accumulated in total's dtype. `fresh`: total holds nothing yet."""
+    if fresh:
+        project(dlogits.t(), x.t(), total)
     elif x.dtype == total.dtype:
         total.addmm_(dlogits.t(), x)
     elif x.is_cuda:
         torch.addmm(total, dlogits.t(), x, out_dtype=total.dtype, out=total)
     else:
         total.addmm_(dlogits.t().to(total.dtype), x.to(total.dtype))
+
+
+def project_back(dlogits: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """dlogits[U, V] @ weight[V, H], accumulated and returned in dtype."""
+    if dlogits.dtype == dtype:
+        return torch.mm(dlogits, weight)
+    if dlogits.is_cuda:
+        return torch.mm(dlogits, weight, out_dtype=dtype)
+    return torch.mm(dlogits.to(dtype), weight.to(dtype))
 
 
 def segment_sums(tokens: Tensor, offsets: Tensor | None) -> Tensor:

@@ -2,9 +2,11 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dapo_kernels.chunk_torch import project
 from dapo_kernels.ops.dlogits import dlogits
+from dapo_kernels.ops.final_logits import padded_width
 from dapo_kernels.ops.logprob import logprob
 from dapo_kernels.plan import Piece
 
@@ -22,10 +24,9 @@ class TritonLogits:
         rows: int,
         dtype: torch.dtype,
     ) -> None:
-        self.weight, self.bias = weight, bias if bias is None else bias.contiguous()
+        width = padded_width(weight.shape[0])
+        self.weight, self.bias = weight, bias if bias is None else F.pad(bias, (0, width - bias.numel()))
         self.softcap, self.temperature, self.ignore_index = softcap, temperature, ignore_index
-        # Rows start at multiples of 64 bytes whatever V is, so that GEMMs can use their fastest loads.
-        width = -(-weight.shape[0] // 16) * 16
         self.buffer = torch.empty(rows, width, dtype=dtype, device=weight.device)
 
     def forward(self, x: Tensor, targets: Tensor, piece: Piece, keep: bool) -> Tensor:

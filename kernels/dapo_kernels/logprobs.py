@@ -8,7 +8,8 @@ from torch import Tensor
 from dapo_kernels import checks
 from dapo_kernels.chunk_torch import spread
 from dapo_kernels.compiling import breaks_graph
-from dapo_kernels.segment_loss import Backend, Call, Gradients, gather_rows, on_device
+from dapo_kernels.gradients import Gradients
+from dapo_kernels.segment_loss import Backend, Call, gather_rows, on_device
 
 
 @breaks_graph

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from dapo_kernels import checks
-from dapo_kernels.chunk_torch import TorchLogits, add_outer, segment_sums, spread
+from dapo_kernels.chunk_torch import TorchLogits, segment_sums, spread
 from dapo_kernels.compiling import breaks_graph
+from dapo_kernels.gradients import Gradients, save_gradients, scaled
 from dapo_kernels.plan import Chunk, Piece, default_chunk_rows, make_chunks
 
 log = logging.getLogger("dapo_fast.kernels")
@@ -60,8 +61,8 @@ def linear_segment_loss(
 
     Where a gradient is needed, it is made in this call, chunk by chunk: three GEMMs, or fewer where hidden or weight
     needs none; without gradients one. Logits and their reductions are fp32 (fp64 for fp64 inputs); the weight's
-    gradient is summed in fp32 and cast once. A group longer than `chunk_rows` is still exact: its logits are computed
-    twice (a fourth GEMM for its tokens). The result is differentiable once.
+    gradient is summed in fp32, and cast once, in backward. A group longer than `chunk_rows` is still exact: its logits
+    are computed twice (a fourth GEMM for its tokens). The result is differentiable once.
 
     On a GPU, keep cu_segments and rows on the CPU if you can: cutting chunks reads them on the host.
     Same inputs, same bits, on the same device and thread count.
@@ -168,49 +169,6 @@ def gather_rows(hidden: Tensor, piece: Piece, dtype: torch.dtype) -> Tensor:
     return rows.to(dtype)
 
 
-class Gradients:
-    """The gradients of hidden, weight and bias, filled piece by piece; None where not needed."""
-
-    def __init__(self, call: Call, needs: tuple[bool, bool, bool]) -> None:
-        like, total = call.hidden, call.logits_dtype
-        self.hidden = self.weight = self.bias = None
-        if needs[0]:
-            # Rows that several pieces read are summed, so in fp32; without `rows` each is written once, cast.
-            if call.rows is None:
-                self.hidden = torch.empty_like(like)
-            else:
-                self.hidden = torch.zeros_like(like, dtype=total)
-        if needs[1]:
-            self.weight = torch.zeros(call.weight.shape, dtype=total, device=like.device)
-            self.fresh = True
-        if needs[2]:
-            self.bias = torch.zeros(call.bias.shape, dtype=total, device=like.device)
-
-    def add(self, dlogits: Tensor, x: Tensor, weight: Tensor, piece: Piece) -> None:
-        if self.weight is not None:
-            add_outer(self.weight, dlogits, x, self.fresh)
-            self.fresh = False
-        if self.bias is not None:
-            self.bias += dlogits.sum(0, dtype=self.bias.dtype)
-        if self.hidden is None:
-            return
-        if piece.rows is None:
-            out = self.hidden[piece.start : piece.stop]
-            if out.dtype == dlogits.dtype:
-                torch.mm(dlogits, weight, out=out)
-            else:
-                out.copy_(torch.mm(dlogits, weight))
-        else:
-            # A piece's rows are distinct, so the order of the additions is that of the pieces: deterministic.
-            index = piece.rows.clamp(0, self.hidden.shape[0] - 1) if x.is_cuda else piece.rows
-            self.hidden.index_add_(0, index, torch.mm(dlogits, weight).to(self.hidden.dtype))
-
-    def cast(self, call: Call) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """In the dtypes of the arguments."""
-        like = (call.hidden, call.weight, call.bias)
-        return tuple(None if g is None else g.to(t.dtype) for g, t in zip((self.hidden, self.weight, self.bias), like))
-
-
 def segment_loss(call: Call, cu_segments: Tensor | None, objective: Objective, per_group: int) -> SegmentLoss:
     """linear_segment_loss after its checks."""
     needs = tuple(
@@ -236,7 +194,7 @@ class _SegmentLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(hidden.device.type, enabled=False), on_device(hidden):
             loss, segments, tokens, gradients = compute(call, cu_segments, objective, per_group, needs)
-        ctx.save_for_backward(*gradients)
+        save_gradients(ctx, gradients, (hidden, weight, bias))
         ctx.mark_non_differentiable(segments, tokens)
         ctx.set_materialize_grads(False)
         return loss, segments, tokens
@@ -246,7 +204,7 @@ class _SegmentLoss(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return (None,) * 8
-        return *(None if g is None else g * upstream for g in ctx.saved_tensors), None, None, None, None, None
+        return *scaled(ctx, upstream), None, None, None, None, None
 
 
 def compute(
@@ -290,8 +248,7 @@ def compute(
                 logits.forward(x, call.targets[piece.start : piece.stop], piece, True)
             share = coefficients[piece.start - pieces[0].start : piece.stop - pieces[0].start]
             gradients.add(logits.backward(share, weight.dtype), x, weight, piece)
-    del logits  # its memory is free again before the gradients are cast
-    return loss, segment_logps, token_logps, gradients.cast(call)
+    return loss, segment_logps, token_logps, gradients.finished()
 
 
 def evaluate(

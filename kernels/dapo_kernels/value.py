@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from dapo_kernels import checks
 from dapo_kernels.compiling import breaks_graph
+from dapo_kernels.gradients import save_gradients, scaled
 from dapo_kernels.segment_loss import Backend, choose_triton, on_device
 
 
@@ -104,7 +105,7 @@ class _ValueLoss(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False), on_device(hidden):
             loss, logits, gradients = compute(hidden, weight, bias, rows, targets, weights, normalizer, kind, needs)
         values = logits.sigmoid()
-        ctx.save_for_backward(*gradients)
+        save_gradients(ctx, gradients, (hidden, weight, bias))
         ctx.mark_non_differentiable(values, logits)
         ctx.set_materialize_grads(False)
         return loss, values, logits
@@ -114,7 +115,7 @@ class _ValueLoss(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return (None,) * 10
-        return *(None if g is None else g * upstream for g in ctx.saved_tensors), *(None,) * 7
+        return *scaled(ctx, upstream), *(None,) * 7
 
 
 def _torch_value(

@@ -1,7 +1,7 @@
 """Compile every Triton kernel, at the block sizes it ships with, for four GPUs; print registers and spills.
 
 Run it as a program, in a process without TRITON_INTERPRET. Needs no GPU. Exits 1 if a kernel is not listed here, does
-not compile, or spills on sm_90.
+not compile, spills on sm_90, or reads its large operands in scalars there.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import triton
 from dapo_kernels import ops
-from dapo_kernels.ops import direct_advantage, dlogits, logprob, segment_sum, value
+from dapo_kernels.ops import direct_advantage, dlogits, final_logits, logprob, segment_sum, value
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
@@ -33,8 +33,10 @@ DLOGITS = {"logits_ptr": F32, "row_stride": "i32", "out_stride": "i32", "gradien
     "picked_ptr": F32,
     "lse_ptr": F32,
 }
-ALL = {"HAS_BIAS": True, "HAS_SOFTCAP": True, "HAS_ORDER": True}
-PLAIN = {"HAS_BIAS": False, "HAS_SOFTCAP": False, "HAS_ORDER": False}
+ALL = {"HAS_BIAS": True, "HAS_SOFTCAP": True, "HAS_ORDER": True, "ALIGN": final_logits.ALIGN}
+PLAIN = ALL | {"HAS_BIAS": False, "HAS_SOFTCAP": False, "HAS_ORDER": False}
+# Sizes that the kernels may be specialised on are multiples of 16; a gate named "odd" compiles the other form.
+SIZES = ("V", "H")
 
 
 def dlogits_gate(dtype, flags):
@@ -86,6 +88,7 @@ GATES = {
     },
     **{f"value {dtype} bce": value_gate(dtype, True, False) for dtype in ("bf16", "fp32")},
     "value bf16 mse": value_gate("bf16", False, False),
+    "value bf16 bce odd": value_gate("bf16", True, False),
     **{f"value bf16 {k} weights": value_gate("bf16", k == "bce", True) for k in ("bce", "mse")},
     "value_d_weight": (
         value.value_d_weight_kernel,
@@ -107,11 +110,13 @@ def shipped_kernels():
     return found
 
 
-def compile_for(target, kernel, types, constants, warps):
-    """The compiled kernel. Pointers and strides are declared multiples of 16, as they are for aligned shapes."""
+def compile_for(target, kernel, types, constants, warps, odd=False):
+    """The compiled kernel: pointers, strides and sizes are multiples of 16 where the launch would be specialised so."""
     types = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
     indexes = {name: (kernel.arg_names.index(name),) for name in types}
-    aligned = {indexes[n]: [["tt.divisibility", 16]] for n, t in types.items() if t.startswith("*") or "stride" in n}
+    specialised = {param.name for param in kernel.params if not param.do_not_specialize}
+    multiples = {n for n, t in types.items() if t.startswith("*") or (not odd and ("stride" in n or n in SIZES))}
+    aligned = {indexes[n]: [["tt.divisibility", 16]] for n in multiples & specialised}
     source = ASTSource(kernel, types, {indexes[name]: v for name, v in constants.items()}, aligned)
     return triton.compile(source, target=target, options={"num_warps": warps})
 
@@ -133,6 +138,16 @@ def resources(compiled):
     return int(re.search(r"REG:(\d+)", text).group(1)), stack + local
 
 
+def vectors(compiled):
+    """How many loads and stores of 16 bytes a thread makes to global memory, in the text of the PTX."""
+    return len(re.findall(r"(?:ld|st)\.global[.\w:]*\.v(?:4\.[bfu]32|2\.[bfu]64)", compiled.asm["ptx"]))
+
+
+# name → accesses of 16 bytes in its PTX: the logits (and bias) read in blocks of 16 a thread, whatever V is.
+VECTORS = {"logprob plain": 4, "logprob bias softcap rows": 8, "dlogits bf16 plain": 6, "dlogits fp32 plain": 8}
+VECTORS |= {"value bf16 bce": 4}  # of a hidden size that is a multiple of 16
+
+
 def main():
     listed = {kernel for kernel, *_ in GATES.values()}
     missing = [name for name, kernel in shipped_kernels().items() if kernel not in listed]
@@ -141,7 +156,10 @@ def main():
     for name, gate in GATES.items():
         cells = []
         for target_name, target in TARGETS.items():
-            registers, spilled = resources(compile_for(target, *gate))
+            compiled = compile_for(target, *gate, odd=name.endswith("odd"))
+            registers, spilled = resources(compiled)
+            if target_name == "sm_90" and vectors(compiled) < VECTORS.get(name, 0):
+                failed.append(f"{name}: {vectors(compiled)} vector accesses on sm_90, not {VECTORS[name]}")
             cells.append(f"{registers} reg {spilled} spill")
             if spilled and target_name == "sm_90":
                 failed.append(f"{name}: spills {spilled} bytes on sm_90")

@@ -27,6 +27,8 @@ from dapo_fast.data.packing import (
 )
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
 from dapo_fast.errors import InputError
+from dapo_fast.models.attention import Dense, plan_attention
+from dapo_fast.models.flat import FlatVarlen
 
 drawn = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
@@ -45,7 +47,7 @@ def visible(pack: Pack, row: int) -> list[int]:
 def check_structure(pack: Pack) -> None:
     rows = torch.arange(pack.length)
     sees = (rows[None, :] <= rows[:, None]) & (rows[:, None] < pack.subtree_end[None, :])
-    assert torch.equal(sees.sum(1) - 1, pack.position_ids)  # depth = ancestors
+    assert torch.equal((sees.sum(1) - 1)[: pack.tokens], pack.position_ids[: pack.tokens])  # depth = ancestors
     starts, lengths, parents = pack.runs.long().T
     assert torch.equal(torch.cat([starts, starts.new_tensor([pack.length])]).diff(), lengths)  # runs tile the pack
     for start, length, parent in zip(starts.tolist(), lengths.tolist(), parents.tolist(), strict=True):
@@ -70,8 +72,7 @@ def test_actor_pack(seed, budget, flat, padded):
     for pack in pack_actor(trees, groups, budget, lengths, flat):
         check_structure(pack)
         assert lengths is None or pack.length in lengths or pack.length % 64 == 0
-        padding = torch.arange(pack.tokens, pack.length)
-        assert torch.equal(pack.subtree_end[pack.tokens :].long(), padding + 1)
+        assert (pack.subtree_end[pack.tokens :] == pack.length).all()
         assert not pack.position_ids[pack.tokens :].any()
         for step, (t, s, c) in enumerate(pack.step_keys.tolist()):
             state = trees[t].states[s]
@@ -280,3 +281,18 @@ def test_bad_input():
     tree.prompt_ids = []
     with pytest.raises(InputError, match=r"the-problem.*empty prompt"):
         pack_critic([tree], [(0, 1)], 100)
+
+
+def test_padding_is_one_sequence():
+    """A kernel of variable lengths, and SDPA one sequence at a time, pay for each; every backend sees the same."""
+    examples = [([1] * n, [2, 3]) for n in (3, 9, 5)]
+    (pack,) = pack_sequences(examples, 100, [64])
+    assert pack.length == 64 and pack.tokens == 20
+    assert pack.runs.tolist() == [[0, 4, -1], [4, 10, -1], [14, 6, -1], [20, 44, -1]]
+    assert FlatVarlen(pack).bounds == [0, 4, 14, 20, 64]
+    query, key = torch.randn(1, 4, 64, 8), torch.randn(1, 2, 64, 8)
+    wanted = Dense(pack.subtree_end)(query, key, key, 0.3)
+    for backend in ("varlen", "flex", "tree_sdpa"):
+        torch.testing.assert_close(plan_attention(pack, backend)(query, key, key, 0.3), wanted)
+    assert empty_pack([64]).runs.tolist() == [[0, 64, -1]] and empty_pack().runs.tolist() == [[0, 1, -1]]
+    assert len(pack_sequences(examples, 100)[0].runs) == 3

@@ -13,7 +13,12 @@ from torch import Tensor
 BLOCK_STEPS, BLOCK_TOKENS, WARPS = 64, 32, 8
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        *("tokens_ptr", "offsets_ptr", "advantages_ptr", "ref_ptr", "normalizer_ptr", "steps_ptr", "loss_ptr"),
+        *("gradient_ptr", "n", "k"),  # as in logprob.py
+    ],
+)
 def direct_advantage_kernel(
     tokens_ptr,  # (n,) fp32 log-probabilities
     offsets_ptr,  # (k+1,) step s owns tokens offsets[s]:offsets[s+1]

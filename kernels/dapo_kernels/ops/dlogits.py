@@ -4,19 +4,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dapo_kernels.ops.final_logits import _final_logits
+from dapo_kernels.ops.final_logits import ALIGN, _final_logits
 
 # One program a row, as in logprob.py.
 BLOCK, WARPS = 4096, 8
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        *("targets_ptr", "order_ptr", "starts_ptr", "gradient_ptr", "picked_ptr", "lse_ptr", "V"),  # as in logprob.py
+    ],
+)
 def dlogits_kernel(
-    logits_ptr,  # (U, V) fp32, raw
+    logits_ptr,  # (U, V) fp32, raw, in rows whose memory is ours up to the next multiple of ALIGN columns
     dlogits_ptr,  # (U, V) out, the SAME memory: fp32, or 16 bits in the first half of each row
     row_stride,  # of logits, in elements
     out_stride,  # of dlogits, in elements
-    bias_ptr,  # (V,) fp32
+    bias_ptr,  # (V,) fp32, readable likewise
     targets_ptr,  # (n,)
     order_ptr,  # (n,)
     starts_ptr,  # (U+1,)
@@ -31,6 +35,7 @@ def dlogits_kernel(
     HAS_SOFTCAP: tl.constexpr,
     HAS_ORDER: tl.constexpr,
     NARROW: tl.constexpr,  # dlogits are narrower than logits
+    ALIGN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0)
@@ -50,16 +55,16 @@ def dlogits_kernel(
 
     # Ascending, so that 16-bit results only overwrite logits that have been read: those of column c lie where
     # the logits of columns c/2 lay. Within the block the barrier waits until every thread has read.
+    readable = tl.cdiv(V, ALIGN) * ALIGN  # vector loads and stores for every V, as in logprob.py
     for start in range(0, V, BLOCK):
         columns = start + tl.arange(0, BLOCK)
-        inside = columns < V
-        raw = tl.load(logits + columns, mask=inside, other=0.0)
-        bias = tl.load(bias_ptr + columns, mask=inside, other=0.0) if HAS_BIAS else 0.0
+        raw = tl.load(logits + columns, mask=columns < readable, other=0.0)
+        bias = tl.load(bias_ptr + columns, mask=columns < readable, other=0.0) if HAS_BIAS else 0.0
         z, slope = _final_logits(raw, bias, softcap, inverse_temperature, HAS_SOFTCAP)
-        d = -row_gradient * tl.exp(z - lse) * slope
+        d = tl.where(columns < V, -row_gradient * tl.exp(z - lse) * slope, 0.0)
         if NARROW:
             tl.debug_barrier()
-        tl.store(dlogits + columns, d.to(dlogits_ptr.dtype.element_ty), mask=inside)
+        tl.store(dlogits + columns, d.to(dlogits_ptr.dtype.element_ty), mask=columns < readable)
     tl.debug_barrier()
 
     # The targets' own columns again, in fp32 from the start: adding to what was rounded would lose 1 - p near p = 1.
@@ -82,9 +87,9 @@ def dlogits_kernel(
 
 
 def dlogits(
-    logits: Tensor,  # (U, V) fp32, overwritten
+    logits: Tensor,  # (U, V) fp32, overwritten, in rows of padded_width(V) columns
     out: Tensor,  # (U, V) view of the same memory in the dtype of the GEMMs
-    bias: Tensor | None,
+    bias: Tensor | None,  # (V,) fp32, in memory of padded_width(V)
     targets: Tensor,  # (n,)
     order: Tensor | None,
     starts: Tensor | None,
@@ -118,6 +123,7 @@ def dlogits(
             HAS_SOFTCAP=softcap is not None,
             HAS_ORDER=order is not None,
             NARROW=out.dtype != logits.dtype,
+            ALIGN=ALIGN,
             BLOCK=min(BLOCK, triton.next_power_of_2(vocabulary)),
             num_warps=WARPS,
         )

@@ -3,6 +3,15 @@
 import triton
 import triton.language as tl
 
+# Rows of logits start at multiples of this many elements (64 bytes of fp32), whatever the vocabulary: GEMMs then use
+# their fastest loads, and the kernels vectors.
+ALIGN = 16
+
+
+def padded_width(vocabulary: int) -> int:
+    """The columns of memory that a row of logits takes."""
+    return triton.cdiv(vocabulary, ALIGN) * ALIGN
+
 
 @triton.jit
 def _final_logits(raw, bias, softcap, inverse_temperature, HAS_SOFTCAP: tl.constexpr):

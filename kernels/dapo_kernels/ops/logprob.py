@@ -5,17 +5,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dapo_kernels.ops.final_logits import _final_logits
+from dapo_kernels.ops.final_logits import ALIGN, _final_logits
 
 # One program a row. 16 fp32 values a thread are in flight: enough to keep the memory busy, no spills.
 BLOCK, WARPS = 4096, 8
 
 
-@triton.jit
+# What varies from chunk to chunk is not specialised on: each new alignment would be compiled in the midst of training.
+@triton.jit(
+    do_not_specialize=["targets_ptr", "order_ptr", "starts_ptr", "logps_ptr", "picked_ptr", "lse_ptr", "V"],
+)
 def logprob_kernel(
-    logits_ptr,  # (U, V) fp32, raw
+    logits_ptr,  # (U, V) fp32, raw, in rows whose memory is readable up to the next multiple of ALIGN columns
     row_stride,
-    bias_ptr,  # (V,) fp32
+    bias_ptr,  # (V,) fp32, readable likewise
     targets_ptr,  # (n,)
     order_ptr,  # (n,) entries sorted by row
     starts_ptr,  # (U+1,) row u owns order[starts[u]:starts[u+1]]
@@ -29,6 +32,7 @@ def logprob_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_ORDER: tl.constexpr,  # False: entry u is row u's only one
+    ALIGN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0)
@@ -36,13 +40,14 @@ def logprob_kernel(
     logits = logits_ptr + row.to(tl.int64) * row_stride
     highest = float("-inf")
     total = 0.0
+    # A mask that ends at any V would make scalar loads of vector loads; one that ends at a multiple of ALIGN does not.
+    readable = tl.cdiv(V, ALIGN) * ALIGN
     for start in range(0, V, BLOCK):
         columns = start + tl.arange(0, BLOCK)
-        inside = columns < V
-        raw = tl.load(logits + columns, mask=inside, other=0.0)
-        bias = tl.load(bias_ptr + columns, mask=inside, other=0.0) if HAS_BIAS else 0.0
+        raw = tl.load(logits + columns, mask=columns < readable, other=0.0)
+        bias = tl.load(bias_ptr + columns, mask=columns < readable, other=0.0) if HAS_BIAS else 0.0
         z, _ = _final_logits(raw, bias, softcap, inverse_temperature, HAS_SOFTCAP)
-        z = tl.where(inside, z, float("-inf"))
+        z = tl.where(columns < V, z, float("-inf"))
         new = tl.maximum(highest, tl.max(z, 0))  # drops NaN on a GPU; the total keeps it
         # Words masked out by a bias of -inf: no difference of infinities while nothing finite has come.
         origin = tl.where(new == float("-inf"), 0.0, new)
@@ -71,8 +76,8 @@ def logprob_kernel(
 
 
 def logprob(
-    logits: Tensor,  # (U, V) fp32, unit column stride
-    bias: Tensor | None,  # (V,) fp32
+    logits: Tensor,  # (U, V) fp32, unit column stride, in rows of padded_width(V) columns
+    bias: Tensor | None,  # (V,) fp32, in memory of padded_width(V)
     targets: Tensor,  # (n,)
     order: Tensor | None,  # (n,) int64
     starts: Tensor | None,  # (U+1,) int32
@@ -103,6 +108,7 @@ def logprob(
             HAS_BIAS=bias is not None,
             HAS_SOFTCAP=softcap is not None,
             HAS_ORDER=order is not None,
+            ALIGN=ALIGN,
             BLOCK=min(BLOCK, triton.next_power_of_2(vocabulary)),
             num_warps=WARPS,
         )

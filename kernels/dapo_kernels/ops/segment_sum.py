@@ -8,7 +8,7 @@ from torch import Tensor
 BLOCK_SEGMENTS, BLOCK_TOKENS, WARPS = 16, 64, 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens_ptr", "offsets_ptr", "sums_ptr", "n", "k"])  # as in logprob.py
 def segment_sum_kernel(
     tokens_ptr,  # (n,) fp32
     offsets_ptr,  # (k+1,)

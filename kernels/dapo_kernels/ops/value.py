@@ -22,7 +22,12 @@ def _loss_and_slope(z, target, BCE: tl.constexpr):
     return loss, slope
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        *("rows_ptr", "order_ptr", "run_ends_ptr", "targets_ptr", "weights_ptr", "normalizer_ptr", "logits_ptr"),
+        *("losses_ptr", "slopes_ptr", "T"),  # as in logprob.py
+    ],
+)
 def value_kernel(
     hidden_ptr,  # (T, H)
     hidden_stride,
@@ -86,7 +91,7 @@ def value_kernel(
                 tl.store(d_hidden_ptr + row * H + column, d, mask=column < H)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows_ptr", "slopes_ptr", "M", "T"])
 def value_d_weight_kernel(
     hidden_ptr,  # (T, H)
     hidden_stride,

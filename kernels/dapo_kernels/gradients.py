@@ -1,0 +1,104 @@
+"""The gradients of hidden states, weight and bias: filled chunk by chunk, then cast and scaled in one pass."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dapo_kernels.chunk_torch import add_outer, project_back
+from dapo_kernels.plan import Piece
+
+if TYPE_CHECKING:
+    from dapo_kernels.segment_loss import Call
+
+
+class Gradients:
+    """The gradients of hidden, weight and bias, filled piece by piece; None where not needed."""
+
+    def __init__(self, call: "Call", needs: tuple[bool, bool, bool]) -> None:
+        like, total = call.hidden, call.logits_dtype
+        self.hidden = self.weight = self.bias = None
+        if needs[0]:
+            # Rows that several pieces read are summed, so in fp32; without `rows` each is written once, cast.
+            if call.rows is None:
+                self.hidden = torch.empty_like(like)
+            else:
+                self.hidden = torch.zeros_like(like, dtype=total)
+        if needs[1]:
+            self.weight = torch.empty(call.weight.shape, dtype=total, device=like.device)
+        self.fresh = True  # nothing is in the weight's yet: the first piece writes it
+        if needs[2]:
+            self.bias = torch.zeros(call.bias.shape, dtype=total, device=like.device)
+
+    def add(self, dlogits: Tensor, x: Tensor, weight: Tensor, piece: Piece) -> None:
+        """What a piece's dlogits (U, V) make of the rows x (U, H) that it read."""
+        if self.weight is not None:
+            add_outer(self.weight, dlogits, x, self.fresh)
+            self.fresh = False
+        if self.bias is not None:
+            self.bias += dlogits.sum(0, dtype=self.bias.dtype)
+        if self.hidden is None:
+            return
+        if piece.rows is None:
+            out = self.hidden[piece.start : piece.stop]
+            if out.dtype == dlogits.dtype:
+                torch.mm(dlogits, weight, out=out)
+            else:
+                out.copy_(torch.mm(dlogits, weight))
+        else:
+            # A piece's rows are distinct, so the order of the additions is that of the pieces: deterministic.
+            index = piece.rows.clamp(0, self.hidden.shape[0] - 1) if x.is_cuda else piece.rows
+            self.hidden.index_add_(0, index, project_back(dlogits, weight, self.hidden.dtype))
+
+    def finished(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """As they were summed: in fp32 (fp64), or in hidden's dtype where nothing of it is summed."""
+        if self.weight is not None and self.fresh:
+            self.weight.zero_()
+        return self.hidden, self.weight, self.bias
+
+    def cast(self, call: "Call") -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """In the dtypes of the arguments."""
+        like = (call.hidden, call.weight, call.bias)
+        return tuple(None if g is None else g.to(t.dtype) for g, t in zip(self.finished(), like))
+
+
+def save_gradients(ctx: Any, gradients: tuple[Tensor | None, ...], like: tuple[Tensor | None, ...]) -> None:
+    """Keep for ``scaled`` the gradients of `like` by a scalar loss, in whatever dtype they were summed."""
+    ctx.save_for_backward(*gradients)
+    ctx.gradient_dtypes = [None if tensor is None else tensor.dtype for tensor in like]
+
+
+def scaled(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
+    """The saved gradients times `upstream`, in the dtypes of their tensors: one pass each, none where upstream is 1.
+
+    Where the graph is not kept for another backward, the saved memory itself is scaled and handed over; else it stays
+    as it is. An upstream on a GPU is not looked at, which would wait for the device.
+    """
+    # A subclass (of tracing) or a wrapper (of vmap) has no value to look at, and nothing may be written with it.
+    plain = type(upstream) is Tensor and not _is_wrapped(upstream)
+    one = plain and upstream.device.type == "cpu" and upstream.item() == 1
+    ours = plain and not _graph_is_kept()
+    return [_scaled(g, upstream, dtype, one, ours) for g, dtype in zip(ctx.saved_tensors, ctx.gradient_dtypes)]
+
+
+def _scaled(g: Tensor | None, upstream: Tensor, dtype: torch.dtype | None, one: bool, ours: bool) -> Tensor | None:
+    if g is None:
+        return None
+    if g.dtype != dtype:
+        if one:
+            return g.to(dtype)
+        return torch.mul(g, upstream, out=torch.empty_like(g, dtype=dtype)) if ours else (g * upstream).to(dtype)
+    if not ours:
+        return g * upstream
+    return g if one else g.mul_(upstream)
+
+
+def _is_wrapped(tensor: Tensor) -> bool:
+    # By name: is_grads_batched goes through the older of torch's two vmaps, whose key has no other.
+    keys = str(torch._C._dispatch_keys(tensor))
+    return "Batched" in keys or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def _graph_is_kept() -> bool:
+    # Private, and what AOTAutograd asks before it donates buffers; without it every graph counts as kept.
+    return getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)()
