@@ -8,43 +8,32 @@ and passes the plan down the forward as a keyword argument, so every layer calls
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from dapo_fast.data.packing import Pack
 from dapo_fast.errors import InputError
+from dapo_fast.models.dense import Dense, attend
 from dapo_fast.models.flat import FlatVarlen
 from dapo_fast.models.tree_flex import Heads, TreeFlex
 from dapo_fast.models.tree_sdpa import TreeSDPA
+from dapo_fast.models.variants import LAYER_TYPES, Variant, variant_of, windows_of
 
 log = logging.getLogger("dapo_fast.attention")
 
-Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-TESTED = ("llama", "qwen2", "qwen3", "mistral")  # model types that the equality tests cover
+Attend = Callable[[Tensor, Tensor, Tensor, float, Variant, Tensor | None], Tensor]
+PROVED = ("llama", "qwen2", "qwen3", "mistral")  # model types that are not tried each time they are loaded
 BACKENDS = ("auto", "flex", "tree_sdpa", "varlen", "dense")
-_PREFIX = "dapo_"
+# Transformers takes any name with "sdpa" in it for its own, which it refuses for models with softcaps or sinks.
+_NAMES = {backend: "dapo_" + backend.removesuffix("_sdpa") for backend in BACKENDS}
 _chosen: set[tuple[str, str, bool]] = set()
-
-
-class Dense:
-    """SDPA under the whole (T, T) mask: any device and dtype, at quadratic cost. The definition of the others."""
-
-    def __init__(self, ends: Tensor) -> None:
-        rows = torch.arange(ends.numel(), device=ends.device)
-        self.mask = ((rows[None, :] <= rows[:, None]) & (rows[:, None] < ends[None, :]))[None, None]
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """``query`` (1, Hq, T, D), ``key`` and ``value`` (1, Hkv, T, D) → (1, T, Hq, D)."""
-        grouped = query.shape[1] != key.shape[1]
-        out = F.scaled_dot_product_attention(query, key, value, self.mask, scale=scale, enable_gqa=grouped)
-        return out.transpose(1, 2)
 
 
 def choose_backend(requested: str, device: torch.device, flat: bool) -> str:
@@ -73,7 +62,7 @@ def choose_backend(requested: str, device: torch.device, flat: bool) -> str:
 
 
 def plan_attention(pack: Pack, requested: str, heads: Heads | None = None) -> Attend:
-    """What every layer calls for this pack: (query, key, value, scale) → (1, T, heads, head size).
+    """What every layer calls for this pack: (query, key, value, scale, variant, sinks) → (1, T, heads, head size).
 
     Args:
         heads: The model's; None: kernels that are for some shapes only are not used.
@@ -86,25 +75,26 @@ def plan_attention(pack: Pack, requested: str, heads: Heads | None = None) -> At
         return TreeSDPA(pack)
     if backend == "varlen":
         return FlatVarlen(pack)
-    return Dense(pack.subtree_end)
+    return Dense(pack.subtree_end, pack.position_ids)
 
 
 def implementation(requested: str) -> str:
     """The ``attn_implementation`` that stands for a requested backend."""
     if requested not in BACKENDS:
         raise InputError(f"model.attention: {requested!r} is unknown; there are {', '.join(BACKENDS)}")
-    return _PREFIX + requested
+    return _NAMES[requested]
 
 
 def requested_backend(model: PreTrainedModel) -> str:
     """The backend that ``model`` was loaded for."""
     name = model.config._attn_implementation
-    if not str(name).startswith(_PREFIX):
-        raise InputError(
-            f"model: its attention is {name!r}, which cannot read packs; load it with load_causal_lm or "
-            f"load_value_model, or call model.set_attn_implementation('{_PREFIX}auto')"
-        )
-    return name.removeprefix(_PREFIX)
+    for backend, registered in _NAMES.items():
+        if name == registered:
+            return backend
+    raise InputError(
+        f"model: its attention is {name!r}, which cannot read packs; load it with load_causal_lm or "
+        f"load_value_model, or call model.set_attn_implementation('{_NAMES['auto']}')"
+    )
 
 
 def backbone_inputs(model: PreTrainedModel, pack: Pack) -> dict[str, Any]:
@@ -140,36 +130,51 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     if dapo_attention is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-    for name in ("sliding_window", "softcap", "s_aux", "position_bias"):
-        if kwargs.get(name) is not None:
-            raise InputError(
-                f"{type(module).__name__}: its attention uses {name}, which tree attention does not honour"
-            )
+        return without_plan(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     if dropout:
         raise InputError(f"{type(module).__name__}: attention dropout of {dropout} is on; packs are read without it")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     kind = query.device.type
     if torch.is_autocast_enabled(kind):  # autocast does not know these kernels, and RoPE leaves it with mixed dtypes
         query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
-    return dapo_attention(query, key, value, scale), None
+    return dapo_attention(query, key, value, scale, variant_of(module, kwargs), kwargs.get("s_aux")), None
 
 
-for _backend in BACKENDS:
-    AttentionInterface.register(_PREFIX + _backend, _attention)
-    AttentionMaskInterface.register(_PREFIX + _backend, sdpa_mask)
+def without_plan(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Plain sequences, as transformers' SDPA reads them; with the softcaps and sinks that its SDPA drops."""
+    softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
+    if softcap is None and sinks is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    if attention_mask is None:  # transformers leaves out a mask that is the causal one
+        ends = torch.arange(key.shape[2], device=query.device)
+        attention_mask = ends[None, :] <= ends[-query.shape[2] :, None]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return attend(query, key, value, scale, attention_mask, softcap, sinks).transpose(1, 2), None
+
+
+for _name in _NAMES.values():
+    AttentionInterface.register(_name, _attention)
+    AttentionMaskInterface.register(_name, sdpa_mask)
 
 
 # ------------------------------------------------------------------------------------------- which models can be read
 
 
 def check_supported(config: PreTrainedConfig, source: str) -> None:
-    """Refuse a model whose attention is not plain causal softmax attention over relative or absolute positions.
+    """Refuse a model whose attention is not causal softmax attention, windows, softcaps and sinks allowed.
 
-    Llama, Qwen2, Qwen3 and Mistral without a sliding window are tested; others with the same kind of attention pass,
-    and are tried once they are loaded (``check_plugged_in``).
+    What passes is tried once it is loaded (``check_plugged_in``).
 
     Raises:
         InputError: naming ``source`` and what stands in the way.
@@ -179,17 +184,9 @@ def check_supported(config: PreTrainedConfig, source: str) -> None:
     reasons = []
     if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_causal", True) is False:
         reasons.append("it is not a causal decoder")
-    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if layer_types != {"full_attention"}:
-        others = ", ".join(sorted(layer_types - {"full_attention"}))
-        reasons.append(f"it has {others} layers, whose mask or state a tree cannot honour")
-    elif getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        reasons.append(
-            f"it attends through a sliding window of {config.sliding_window} tokens, counted in packed rows instead of "
-            "depth; if all its sequences are shorter, set sliding_window to null in its config.json"
-        )
-    if getattr(config, "attn_logit_softcapping", None):
-        reasons.append("it softcaps attention scores")
+    others = set(getattr(config, "layer_types", None) or []) - set(LAYER_TYPES)
+    if others:
+        reasons.append(f"it has {', '.join(sorted(others))} layers, whose mask or state a tree cannot honour")
     if getattr(config, "alibi", False):
         reasons.append("it adds a position bias (ALiBi) to attention scores")
     if getattr(config, "attention_dropout", 0.0):
@@ -201,7 +198,7 @@ def check_supported(config: PreTrainedConfig, source: str) -> None:
 def check_plugged_in(model: PreTrainedModel, source: str) -> None:
     """Refuse a model that does not take its attention from transformers' interface, or mixes tokens in other ways.
 
-    A family outside ``TESTED`` is tried on a small tree, which must read as its two sequences do.
+    A family outside ``PROVED`` is tried on a small tree, which must read as its two sequences do.
 
     Raises:
         InputError: naming ``source`` and what stands in the way.
@@ -213,14 +210,14 @@ def check_plugged_in(model: PreTrainedModel, source: str) -> None:
         raise InputError(
             f"{source}: {name} does not use transformers' attention interface, so tree attention cannot be plugged in"
         )
-    if model.config.get_text_config().model_type in TESTED:
+    if model.config.get_text_config().model_type in PROVED:
         return
     if model.device.type == "meta":
-        log.warning("%s is not among the tested families, and without weights it cannot be tried", name)
+        log.warning("%s: without weights it cannot be tried whether it honours tree attention", name)
         return
-    error = _tree_error(model)
+    error = tree_error(model)
     limit = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
-    log.info("%s is not among the tested families; a small tree differs from its sequences by %.1e", name, error)
+    log.info("%s: a small tree differs from its sequences by %.1e", name, error)
     if not error <= limit:
         raise InputError(
             f"{source}: {name} does not honour tree attention: a small tree and its separate sequences differ by "
@@ -229,25 +226,58 @@ def check_plugged_in(model: PreTrainedModel, source: str) -> None:
 
 
 @torch.no_grad()
-def _tree_error(model: PreTrainedModel) -> float:
-    """Relative difference of hidden states between a prompt with two branches and the two sequences."""
-    prompt, branches = [1, 2, 3], [[4, 5, 6], [6, 4, 5]]
+def tree_error(model: PreTrainedModel) -> float:
+    """Relative difference of hidden states between a prompt with two branches and the two sequences.
+
+    Windows and chunks are cut to four tokens meanwhile, so that they hide something of so small a tree.
+    """
+    prompt, branches = [1, 2, 3], [[4, 5, 6, 4, 6], [6, 4, 5, 5, 4]]
     ids = torch.tensor([prompt + branches[0] + branches[1]], device=model.device)
-    depths = torch.tensor([[0, 1, 2, 3, 4, 5, 3, 4, 5]], device=model.device)
-    ends = torch.tensor([9, 9, 9, 6, 6, 6, 9, 9, 9], device=model.device)
-    tree = model.base_model(
-        input_ids=ids,
-        position_ids=depths,
-        attention_mask=_already_4d(model.device),
-        use_cache=False,
-        dapo_attention=Dense(ends),
-    ).last_hidden_state[0]
-    error = 0.0
-    for branch, rows in zip(branches, ([3, 4, 5], [6, 7, 8]), strict=True):
-        alone = model.base_model(input_ids=torch.tensor([prompt + branch], device=model.device), use_cache=False)
-        expected = alone.last_hidden_state[0, 3:]
-        error = max(error, ((tree[rows] - expected).norm() / expected.norm()).item())
+    depths = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 3, 4, 5, 6, 7], device=model.device)
+    ends = torch.tensor([13] * 3 + [8] * 5 + [13] * 5, device=model.device)
+    if model.base_model is model:
+        raise InputError(f"{type(model).__name__}: a model without a backbone of its own cannot read packs")
+    with _short_windows(model, 4):
+        tree = model.base_model(
+            input_ids=ids,
+            position_ids=depths[None],
+            attention_mask=_already_4d(model.device),
+            use_cache=False,
+            dapo_attention=Dense(ends, depths),
+        ).last_hidden_state[0]
+        error = 0.0
+        for branch, rows in zip(branches, (slice(3, 8), slice(8, 13)), strict=True):
+            expected = _alone(model, prompt + branch)[3:]
+            error = max(error, ((tree[rows] - expected).norm() / expected.norm()).item())
     return error
+
+
+def _alone(model: PreTrainedModel, ids: list[int]) -> Tensor:
+    """Hidden states of one sequence, by transformers' own eager attention."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        return model.base_model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).last_hidden_state[
+            0
+        ]
+    finally:
+        model.set_attn_implementation(before)
+
+
+@contextmanager
+def _short_windows(model: PreTrainedModel, length: int) -> Iterator[None]:
+    """``model`` with every window and chunk cut to ``length`` tokens."""
+    config = model.config.get_text_config()
+    places = [(config, name) for name in windows_of(config)]
+    places += [(module, "sliding_window") for module in model.modules() if getattr(module, "sliding_window", None)]
+    before = [(place, name, getattr(place, name)) for place, name in places]
+    for place, name in places:
+        setattr(place, name, length)
+    try:
+        yield
+    finally:
+        for place, name, value in before:
+            setattr(place, name, value)
 
 
 def _already_4d(device: torch.device) -> Tensor:

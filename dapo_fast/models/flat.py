@@ -1,6 +1,7 @@
 """Attention of flat packs (SFT, one sequence a candidate) on a GPU: the fastest variable-length kernel there is.
 
-In this order: flash-attn through transformers, PyTorch's own varlen_attn, and SDPA one sequence at a time.
+In this order: flash-attn through transformers, PyTorch's own varlen_attn, and SDPA one sequence at a time. Layers with
+windows, softcaps or sinks go through FlexAttention, as trees do.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor
 
 from dapo_fast.data.packing import Pack
+from dapo_fast.models.dense import Dense
+from dapo_fast.models.tree_flex import TreeFlex
+from dapo_fast.models.variants import PLAIN, Variant
 
 log = logging.getLogger("dapo_fast.attention")
 
@@ -37,13 +41,30 @@ class FlatVarlen:
     """Attention of one flat pack, ready to be called by every layer."""
 
     def __init__(self, pack: Pack) -> None:
+        self.pack = pack
         lengths = pack.runs[:, 1]
         self.bounds = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)).tolist()
         self.longest = int(lengths.max())
         self.cu_lengths = torch.tensor(self.bounds, dtype=torch.int32, device=pack.input_ids.device)
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """``query`` (1, Hq, T, D), ``key`` and ``value`` (1, Hkv, T, D) → (1, T, Hq, D)."""
+    @functools.cached_property
+    def _by_mask(self) -> TreeFlex | Dense:
+        """For layers that a variable-length kernel does not know: a flat pack is a tree as well."""
+        pack = self.pack
+        return TreeFlex(pack) if pack.input_ids.is_cuda else Dense(pack.subtree_end, pack.position_ids)
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        variant: Variant = PLAIN,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """``query`` (1, Hq, T, D), ``key`` (1, Hkv, T, D) and ``value`` (1, Hkv, T, Dv) → (1, T, Hq, Dv)."""
+        if variant != PLAIN or sinks is not None or value.shape[-1] != query.shape[-1]:
+            return self._by_mask(query, key, value, scale, variant, sinks)
         kernel = varlen_kernel(query.dtype)
         if kernel == "flash_attn":
             from transformers.modeling_flash_attention_utils import _flash_attention_forward

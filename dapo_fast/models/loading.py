@@ -131,9 +131,10 @@ def _resolved(
 
 
 def _ready(model: PreTrainedModel, source: str | Path, device: torch.device) -> PreTrainedModel:
+    model.eval()  # some have dropout that no setting of ours turns off
     check_plugged_in(model, str(source))
     use_liger(model, device)
-    return model.to(device).eval()
+    return model.to(device)
 
 
 def use_liger(model: PreTrainedModel, device: torch.device) -> None:

@@ -6,16 +6,22 @@ gathering: a causal block for each long run, a full block [what hangs on a token
 masked block for each handful of short branches. Each is one call of PyTorch's flash attention for CPUs; partial
 results of the same query merge by their log-sum-exp. Backward runs each block with the merged output and log-sum-exp,
 which makes its share of the gradients exact (as ring attention does).
+
+A window cuts the rectangles down: runs into pieces of its length, keys above all queries' windows away, and masks what
+is left of its edge. A sink is one more part to merge, of log-sum-exp ``sink`` and no value.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dapo_fast.data.packing import Pack
+from dapo_fast.models.dense import Dense
+from dapo_fast.models.variants import PLAIN, Variant
 
 # Siblings up to this many tokens together share one masked block: below, the cost of a call exceeds that of the
 # masked-out pairs.
@@ -92,18 +98,82 @@ def plan_blocks(pack: Pack, dtype: torch.dtype) -> list[Block]:
     return own + across
 
 
+def windowed(blocks: list[Block], depths: Tensor, oldest: Tensor, dtype: torch.dtype) -> list[Block]:
+    """``blocks`` without the pairs whose key is less deep than ``oldest`` (T,) of its query says."""
+    span = int((depths - oldest).max()) + 1  # most tokens that a query sees
+    hidden = torch.finfo(dtype).min / 2  # finite: a query may see nothing of a block that others share
+    own: list[Block] = []
+    across: list[Block] = []
+
+    def masked(b: Block, k0: int) -> Block:
+        visible = depths[None, k0 : b.k1] >= oldest[b.q0 : b.q1, None]
+        mask = torch.zeros(visible.shape, dtype=dtype) if b.mask is None else b.mask[0, 0].clone()
+        return Block(b.q0, b.q1, k0, b.k1, mask=mask.masked_fill_(~visible, hidden)[None, None])
+
+    for b in blocks:
+        if not b.own:
+            # Keys of one run: each a token deeper than the one before.
+            first = b.k0 + max(0, int(oldest[b.q0 : b.q1].min()) - int(depths[b.k0]))
+            if first < b.k1:
+                whole = int(oldest[b.q0 : b.q1].max()) <= int(depths[first])
+                across.append(Block(b.q0, b.q1, first, b.k1) if whole else masked(b, first))
+        elif not b.causal:
+            own.append(masked(b, b.k0))
+        else:  # a run: depths rise by one a row
+            for start in range(b.q0, b.q1, span):
+                stop = min(start + span, b.q1)
+                piece = Block(start, stop, start, stop, causal=True)
+                if int(oldest[stop - 1]) > int(depths[start]):  # chunks may end within a piece
+                    rows = torch.arange(start, stop)
+                    causal = torch.zeros(stop - start, stop - start, dtype=dtype)
+                    causal.masked_fill_(rows[None, :] > rows[:, None], float("-inf"))
+                    piece = masked(Block(start, stop, start, stop, mask=causal[None, None]), start)
+                own.append(piece)
+                before = max(b.k0, start - span)
+                if before < start and int(oldest[start:stop].min()) <= int(depths[start - 1]):
+                    across.append(masked(Block(start, stop, before, start), before))
+    return own + across
+
+
 class TreeSDPA:
     """Attention of one pack, ready to be called by every layer."""
 
     def __init__(self, pack: Pack) -> None:
         self.pack = pack
-        self.blocks: dict[torch.dtype, list[Block]] = {}  # planned at the first layer, when the dtype is known
+        self.blocks: dict[tuple[torch.dtype, Variant], list[Block]] = {}
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """``query`` (1, Hq, T, D), ``key`` and ``value`` (1, Hkv, T, D) → (1, T, Hq, D)."""
-        if query.dtype not in self.blocks:
-            self.blocks[query.dtype] = plan_blocks(self.pack, query.dtype)
-        return _BlockAttention.apply(query, key, value, self.blocks[query.dtype], scale)
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        variant: Variant = PLAIN,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """``query`` (1, Hq, T, D), ``key`` (1, Hkv, T, D) and ``value`` (1, Hkv, T, Dv) → (1, T, Hq, Dv)."""
+        if variant.softcap is not None:  # PyTorch's kernel has none
+            return self.dense(query, key, value, scale, variant, sinks)
+        blocks = self.blocks_for(query.dtype, variant)
+        width = value.shape[-1]
+        if width < query.shape[-1]:  # multi-head latent attention; the kernel knows one size
+            value = torch.nn.functional.pad(value, (0, query.shape[-1] - width))
+        out = _BlockAttention.apply(query, key, value, sinks, blocks, scale)
+        return out[..., :width]
+
+    @functools.cached_property
+    def dense(self) -> Dense:
+        return Dense(self.pack.subtree_end, self.pack.position_ids)
+
+    def blocks_for(self, dtype: torch.dtype, variant: Variant) -> list[Block]:
+        """Planned at the first layer of a kind, when the dtype is known."""
+        if (dtype, PLAIN) not in self.blocks:
+            self.blocks[dtype, PLAIN] = plan_blocks(self.pack, dtype)
+        if (dtype, variant) not in self.blocks:
+            blocks, depths = self.blocks[dtype, PLAIN], self.pack.position_ids
+            oldest = variant.oldest(depths)
+            self.blocks[dtype, variant] = blocks if oldest is None else windowed(blocks, depths, oldest, dtype)
+        return self.blocks[dtype, variant]
 
 
 def _grouped(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,7 +185,7 @@ def _grouped(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor,
 
 class _BlockAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, value, blocks, scale):  # noqa: ANN001
+    def forward(ctx, query, key, value, sinks, blocks, scale):  # noqa: ANN001
         q, k, v = _grouped(query, key, value)
         out = torch.empty((1, q.shape[2], query.shape[1], q.shape[3]), dtype=q.dtype)  # (1, T, Hq, D)
         o = out.transpose(1, 2)[0].unflatten(0, q.shape[:2])
@@ -137,14 +207,18 @@ class _BlockAttention(torch.autograd.Function):
                 total = torch.logaddexp(rows_lse, part_lse)
                 rows.mul_((rows_lse - total).exp_()[..., None]).add_(part * (part_lse - total).exp_()[..., None])
                 rows_lse.copy_(total)
-        ctx.save_for_backward(query, key, value, out, lse)
+        if sinks is not None:
+            total = torch.logaddexp(lse, _by_group(sinks, lse))
+            o.mul_((lse - total).exp_()[..., None])
+            lse.copy_(total)
+        ctx.save_for_backward(query, key, value, sinks, out, lse)
         ctx.blocks, ctx.scale = blocks, scale
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):  # noqa: ANN001
-        query, key, value, out, lse = ctx.saved_tensors
+        query, key, value, sinks, out, lse = ctx.saved_tensors
         q, k, v = _grouped(query, key, value)
         o = out.transpose(1, 2)[0].unflatten(0, q.shape[:2])
         g = upstream.transpose(1, 2)[0].unflatten(0, q.shape[:2])
@@ -167,4 +241,14 @@ class _BlockAttention(torch.autograd.Function):
             for rows, part in gathered:
                 # A row's own block comes before all others, so nothing has to be cleared.
                 rows.copy_(part) if b.own else rows.add_(part)
-        return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), None, None
+        dsinks = None
+        if sinks is not None:
+            # A sink's value is nought: d(sink) = p_sink · (0 − g·out), summed over the rows.
+            weight = (_by_group(sinks, lse) - lse).exp()
+            dsinks = -(weight * (g.to(lse.dtype) * o).sum(-1)).sum(-1).flatten().to(sinks.dtype)
+        return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), dsinks, None, None
+
+
+def _by_group(sinks: Tensor, lse: Tensor) -> Tensor:
+    """(Hq,) as (Hkv, G, 1), in the dtype of ``lse``."""
+    return sinks.to(lse.dtype).view(*lse.shape[:2], 1)

@@ -33,13 +33,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from dapo_fast.config import ModelSettings
 from dapo_fast.errors import InputError
-from dapo_fast.models.attention import check_plugged_in, check_supported
+from dapo_fast.models.attention import check_plugged_in, check_supported, without_plan
+from dapo_fast.models.dense import attend
 from dapo_fast.models.loading import load_causal_lm, load_config_of, resolve_device
+from dapo_fast.models.variants import PLAIN, Variant, variant_of
 from dapo_fast.rollout.engine import Progress, Sample, SamplingParams
 from dapo_fast.rollout.loading import load_tokenizer, within_context
 from dapo_fast.rollout.steps import Splitter
@@ -58,7 +59,8 @@ class InProcessEngine:
 
     Args:
         model: Any decoder that takes its attention from transformers' attention interface and attends to everything
-            before it; a sliding window or a recurrent state is refused. Its attention implementation is replaced.
+            before it, or to a window or chunk of it; a recurrent state is refused. Its attention implementation is
+            replaced.
         tokenizer: Decodes samples; its end token ends them, as do those of ``model.generation_config``.
         max_rows: Most samples decoded side by side; less where their keys and values would not fit in memory.
 
@@ -68,15 +70,26 @@ class InProcessEngine:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_rows: int = 512) -> None:
         check_supported(model.config, model.config.name_or_path or "model")
-        check_plugged_in(model, model.config.name_or_path or "model")
+        check_plugged_in(model.eval(), model.config.name_or_path or "model")
         model.set_attn_implementation(_ATTENTION)
-        self.model = model.eval()
+        self.model = model
+        self._check_cache()
         self.tokenizer = tokenizer
         self.max_rows = max_rows
         self.end_ids = end_ids(model, tokenizer)
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
         self.generated_tokens = 0
         self.prefilled_tokens = 0
+
+    @torch.inference_mode()
+    def _check_cache(self) -> None:
+        kept = _Prefill()
+        _forward(self.model, torch.zeros((1, 1), dtype=torch.int64, device=self.model.device), None, kept)
+        if not kept.alike:
+            raise InputError(
+                f"{self.model.config.name_or_path or 'model'}: {type(self.model).__name__} keeps keys and values of "
+                "different sizes in different layers, which the in-process engine cannot; use engine.kind: http"
+            )
 
     @classmethod
     def load(cls, directory: str | Path, settings: ModelSettings, max_rows: int = 512) -> InProcessEngine:
@@ -460,10 +473,32 @@ class _Prefill:
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        variant: Variant = PLAIN,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """``query`` (rows, Hq, T, D), ``key`` and ``value`` (rows, Hkv, T, D or Dv) → (rows, Hq, T, Dv)."""
         self._keys[layer], self._values[layer] = key.transpose(1, 2), value.transpose(1, 2)
+        positions = torch.arange(query.shape[2], device=query.device)
+        oldest = variant.oldest(positions)
         grouped = query.shape[1] != key.shape[1]
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+        if oldest is None and variant.softcap is None and sinks is None:
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+        visible = positions[None, :] <= positions[:, None]
+        if oldest is not None:
+            visible = visible & (positions[None, :] >= oldest[:, None])
+        return attend(query, key, value, scale, visible, variant.softcap, sinks)
+
+    @property
+    def alike(self) -> bool:
+        """Whether the keys of all layers are of one size, and the values."""
+        return all(len({x.shape for x in kept.values()}) == 1 for kept in (self._keys, self._values))
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Keys and values: (layers, rows, tokens, heads, size) each."""
@@ -497,9 +532,33 @@ class _Decode:
         unseen = np.concatenate(
             [np.arange(self.prefix_width) >= cached[:, None], np.arange(self.own_width) > drawn[:, None]], 1
         )
-        self.unseen = torch.from_numpy(unseen).to(device)[:, None, None]
+        self.unseen = {PLAIN: torch.from_numpy(unseen).to(device)[:, None, None]}
+        depths = np.broadcast_to(np.arange(self.prefix_width), (count, self.prefix_width))
+        self.depths = np.concatenate([depths, cached[:, None] + np.arange(self.own_width)], 1)  # of keys
+        self.position = cached + drawn  # of queries
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def _unseen(self, variant: Variant) -> Tensor:
+        """(rows, 1, 1, keys): what the query of a row does not see in layers of a kind."""
+        variant = Variant(variant.window, variant.chunk)
+        if variant not in self.unseen:
+            oldest = variant.oldest(torch.from_numpy(self.position))
+            unseen = self.unseen[PLAIN]
+            if oldest is not None:
+                above = torch.from_numpy(self.depths) < oldest[:, None]
+                unseen = unseen | above.to(unseen.device)[:, None, None]
+            self.unseen[variant] = unseen
+        return self.unseen[variant]
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        variant: Variant = PLAIN,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
         """``query`` (rows, Hq, 1, D), ``key`` and ``value`` (rows, Hkv, 1, D) → (rows, Hq, 1, Dv)."""
         rows, heads, _, size = query.shape
         kv_heads = key.shape[1]
@@ -514,7 +573,13 @@ class _Decode:
         )
         own_scores = torch.bmm(query.flatten(0, 1), own_keys.transpose(1, 2)).unflatten(0, (rows, kv_heads))
         scores = torch.cat([self._by_trunk(query, trunk_keys.transpose(2, 3)), own_scores], -1)
-        weights = scores.float().masked_fill_(self.unseen, float("-inf")).softmax(-1).to(value.dtype)
+        if variant.softcap is not None:
+            scores = variant.softcap * torch.tanh(scores / variant.softcap)
+        scores = scores.float().masked_fill_(self._unseen(variant), float("-inf"))
+        if sinks is not None:
+            column = sinks.float().view(1, kv_heads, -1, 1).expand(*scores.shape[:3], 1)
+            scores = torch.cat([scores, column], -1)
+        weights = scores.softmax(-1)[..., : self.prefix_width + self.own_width].to(value.dtype)
         on_trunk, on_own = weights.split([self.prefix_width, self.own_width], -1)
         own = torch.bmm(on_own.flatten(0, 1), own_values).unflatten(0, (rows, kv_heads))
         return (self._by_trunk(on_trunk, trunk_values) + own).reshape(rows, heads, 1, -1)
@@ -542,15 +607,12 @@ def _attention(
     dapo_rollout: _Prefill | _Decode | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    if dapo_rollout is None:  # called by someone else: transformers' own
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-    for name in ("sliding_window", "softcap", "s_aux", "position_bias"):
-        if kwargs.get(name) is not None:
-            raise InputError(f"{type(module).__name__}: its attention uses {name}, which the engine does not honour")
+    if dapo_rollout is None:  # called by someone else
+        return without_plan(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return dapo_rollout.attend(module.layer_idx, query, key, value, scale).transpose(1, 2), None
+    variant = variant_of(module, kwargs)
+    out = dapo_rollout.attend(module.layer_idx, query, key, value, scale, variant, kwargs.get("s_aux"))
+    return out.transpose(1, 2), None
 
 
 AttentionInterface.register(_ATTENTION, _attention)

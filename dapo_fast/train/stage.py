@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from dapo_fast.config import ModelSettings, OptimSettings, ParallelSettings
 from dapo_fast.data.packing import Pack, deal, pad_lengths
 from dapo_fast.errors import InputError
+from dapo_fast.models.attention import implementation
 from dapo_fast.models.loading import load_causal_lm, load_config_of, load_value_model, new_causal_lm, use_liger
 from dapo_fast.models.readpath import PolicyReader, ValueReader
 from dapo_fast.models.value import ValueModel
@@ -58,7 +59,7 @@ def value_reader(
         value_model = load_value_model(directory, where, torch.float32, model.attention, init, seed)
         return _dress(ValueReader(value_model), settings, parallel, world, None)
     config = load_config_of(directory)
-    name = f"dapo_{model.attention}"
+    name = implementation(model.attention)
     skeleton = _on_meta(lambda: ValueModel.from_config(config, 0, torch.float32, attn_implementation=name))
     return _dress(ValueReader(skeleton), settings, parallel, world, directory, fresh_head=init == "causal_lm")
 

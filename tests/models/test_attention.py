@@ -10,16 +10,11 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
-    Gemma2Config,
-    Gemma3TextConfig,
     GemmaConfig,
-    GptOssConfig,
     LlamaConfig,
     MambaConfig,
-    MistralConfig,
     Olmo2Config,
     Phi3Config,
-    Qwen2Config,
     Qwen3NextConfig,
 )
 
@@ -29,8 +24,9 @@ from dapo_fast.errors import InputError
 from dapo_fast.models.attention import Dense, check_supported, choose_backend, plan_attention
 from dapo_fast.models.loading import new_causal_lm
 from dapo_fast.models.readpath import PolicyReader
-from dapo_fast.models.tree_flex import tree_block_mask
-from dapo_fast.models.tree_sdpa import DENSE_TOKENS, TreeSDPA, plan_blocks
+from dapo_fast.models.tree_flex import TreeFlex, tree_block_mask
+from dapo_fast.models.tree_sdpa import DENSE_TOKENS, TreeSDPA, plan_blocks, windowed
+from dapo_fast.models.variants import PLAIN, Variant
 
 
 def big_tree(seed: int, steps: int = 5, candidates: int = 5, length: int = 40) -> Tree:
@@ -71,7 +67,25 @@ def test_blocks_cover_every_visible_pair_once():
             area += torch.ones_like(area).tril()
         else:
             area += torch.ones_like(area) if block.mask is None else (block.mask[0, 0] == 0).float()
-    assert torch.equal(count, Dense(pack.subtree_end).mask[0, 0].float())
+    assert torch.equal(count, Dense(pack.subtree_end).mask.float())
+
+
+@pytest.mark.parametrize("variant", [Variant(window=w) for w in (1, 3, 50)] + [Variant(chunk=c) for c in (4, 33)])
+def test_windowed_blocks_cover_every_visible_pair_once(variant):
+    pack = pack_of(big_tree(0))
+    depths = pack.position_ids
+    oldest = variant.oldest(depths)
+    visible = Dense(pack.subtree_end).mask & (depths[None, :] >= oldest[:, None])
+    blocks = windowed(plan_blocks(pack, torch.float32), depths, oldest, torch.float32)
+    count = torch.zeros(pack.length, pack.length)
+    for block in blocks:
+        area = count[block.q0 : block.q1, block.k0 : block.k1]
+        if block.causal:
+            area += torch.ones_like(area).tril()
+        else:
+            area += torch.ones_like(area) if block.mask is None else (block.mask[0, 0] == 0).float()
+    assert torch.equal(count, visible.float())
+    assert sum((b.q1 - b.q0) * (b.k1 - b.k0) for b in blocks) < visible.numel()
 
 
 def test_blocks_cost_what_is_visible():
@@ -113,6 +127,75 @@ def test_tree_sdpa_against_dense(heads, kv_heads, width, dtype):
         assert (actual.double() - wanted).abs().max() <= tolerance * wanted.abs().max()
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("variant", "sinks", "value_width"),
+    [
+        (Variant(window=30), False, 16),
+        (Variant(chunk=25), False, 16),
+        (PLAIN, True, 16),
+        (Variant(window=7), True, 16),
+        (Variant(softcap=1.5), False, 16),
+        (Variant(window=9), False, 8),
+    ],
+    ids=str,
+)
+def test_windows_softcaps_sinks_and_narrow_values(variant, sinks, value_width, dtype):
+    """TreeSDPA against the definition in fp64, gradients too; FlexAttention forward."""
+    pack = pack_of(big_tree(4))
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(count, width):
+        flat = torch.randn(1, pack.length, count, width, generator=generator, dtype=torch.float64)
+        return flat.to(dtype).transpose(1, 2).requires_grad_()
+
+    tensors = [draw(4, 16), draw(2, 16), draw(2, value_width)]
+    if sinks:
+        tensors.append(torch.randn(4, generator=generator, dtype=torch.float64).to(dtype).requires_grad_())
+    upstream = torch.randn(1, pack.length, 4, value_width, generator=generator, dtype=torch.float64)
+
+    def call(attention, given):
+        return attention(*given[:3], 0.4, variant, given[3] if sinks else None)
+
+    out = call(TreeSDPA(pack), tensors)
+    grads = torch.autograd.grad(out, tensors, upstream.to(dtype))
+    exact = [x.detach().double().requires_grad_() for x in tensors]
+    expected = call(Dense(pack.subtree_end, pack.position_ids), exact)
+    expected_grads = torch.autograd.grad(expected, exact, upstream.to(dtype).double())
+    tolerance = {torch.float32: 2e-5, torch.bfloat16: 5e-2}[dtype]
+    for actual, wanted in zip((out, *grads), (expected, *expected_grads), strict=True):
+        assert actual.dtype == dtype
+        assert (actual.double() - wanted).abs().max() <= tolerance * wanted.abs().max()
+    if dtype == torch.float32:
+        with torch.no_grad():
+            flex = call(TreeFlex(pack), [x.detach() for x in tensors])
+        assert (flex.double() - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("block", [16, 128])
+@pytest.mark.parametrize("variant", [Variant(window=20), Variant(chunk=30)])
+def test_windowed_block_mask_against_every_pair(block, variant):
+    pack = pack_of(big_tree(2))
+    depths, length = pack.position_ids, pack.length
+    oldest = variant.oldest(depths)
+    mask = tree_block_mask(pack.subtree_end, block, depths, oldest)
+    dense = Dense(pack.subtree_end).mask & (depths[None, :] >= oldest[:, None])
+    found = 0
+    for q in range(-(-length // block)):
+        partial = set(mask.kv_indices[0, 0, q, : mask.kv_num_blocks[0, 0, q]].tolist())
+        full = set(mask.full_kv_indices[0, 0, q, : mask.full_kv_num_blocks[0, 0, q]].tolist())
+        found += len(partial | full)
+        for k in range(-(-length // block)):
+            area = dense[q * block : (q + 1) * block, k * block : (k + 1) * block]
+            assert bool(area.all()) or k not in full
+            assert not bool(area.any()) or k in partial | full
+    plain = tree_block_mask(pack.subtree_end, block)
+    assert block == 128 or found < int(plain.kv_num_blocks.sum() + plain.full_kv_num_blocks.sum())
+    rows, keys = torch.arange(length)[:, None], torch.arange(length)[None, :]
+    assert torch.equal(mask.mask_mod(0, 0, rows, keys), dense)
+
+
 @pytest.mark.parametrize("block", [16, 128])
 @pytest.mark.parametrize("padding", [0, 77])
 def test_block_mask_against_every_pair(block, padding):
@@ -120,7 +203,7 @@ def test_block_mask_against_every_pair(block, padding):
     ends = torch.cat([pack.subtree_end, pack.length + 1 + torch.arange(padding, dtype=torch.int32)])
     length = ends.numel()
     mask = tree_block_mask(ends, block)
-    dense = Dense(ends).mask[0, 0]
+    dense = Dense(ends).mask
     blocks = -(-length // block)
     for q in range(blocks):
         partial = set(mask.kv_indices[0, 0, q, : mask.kv_num_blocks[0, 0, q]].tolist())
@@ -185,11 +268,6 @@ def test_a_demanded_backend_is_used_or_refused():
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (Gemma2Config(), "sliding_attention layers"),
-        (Gemma3TextConfig(), "sliding_attention layers"),
-        (GptOssConfig(), "sliding_attention layers"),
-        (MistralConfig(), "sliding window of 4096"),
-        (Qwen2Config(use_sliding_window=True, max_window_layers=1), "sliding_attention layers"),
         (Qwen3NextConfig(), "linear_attention layers"),
         (LlamaConfig(attention_dropout=0.1), "attention dropout"),
     ],
@@ -220,7 +298,7 @@ def test_unsupported_classes(config, reason):
     "config",
     [
         Olmo2Config(**SMALL, pad_token_id=0),
-        Phi3Config(**SMALL, pad_token_id=0, bos_token_id=1, eos_token_id=2, sliding_window=None),
+        Phi3Config(**SMALL, pad_token_id=0, bos_token_id=1, eos_token_id=2, sliding_window=4),
         GemmaConfig(**SMALL, num_key_value_heads=1, head_dim=8),
     ],
     ids=lambda config: config.model_type,
@@ -228,7 +306,7 @@ def test_unsupported_classes(config, reason):
 def test_other_families_are_tried_and_pass(config, caplog):
     with caplog.at_level("INFO", logger="dapo_fast.attention"):
         model = new_causal_lm(config, 0)
-    assert "not among the tested families" in caplog.text
+    assert "a small tree differs from its sequences by" in caplog.text
     assert model.config._attn_implementation == "dapo_auto"
 
 

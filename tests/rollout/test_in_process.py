@@ -207,11 +207,6 @@ def test_bad_parameters_are_refused(bad):
         SamplingParams(**{"n": 1, "max_tokens": 4} | bad)
 
 
-def test_a_sliding_window_is_refused():
-    with pytest.raises(InputError, match="sliding"):
-        engine_for("mistral", sliding_window=8)
-
-
 def test_loading_a_directory(tmp_path):
     tiny_model("llama", VOCABULARY).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="tokenizer"):

@@ -1,0 +1,80 @@
+"""Every family: a pack reads and trains as its separate sequences do under transformers' own eager attention."""
+
+import random
+
+import pytest
+import torch
+from family_cases import FAMILIES
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+from tree_cases import (
+    assert_same_gradients,
+    gradients,
+    random_tree,
+    separate_logps,
+    separate_loss,
+)
+
+from dapo_fast.data.packing import actor_groups, pack_actor
+from dapo_fast.errors import InputError
+from dapo_fast.models.loading import new_causal_lm
+from dapo_fast.models.readpath import PolicyReader
+from dapo_fast.rollout.engine import SamplingParams
+from dapo_fast.rollout.in_process import InProcessEngine
+
+BETA = 0.1
+
+
+def model_of(family):
+    model = new_causal_lm(FAMILIES[family](), seed=1, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():  # away from small and zero initial weights, so that attention and sinks matter
+        for parameter in model.parameters():
+            parameter.mul_(2.0).add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tree_reads_and_trains_as_its_sequences(family):
+    rng = random.Random(3)
+    trees = [random_tree(rng, f"p{index}", steps=9) for index in range(2)]
+    model = model_of(family)
+    groups = actor_groups(trees)
+    keys = [(t, s, c) for t, s in groups for c in range(len(trees[t].states[s].candidates))]
+    (pack,) = pack_actor(trees, groups, 10_000)
+    assert int(pack.position_ids.max()) >= 12  # three windows deep
+    out = PolicyReader(model)(pack, BETA, len(keys))
+    out.loss.backward()
+    actual = gradients(model)
+    model.set_attn_implementation("eager")
+    expected = separate_logps(model, trees, [tuple(k) for k in pack.step_keys.tolist()])
+    loss = separate_loss(expected, trees, [tuple(k) for k in pack.step_keys.tolist()], BETA, len(keys))
+    loss.backward()
+    torch.testing.assert_close(out.step_logps.double(), expected.detach(), rtol=2e-5, atol=2e-5)
+    assert out.loss.item() == pytest.approx(loss.item(), rel=2e-5)
+    assert_same_gradients(actual, gradients(model), 2e-5)
+
+
+def tokenizer():
+    words = {str(number): number for number in range(29)}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "0")), eos_token="2")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_samples_are_the_models(family):
+    """Log-probs of samples, decoded over shared prefixes, against a fresh eager forward."""
+    model = model_of(family)
+    if family == "gemma4_text":
+        with pytest.raises(InputError, match="different sizes in different layers"):
+            InProcessEngine(model, tokenizer())
+        return
+    engine = InProcessEngine(model, tokenizer(), max_rows=5)
+    prompts = [[5, 6, 7, 8, 9, 3, 4, 5], [5, 6, 7, 8], [9]]
+    groups = engine.generate(prompts, SamplingParams(2, 12, seed=1, logprobs=True))
+    model.set_attn_implementation("eager")
+    for prompt, samples in zip(prompts, groups, strict=True):
+        for sample in samples:
+            with torch.inference_mode():
+                logits = model(torch.tensor([prompt + sample.ids]), use_cache=False).logits[0, len(prompt) - 1 : -1]
+            expected = logits.float().log_softmax(-1).gather(1, torch.tensor(sample.ids)[:, None])[:, 0]
+            torch.testing.assert_close(torch.tensor(sample.logprobs), expected, atol=1e-4, rtol=1e-4)
