@@ -1,16 +1,25 @@
 """The critic: a causal backbone and a scalar head read at the last token of a state.
 
-Saved as a Hugging Face token-classification directory with one label, which plain transformers loads as well.
+Saved as a Hugging Face token-classification directory with one label, which plain transformers loads as well where it
+has a token classifier for the family; for the others the same head is put on the family's backbone here.
 """
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_layers import GenericForTokenClassification
 
 from dapo_fast.errors import InputError
 from dapo_fast.models.files import first_line, read_pretrained
@@ -60,7 +69,7 @@ class ValueModel(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             config = type(config).from_dict(config.to_dict() | _ONE_LABEL)
-            model = AutoModelForTokenClassification.from_config(config, dtype=dtype, **options)
+            model = token_classifier(type(config))._from_config(config, dtype=dtype, **options)
         return cls(model)._zero_head()
 
     @classmethod
@@ -79,6 +88,23 @@ class ValueModel(nn.Module):
         return self
 
 
+@functools.cache
+def token_classifier(config: type[PreTrainedConfig]) -> type[PreTrainedModel]:
+    """The token classifier of a family: transformers' own, else the same head on the family's backbone.
+
+    Raises:
+        InputError: a family without a backbone of its own.
+    """
+    if config in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
+        return MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING[config]
+    if config not in MODEL_MAPPING:
+        raise InputError(f"{config.model_type}: transformers has no backbone for this family, so no critic can be made")
+    backbone = MODEL_MAPPING[config]
+    family = next(base for base in backbone.__mro__ if base.__name__.endswith("PreTrainedModel"))
+    name = backbone.__name__.removesuffix("Model") + "ForTokenClassification"
+    return type(name, (GenericForTokenClassification, family), {"__module__": __name__})
+
+
 def _token_classifier(
     directory: str | Path, options: dict[str, Any], changes: dict[str, Any], fresh_head: bool
 ) -> PreTrainedModel:
@@ -88,10 +114,8 @@ def _token_classifier(
         if not fresh_head and (config.num_labels != 1 or not architecture.endswith("ForTokenClassification")):
             raise InputError(f"{directory}: not a value model, its config says {architecture or 'no architecture'}")
         config = type(config).from_dict(config.to_dict() | changes)
-        return read_pretrained(AutoModelForTokenClassification, directory, fresh_head, config=config, **options)
+        return read_pretrained(token_classifier(type(config)), directory, fresh_head, config=config, **options)
     except InputError:
         raise
-    except ValueError as error:
-        raise InputError(f"{directory}: transformers has no token classifier here ({first_line(error)})") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{directory}: not a readable model directory ({first_line(error)})") from error

@@ -13,12 +13,14 @@ from tree_cases import (
     random_tree,
     separate_logps,
     separate_loss,
+    separate_value_loss,
+    separate_values,
 )
 
-from dapo_fast.data.packing import actor_groups, pack_actor
+from dapo_fast.data.packing import actor_groups, critic_groups, pack_actor, pack_critic
 from dapo_fast.errors import InputError
-from dapo_fast.models.loading import new_causal_lm
-from dapo_fast.models.readpath import PolicyReader
+from dapo_fast.models.loading import load_value_model, new_causal_lm
+from dapo_fast.models.readpath import PolicyReader, ValueReader
 from dapo_fast.rollout.engine import SamplingParams
 from dapo_fast.rollout.in_process import InProcessEngine
 
@@ -78,3 +80,29 @@ def test_samples_are_the_models(family):
                 logits = model(torch.tensor([prompt + sample.ids]), use_cache=False).logits[0, len(prompt) - 1 : -1]
             expected = logits.float().log_softmax(-1).gather(1, torch.tensor(sample.ids)[:, None])[:, 0]
             torch.testing.assert_close(torch.tensor(sample.logprobs), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_critic_starts_from_the_policy_and_survives_its_file(family, tmp_path):
+    """The policy's backbone with a head; values and gradients of separate sequences; saved and read again."""
+    trees = [random_tree(random.Random(3), f"p{index}", steps=9) for index in range(2)]
+    policy = model_of(family)
+    policy.save_pretrained(tmp_path / "policy")
+    critic = load_value_model(tmp_path / "policy", init="causal_lm")
+    backbone = dict(critic.backbone.named_parameters())
+    assert all(torch.equal(p, backbone[name]) for name, p in policy.base_model.named_parameters())
+    torch.nn.init.normal_(critic.value_head.weight, generator=torch.Generator().manual_seed(3))
+    (pack,) = pack_critic(trees, critic_groups(trees), 10_000)
+    out = ValueReader(critic)(pack, normalizer=1.0)
+    out.loss.backward()
+    actual = gradients(critic.model)
+    keys = [tuple(k) for k in pack.value_keys.tolist()]
+    critic.model.set_attn_implementation("eager")
+    logits = separate_values(critic, trees, keys)
+    separate_value_loss(logits, trees, keys).backward()
+    torch.testing.assert_close(out.values.double(), logits.sigmoid().detach(), rtol=2e-5, atol=2e-6)
+    assert_same_gradients(actual, gradients(critic.model), 2e-5)
+    critic.model.set_attn_implementation("dapo_auto")
+    critic.save_pretrained(tmp_path / "critic")
+    again = load_value_model(tmp_path / "critic", init="saved")
+    torch.testing.assert_close(ValueReader(again).values(pack), out.values, rtol=1e-6, atol=1e-6)
