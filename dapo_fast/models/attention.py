@@ -24,7 +24,7 @@ from dapo_fast.models.dense import Dense, attend
 from dapo_fast.models.flat import FlatVarlen
 from dapo_fast.models.tree_flex import Heads, TreeFlex
 from dapo_fast.models.tree_sdpa import TreeSDPA
-from dapo_fast.models.variants import LAYER_TYPES, Variant, variant_of, windows_of
+from dapo_fast.models.variants import LAYER_TYPES, Variant, head_size, largest, variant_of, windows_of
 
 log = logging.getLogger("dapo_fast.attention")
 
@@ -111,11 +111,10 @@ def backbone_inputs(model: PreTrainedModel, pack: Pack) -> dict[str, Any]:
 def heads_of(config: PreTrainedConfig) -> Heads | None:
     """The shape of the attention that ``config`` describes; None where it does not say."""
     config = config.get_text_config()
-    queries = getattr(config, "num_attention_heads", None)
+    queries = largest(config, "num_attention_heads")
     if not isinstance(queries, int):
         return None
-    size = getattr(config, "head_dim", None) or config.hidden_size // queries
-    return Heads(queries, getattr(config, "num_key_value_heads", None) or queries, size)
+    return Heads(queries, largest(config, "num_key_value_heads") or queries, head_size(config))
 
 
 def _attention(

@@ -70,6 +70,20 @@ def variant_of(module: nn.Module, given: dict[str, Any]) -> Variant:
     return Variant(softcap=softcap)
 
 
+def largest(config: PreTrainedConfig, name: str) -> Any:
+    """A setting of ``config``; the largest where layers differ in it (Gemma 4's head sizes); None where it has none."""
+    try:
+        found = getattr(config, name, None)
+    except RuntimeError:  # transformers' way to say that layers differ
+        found = [getattr(layer, name) or 0 for layer in config.per_layer_config]
+    return max(found) if isinstance(found, (list, tuple)) else found
+
+
+def head_size(config: PreTrainedConfig) -> int:
+    """Size of a query head of a text model."""
+    return largest(config, "head_dim") or config.hidden_size // largest(config, "num_attention_heads")
+
+
 def windows_of(config: PreTrainedConfig) -> tuple[str, ...]:
     """The names of the settings of ``config`` (of a text model) that bound what a query sees."""
     return tuple(name for name in ("sliding_window", "attention_chunk_size") if getattr(config, name, None))

@@ -18,6 +18,7 @@ from dapo_fast.config import Config, OptimSettings
 from dapo_fast.errors import InputError
 from dapo_fast.models.loading import load_config_of, new_causal_lm
 from dapo_fast.models.value import ValueModel
+from dapo_fast.models.variants import head_size, largest
 from dapo_fast.train.optim import INT8_BLOCK
 from dapo_fast.train.parallel import blocks
 from dapo_fast.train.weights import add_lora
@@ -217,11 +218,12 @@ def _kept(config: object, checkpointing: str, width: int) -> float:
     down). Full: the block's input.
     """
     hidden = config.hidden_size
-    head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
-    queries = config.num_attention_heads * head
-    keys = (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head
+    heads = largest(config, "num_attention_heads")
+    queries = heads * head_size(config)
+    keys = (largest(config, "num_key_value_heads") or heads) * head_size(config)
+    inner = largest(config, "intermediate_size") or 4 * hidden
     if checkpointing == "full":
         return width * hidden
     if checkpointing == "selective":
-        return width * (2 * hidden + 2 * queries + keys + config.intermediate_size)
-    return width * (4 * hidden + 2 * queries + 2 * keys + 3 * config.intermediate_size) + 4 * config.num_attention_heads
+        return width * (2 * hidden + 2 * queries + keys + inner)
+    return width * (4 * hidden + 2 * queries + 2 * keys + 3 * inner) + 4 * heads

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from dapo_fast.data.packing import Pack, pack_cost
 from dapo_fast.errors import InputError
+from dapo_fast.models.variants import head_size, largest
 from dapo_fast.train.parallel import World
 
 log = logging.getLogger("dapo_fast.train")
@@ -150,8 +151,7 @@ class Meter:
         total = sum(p.numel() for p in model.parameters())
         tied = head is not None and head.weight is model.get_input_embeddings().weight
         self._body = total - embedding - (0 if tied else self._head)
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._attention = config.num_hidden_layers * config.num_attention_heads * head_dim
+        self._attention = config.num_hidden_layers * largest(config, "num_attention_heads") * head_size(config)
         self._hidden = config.hidden_size
         name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else ""
         self._peak = next((flops for key, flops in _PEAK_FLOPS.items() if key in name), None)

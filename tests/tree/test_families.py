@@ -17,12 +17,15 @@ from tree_cases import (
     separate_values,
 )
 
+from dapo_fast.config import load_config
 from dapo_fast.data.packing import actor_groups, critic_groups, pack_actor, pack_critic
 from dapo_fast.errors import InputError
 from dapo_fast.models.loading import load_value_model, new_causal_lm
 from dapo_fast.models.readpath import PolicyReader, ValueReader
 from dapo_fast.rollout.engine import SamplingParams
 from dapo_fast.rollout.in_process import InProcessEngine
+from dapo_fast.train.cost import Lengths, iteration_cost
+from dapo_fast.train.memory import estimate
 
 BETA = 0.1
 
@@ -55,6 +58,14 @@ def test_a_tree_reads_and_trains_as_its_sequences(family):
     torch.testing.assert_close(out.step_logps.double(), expected.detach(), rtol=2e-5, atol=2e-5)
     assert out.loss.item() == pytest.approx(loss.item(), rel=2e-5)
     assert_same_gradients(actual, gradients(model), 2e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_memory_and_work_are_counted(family, tmp_path):
+    FAMILIES[family]().save_pretrained(tmp_path)
+    config = load_config(overrides=[f"model.path={tmp_path}", "data.problems=x"])
+    assert not estimate(tmp_path, config, 1, 24, "cpu").warnings()
+    assert "sampled" in str(iteration_cost(tmp_path, config, 10, Lengths(5, 50, 5)))
 
 
 def tokenizer():

@@ -8,6 +8,7 @@ import torch
 from tree_cases import FAMILIES, VOCABULARY, random_tree
 
 from dapo_fast.data.packing import actor_groups, empty_pack, pack_actor, pack_candidates
+from dapo_fast.models.attention import implementation
 from dapo_fast.models.loading import new_causal_lm
 from dapo_fast.models.readpath import PolicyReader, ValueReader
 from dapo_fast.models.value import ValueModel
@@ -79,7 +80,7 @@ def test_backends_agree(dtype):
     (pack,) = pack_candidates(trees, 10**4)
     values = {}
     for attention in ("dense", "tree_sdpa", "flex"):
-        value_model = ValueModel.from_config(FAMILIES["llama"], 0, dtype, attn_implementation=f"dapo_{attention}")
+        value_model = ValueModel.from_config(FAMILIES["llama"], 0, dtype, attn_implementation=implementation(attention))
         torch.nn.init.normal_(value_model.value_head.weight, generator=torch.Generator().manual_seed(3))
         values[attention] = ValueReader(value_model).values(pack)
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
