@@ -60,7 +60,10 @@ class ValueModel(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             config = type(config).from_dict(config.to_dict() | _ONE_LABEL)
-            model = AutoModelForTokenClassification.from_config(config, dtype=dtype, **options)
+            try:
+                model = AutoModelForTokenClassification.from_config(config, dtype=dtype, **options)
+            except ValueError as error:
+                raise InputError(f"transformers has no token classifier for a {config.model_type} model") from error
         return cls(model)._zero_head()
 
     @classmethod
