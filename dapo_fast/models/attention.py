@@ -197,7 +197,7 @@ def check_supported(config: PreTrainedConfig, source: str) -> None:
 def check_plugged_in(model: PreTrainedModel, source: str) -> None:
     """Refuse a model that does not take its attention from transformers' interface, or mixes tokens in other ways.
 
-    A family outside ``PROVED`` is tried on a small tree, which must read as its two sequences do.
+    One with its weights is tried too (``check_trees``); one without them is to be tried once it has them.
 
     Raises:
         InputError: naming ``source`` and what stands in the way.
@@ -209,13 +209,24 @@ def check_plugged_in(model: PreTrainedModel, source: str) -> None:
         raise InputError(
             f"{source}: {name} does not use transformers' attention interface, so tree attention cannot be plugged in"
         )
+    if model.device.type != "meta":
+        check_trees(model, source, model.dtype, lambda: tree_error(model))
+
+
+def check_trees(model: PreTrainedModel, source: str, dtype: torch.dtype, error_of: Callable[[], float]) -> None:
+    """Refuse a model, outside the families of ``PROVED``, that does not read a small tree as its two sequences.
+
+    Args:
+        dtype: What it computes in.
+        error_of: Gives ``tree_error`` of ``model``.
+
+    Raises:
+        InputError: naming ``source``.
+    """
     if model.config.get_text_config().model_type in PROVED:
         return
-    if model.device.type == "meta":
-        log.warning("%s: without weights it cannot be tried whether it honours tree attention", name)
-        return
-    error = tree_error(model)
-    limit = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
+    name, error = type(model).__name__, error_of()
+    limit = 1e-3 if dtype in (torch.float32, torch.float64) else 0.1
     log.info("%s: a small tree differs from its sequences by %.1e", name, error)
     if not error <= limit:
         raise InputError(

@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from dapo_fast.errors import InputError
 
 FLOATING = ("F64", "F32", "F16", "BF16")
+_ROWS = 4096  # of two tied matrices, compared at a time
 _FILES = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"]
 
 
@@ -79,6 +80,36 @@ def _weight_files(directory: Path) -> list[Path]:
         if not file.exists():
             raise InputError(f"{file}: missing, though {index.name} names it")
     return files
+
+
+def tied_groups(model: nn.Module) -> list[tuple[list[str], nn.Parameter]]:
+    """Every parameter with all its names, in the model's order; more than one where it is tied."""
+    groups: dict[int, tuple[list[str], nn.Parameter]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), ([], parameter))[0].append(name)
+    return list(groups.values())
+
+
+def untied_in_files(model: nn.Module, stored: Mapping[str, Stored]) -> tuple[str, str] | None:
+    """Two names of one parameter of ``model`` of which the files hold different values, or None."""
+    for names, _ in tied_groups(model):
+        held = [name for name in names if name in stored]
+        for other in held[1:]:
+            if not _same_values(held[0], other, stored):
+                return held[0], other
+    return None
+
+
+def _same_values(first: str, second: str, stored: Mapping[str, Stored]) -> bool:
+    a, b = stored[first], stored[second]
+    if a.shape != b.shape:
+        return False
+    with safe_open(a.file, framework="pt") as one, safe_open(b.file, framework="pt") as other:
+        left, right = one.get_slice(first), other.get_slice(second)
+        return all(
+            torch.equal(left[start : start + _ROWS].float(), right[start : start + _ROWS].float())
+            for start in range(0, a.shape[0], _ROWS)
+        )
 
 
 def read_pretrained(auto: Any, source: str | Path, fresh_head: bool = False, **options: Any) -> PreTrainedModel:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from dapo_fast.errors import InputError
 from dapo_fast.models.attention import check_plugged_in, check_supported, implementation
-from dapo_fast.models.files import read_pretrained
+from dapo_fast.models.files import read_pretrained, stored_tensors, untied_in_files
 from dapo_fast.models.value import ValueModel
 
 log = logging.getLogger("dapo_fast.models")
@@ -66,12 +69,80 @@ def load_causal_lm(
             tree cannot honour.
     """
     device, dtype, name = _resolved(device, dtype, attention)
-    architecture = (load_config_of(directory).architectures or [""])[0]
+    _config_of_policy(directory)
+    model = read_pretrained(AutoModelForCausalLM, directory, dtype=dtype, attn_implementation=name)
+    head = model.get_output_embeddings()
+    if model.config.tie_word_embeddings and head is not None and head.weight is not model.get_input_embeddings().weight:
+        _say_untied(directory, model.config)
+    return _ready(model, directory, device)
+
+
+def _config_of_policy(directory: str | Path) -> PreTrainedConfig:
+    config = load_config_of(directory)
+    architecture = (config.architectures or [""])[0]
     if architecture.endswith("Classification"):
         # transformers would load it, with a random lm_head.
         raise InputError(f"{directory}: a {architecture}, not a causal LM; a critic is no policy")
-    model = read_pretrained(AutoModelForCausalLM, directory, dtype=dtype, attn_implementation=name)
-    return _ready(model, directory, device)
+    return config
+
+
+def _say_untied(directory: str | Path, config: PreTrainedConfig) -> None:
+    """Have ``config`` say what the files hold."""
+    config.tie_word_embeddings = False
+    log.warning("%s: config.json ties lm_head and embedding, but the files hold two; they stay two", directory)
+
+
+def causal_lm_skeleton(directory: Path, attention: str = "auto") -> PreTrainedModel:
+    """The causal LM of a directory for weights that are read later: parameters on the meta device, buffers computed.
+
+    Raises:
+        InputError: as ``load_causal_lm``, of what can be said without the weights.
+    """
+    config = _config_of_policy(directory)
+    options = {"dtype": torch.float32, "attn_implementation": implementation(attention)}
+    with _parameters_on_meta():
+        model = AutoModelForCausalLM.from_config(config, **options)
+        stored = stored_tensors(directory)
+        if untied_in_files(model, stored) is not None:
+            _say_untied(directory, config)
+            model = AutoModelForCausalLM.from_config(config, **options)
+    names = untied_in_files(model, stored)
+    if names is not None:
+        raise InputError(f"{directory}: its files hold {' and '.join(names)}, which are one in {type(model).__name__}")
+    return _bare(model, directory)
+
+
+def value_model_skeleton(directory: Path, attention: str = "auto") -> ValueModel:
+    """The value model on the backbone of a directory, as ``causal_lm_skeleton``."""
+    config = load_config_of(directory)
+    with _parameters_on_meta():
+        value_model = ValueModel.from_config(config, 0, torch.float32, attn_implementation=implementation(attention))
+    _bare(value_model.model, directory)
+    return value_model
+
+
+def _bare(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
+    check_plugged_in(model, str(directory))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.float()  # some families make a few of another type whatever is asked for
+    return model.eval()
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Modules made within have parameters without values. Their buffers have them: nothing else could compute them."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def new_causal_lm(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import shutil
@@ -10,16 +11,21 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import PreTrainedModel
 
 from dapo_fast.config import ModelSettings, OptimSettings, ParallelSettings
 from dapo_fast.data.packing import Pack, deal, pad_lengths
 from dapo_fast.errors import InputError
-from dapo_fast.models.attention import implementation
-from dapo_fast.models.loading import load_causal_lm, load_config_of, load_value_model, new_causal_lm, use_liger
+from dapo_fast.models.attention import check_trees, tree_error
+from dapo_fast.models.loading import (
+    causal_lm_skeleton,
+    load_causal_lm,
+    load_value_model,
+    use_liger,
+    value_model_skeleton,
+)
 from dapo_fast.models.readpath import PolicyReader, ValueReader
-from dapo_fast.models.value import ValueModel
 from dapo_fast.rundir import read_json, write_json
 from dapo_fast.train.loop import Batch
 from dapo_fast.train.parallel import World, prepare_blocks, shard
@@ -38,8 +44,7 @@ def policy_reader(
     if world.mesh is None:
         policy = load_causal_lm(directory, world.device, torch.float32, model.attention)
         return _dress(PolicyReader(policy), settings, parallel, world, None)
-    config = load_config_of(directory)
-    skeleton = _on_meta(lambda: new_causal_lm(config, 0, torch.device("meta"), torch.float32, model.attention))
+    skeleton = causal_lm_skeleton(directory, model.attention)
     return _dress(PolicyReader(skeleton), settings, parallel, world, directory)
 
 
@@ -58,15 +63,8 @@ def value_reader(
         where = world.device if world.mesh is None else torch.device("cpu")
         value_model = load_value_model(directory, where, torch.float32, model.attention, init, seed)
         return _dress(ValueReader(value_model), settings, parallel, world, None)
-    config = load_config_of(directory)
-    name = implementation(model.attention)
-    skeleton = _on_meta(lambda: ValueModel.from_config(config, 0, torch.float32, attn_implementation=name))
+    skeleton = value_model_skeleton(directory, model.attention)
     return _dress(ValueReader(skeleton), settings, parallel, world, directory, fresh_head=init == "causal_lm")
-
-
-def _on_meta(build: Callable[[], Any]) -> Any:
-    with torch.device("meta"):
-        return build()
 
 
 def _dress(
@@ -92,22 +90,34 @@ def _dress(
     shard(reader, model, world, parallel)
     if source is not None:
         offloaded = parallel.cpu_offload and world.device.type == "cuda"
+        buffers = [(module, name, b) for module in model.modules() for name, b in module.named_buffers(recurse=False)]
         reader.to_empty(device=torch.device("cpu") if offloaded else world.device)
-        _restore_buffers(model)
+        for module, name, computed in buffers:
+            setattr(module, name, computed.to(world.device))
         load_sharded(model, source, world, fresh_head)
         if fresh_head:
             for parameter in model.score.parameters():
                 torch.nn.init.zeros_(parameter)
     if settings.lora_rank:
         reset_adapters(model)
+    if source is not None:
+        _try_trees(reader, source, world)
     return reader
 
 
-def _restore_buffers(model: PreTrainedModel) -> None:
-    # Rotary frequencies are computed, not stored: transformers computes them again where it initialises weights.
-    for module in model.modules():
-        if any(True for _ in module.buffers(recurse=False)):
-            model._init_weights(module)
+@torch.no_grad()
+def _try_trees(reader: PolicyReader | ValueReader, source: Path, world: World) -> None:
+    """``check_trees`` of a sharded model, whose weights are whole within a forward of its root only."""
+    reader.tree_error = functools.partial(tree_error, reader.model)
+    register_fsdp_forward_method(reader, "tree_error")
+
+    def error() -> float:
+        found = world.broadcast(reader.tree_error())
+        reader.reshard()  # as in read_values
+        return found
+
+    check_trees(reader.model, str(source), world.dtype, error)
+    del reader.tree_error
 
 
 class Dealer:

@@ -25,7 +25,15 @@ from transformers import PreTrainedModel
 
 from dapo_fast.config import OptimSettings
 from dapo_fast.errors import InputError
-from dapo_fast.models.files import Stored, ignored_in_files, is_finite, not_finite, refuse, stored_tensors
+from dapo_fast.models.files import (
+    Stored,
+    ignored_in_files,
+    is_finite,
+    not_finite,
+    refuse,
+    stored_tensors,
+    tied_groups,
+)
 from dapo_fast.train.parallel import World
 
 log = logging.getLogger("dapo_fast.train")
@@ -69,24 +77,24 @@ def reset_adapters(model: nn.Module) -> None:
             nn.init.zeros_(parameter)
 
 
-def _fill(parameter: Tensor, whole: Any) -> bool:
-    """Copy into ``parameter`` the rows of ``whole`` (anything that takes a slice of rows) that this rank owns.
+def _fill(tensor: Tensor, whole: Any) -> bool:
+    """Copy into ``tensor`` the rows of ``whole`` (anything that takes a slice of rows) that this rank owns.
 
     Returns:
         Whether all of them are finite.
     """
     with torch.no_grad():
-        if isinstance(parameter, DTensor):
-            start, stop = owned_rows(parameter)
-            local = parameter.to_local()
-            local.copy_(whole[start:stop])
-            return is_finite(local)
-        parameter.copy_(whole[:])
-        return is_finite(parameter)
+        if isinstance(tensor, DTensor):
+            start, stop = owned_rows(tensor)
+            tensor = tensor.to_local()
+            tensor.copy_(whole[start:stop])
+        else:
+            tensor.copy_(whole[...])
+        return is_finite(tensor)
 
 
 def load_sharded(model: PreTrainedModel, directory: Path, world: World, fresh_head: bool = False) -> None:
-    """Fill the parameters of ``model`` from ``directory``, each rank reading the rows it owns; adapters stay.
+    """Fill parameters and persistent buffers of ``model``, each rank reading the rows it owns; adapters stay.
 
     Args:
         fresh_head: The head may be missing, and is then left as it is.
@@ -96,7 +104,12 @@ def load_sharded(model: PreTrainedModel, directory: Path, world: World, fresh_he
             reads is not finite.
     """
     stored = stored_tensors(directory)
-    state = {name.replace(".base_layer.", "."): p for name, p in model.named_parameters() if ".lora_" not in name}
+    state: dict[str, Tensor] = {}
+    for group, parameter in tied_groups(model):
+        names = [name.replace(".base_layer.", ".") for name in group if ".lora_" not in name]
+        if names:
+            state[next((name for name in names if name in stored), names[0])] = parameter
+    state |= stored_buffers(model)
     _compare(model, state, directory, stored, fresh_head)
     problem = None
     by_file: dict[Path, list[str]] = {}

@@ -1,11 +1,9 @@
 """Training under torchrun with gloo: other numbers of processes, the same mathematics; and what a lost process does."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -43,21 +41,7 @@ def start(processes, base, jobs, log):
 
 
 def forked(size, base, jobs, log):
-    """``size`` ranks without torchrun, as Slurm would start them: forks of this process, which spare its imports."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        variables = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-
-    def rank(number):
-        os.environ.update(variables | {"RANK": str(number), "LOCAL_RANK": str(number)})
-        sys.stderr = open(log, "a", buffering=1)  # noqa: SIM115 - as long as this process
-        cases.run_jobs(base, jobs)
-
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=rank, args=(number,)) for number in range(size)]
-    for process in processes:
-        process.start()
-    return processes
+    return cases.forked(size, lambda: cases.run_jobs(base, jobs), log)
 
 
 def launch(size, base, jobs):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import random
 import signal
+import socket
 import sys
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -133,6 +137,24 @@ def run_jobs(base: Path, jobs: list[dict]) -> None:
         if "dies" in job:
             die(base, base / job["out"], **job["dies"])
         run(job["stage"], base, base / job["out"], job.get("parallel", {}), **job.get("changes", {}))
+
+
+def forked(size: int, work: Callable[[], None], log: Path) -> list[BaseProcess]:
+    """``work`` on ``size`` ranks without torchrun, as Slurm would start them: forks, which spare its imports."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        variables = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+
+    def rank(number: int) -> None:
+        os.environ.update(variables | {"RANK": str(number), "LOCAL_RANK": str(number)})
+        sys.stderr = open(log, "a", buffering=1)  # noqa: SIM115 - as long as this process
+        work()
+
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=rank, args=(number,)) for number in range(size)]
+    for process in processes:
+        process.start()
+    return processes
 
 
 if __name__ == "__main__":
