@@ -5,6 +5,7 @@ chunk by chunk and never held: chunks are cut at segment boundaries, so the grad
 segments (a reasoning step, a sequence, a preference pair) is known before its chunk of logits is thrown away.
 """
 
+from dapo_kernels import custom_ops  # noqa: F401  registers the operators
 from dapo_kernels.hf import LinearHead, hidden_states_and_weight
 from dapo_kernels.logprobs import linear_step_logprobs, linear_token_logprobs
 from dapo_kernels.objectives import (

@@ -11,7 +11,12 @@ INTEGERS = (torch.int64, torch.int32)
 
 
 def reads_values(tensor: Tensor) -> bool:
-    """Whether looking at the values is free: on a GPU it would wait for the device, so only when debugging."""
+    """Whether looking at the values is free: on a GPU it would wait for the device, so only when debugging.
+
+    Under torch.compile there are none yet; the operators look at them when they run.
+    """
+    if torch.compiler.is_compiling():
+        return False
     return tensor.device.type == "cpu" or os.environ.get("DAPO_KERNELS_DEBUG", "0") == "1"
 
 
@@ -53,14 +58,18 @@ def linear(
     softcap: float | None,
     temperature: float,
     ignore_index: int,
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """The arguments that every function over linear log-probabilities shares."""
+    """The arguments that every function over linear log-probabilities shares.
+
+    `dtype`: what hidden and weight are both cast to (autocast's); None: they must have the same.
+    """
     tensor("hidden", hidden, (None, None), FLOATS)
     tensor("weight", weight, (None, hidden.shape[1]), FLOATS)
     same_device("weight", weight, hidden)
     if weight.shape[0] == 0:
         raise ValueError("weight: has no rows, the vocabulary is empty")
-    if weight.dtype != hidden.dtype and not torch.is_autocast_enabled(hidden.device.type):
+    if dtype is None and weight.dtype != hidden.dtype and not torch.is_autocast_enabled(hidden.device.type):
         raise ValueError(f"weight: is {weight.dtype}, but hidden is {hidden.dtype}")
     if rows is not None:
         tensor("rows", rows, (None,), INTEGERS)

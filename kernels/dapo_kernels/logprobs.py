@@ -6,13 +6,11 @@ import torch
 from torch import Tensor
 
 from dapo_kernels import checks
-from dapo_kernels.chunk_torch import spread
-from dapo_kernels.compiling import breaks_graph
+from dapo_kernels.chunk_torch import segment_sums, spread
 from dapo_kernels.gradients import Gradients
-from dapo_kernels.segment_loss import Backend, Call, gather_rows, on_device
+from dapo_kernels.segment_loss import Backend, Call, choose_triton, gather_rows, on_device
 
 
-@breaks_graph
 def linear_token_logprobs(
     hidden: Tensor,  # (N, H), or (T, H) with `rows`
     weight: Tensor,  # (V, H)
@@ -33,10 +31,9 @@ def linear_token_logprobs(
     """
     checks.linear(hidden, weight, targets, bias, rows, softcap, temperature, ignore_index)
     call = Call(hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu")
-    return _TokenLogprobs.apply(hidden, weight, bias, call)
+    return _tokens(call)
 
 
-@breaks_graph
 def linear_step_logprobs(
     hidden: Tensor,
     weight: Tensor,
@@ -57,8 +54,57 @@ def linear_step_logprobs(
     call = Call(
         hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu_steps"
     )
-    tokens = _TokenLogprobs.apply(hidden, weight, bias, call)
+    tokens = _tokens(call)
+    if torch.compiler.is_compiling():
+        return torch.ops.dapo_kernels.segment_sums(tokens, cu_steps, backend)
     return _SegmentSums.apply(tokens, cu_steps.to(hidden.device, non_blocking=True), call)
+
+
+def _tokens(call: Call) -> Tensor:
+    if torch.compiler.is_compiling():
+        return torch.ops.dapo_kernels.token_logprobs(
+            call.hidden, call.weight, call.bias, call.targets, call.rows, call.dtype, call.softcap, call.temperature,
+            call.ignore_index, call.chunk_rows, call.backend,
+        )  # fmt: skip
+    return _TokenLogprobs.apply(call.hidden, call.weight, call.bias, call)
+
+
+def forward(call: Call) -> Tensor:
+    """(N,) token log-probabilities, no gradients."""
+    token_logps = torch.empty(call.targets.numel(), dtype=call.logits_dtype, device=call.hidden.device)
+    chunks = call.chunks(None, 1)
+    hidden, weight, bias = call.operands()
+    logits = call.logits(weight, bias, chunks)
+    for piece in (piece for chunk in chunks for piece in chunk.pieces):
+        x = gather_rows(hidden, piece, weight.dtype)
+        targets = call.targets[piece.start : piece.stop]
+        token_logps[piece.start : piece.stop] = logits.forward(x, targets, piece, False)
+    return token_logps
+
+
+def backward(
+    call: Call, upstream: Tensor, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of hidden, weight and bias, by those (N,) of the token log-probabilities."""
+    gradients = Gradients(call, needs)
+    chunks = call.chunks(None, 1)
+    hidden, weight, bias = call.operands()
+    logits = call.logits(weight, bias, chunks)
+    for piece in (piece for chunk in chunks for piece in chunk.pieces):
+        x = gather_rows(hidden, piece, weight.dtype)
+        logits.forward(x, call.targets[piece.start : piece.stop], piece, True)
+        share = upstream[piece.start : piece.stop].to(call.logits_dtype)
+        gradients.add(logits.backward(share, weight.dtype), x, weight, piece)
+    return gradients.cast(call)
+
+
+def sums(tokens: Tensor, offsets: Tensor, backend: Backend) -> Tensor:
+    """Token log-probabilities (n,) to those of segments, by the backend."""
+    if choose_triton(backend, tokens.device, tokens.dtype):
+        from dapo_kernels.ops.segment_sum import segment_sum
+
+        return segment_sum(tokens, offsets)
+    return segment_sums(tokens, offsets)
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -66,15 +112,8 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, call: Call) -> Tensor:
         ctx.call = call
         ctx.save_for_backward(hidden, weight, bias)
-        token_logps = torch.empty(call.targets.numel(), dtype=call.logits_dtype, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False), on_device(hidden):
-            chunks = call.chunks(None, 1)
-            hidden, weight, bias = call.operands()
-            logits = call.logits(weight, bias, chunks)
-            for piece in (piece for chunk in chunks for piece in chunk.pieces):
-                x = gather_rows(hidden, piece, weight.dtype)
-                targets = call.targets[piece.start : piece.stop]
-                token_logps[piece.start : piece.stop] = logits.forward(x, targets, piece, False)
+            token_logps = forward(call)
         # Kept through save_for_backward alone, whose hooks may offload or recompute them.
         call.hidden = call.weight = call.bias = None
         return token_logps
@@ -84,17 +123,8 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         call = ctx.call
         call.hidden, call.weight, call.bias = ctx.saved_tensors
-        gradients = Gradients(call, ctx.needs_input_grad[:3])
         with torch.autocast(upstream.device.type, enabled=False), on_device(upstream):
-            chunks = call.chunks(None, 1)
-            hidden, weight, bias = call.operands()
-            logits = call.logits(weight, bias, chunks)
-            for piece in (piece for chunk in chunks for piece in chunk.pieces):
-                x = gather_rows(hidden, piece, weight.dtype)
-                logits.forward(x, call.targets[piece.start : piece.stop], piece, True)
-                share = upstream[piece.start : piece.stop].to(call.logits_dtype)
-                gradients.add(logits.backward(share, weight.dtype), x, weight, piece)
-            results = gradients.cast(call)
+            results = backward(call, upstream, ctx.needs_input_grad[:3])
         call.hidden = call.weight = call.bias = None
         return *results, None
 
@@ -105,7 +135,7 @@ class _SegmentSums(torch.autograd.Function):
         ctx.save_for_backward(cu_segments)
         ctx.tokens = tokens.numel()
         with on_device(tokens):
-            return call.sums(tokens, cu_segments)
+            return sums(tokens, cu_segments, call.backend)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

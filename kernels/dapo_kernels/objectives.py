@@ -12,12 +12,33 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dapo_kernels import checks
-from dapo_kernels.compiling import breaks_graph
 from dapo_kernels.segment_loss import Backend, Call, segment_loss
 
 
+class _Operator:
+    """What the objectives of this package have beyond being callable: under torch.compile they are data, not code."""
+
+    is_operator = True
+
+    def values(self) -> tuple:
+        """The fields, in order."""
+        raise NotImplementedError
+
+    def with_gradient(
+        self, segment_logps: Tensor, token_logps: Tensor, start: int, stop: int
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What __call__ returns, and its gradients by segments' and tokens' log-probabilities (None: nought).
+
+        Spares small batches an autograd graph; within an operator autograd is off altogether.
+        """
+        raise NotImplementedError
+
+    def __call__(self, segment_logps: Tensor, token_logps: Tensor, start: int, stop: int) -> Tensor:
+        return self.with_gradient(segment_logps, token_logps, start, stop)[0]
+
+
 @dataclass(frozen=True)
-class DirectAdvantage:
+class DirectAdvantage(_Operator):
     """½ Σ (Â/β − u)² / normalizer with u = log π(a|s) − log π_ref(a|s) (arXiv 2412.18279, the actor's loss)."""
 
     advantages: Tensor  # (S,) Â(s, a)
@@ -25,14 +46,15 @@ class DirectAdvantage:
     beta: float
     normalizer: float | Tensor
 
-    def __call__(self, segment_logps: Tensor, token_logps: Tensor, start: int, stop: int) -> Tensor:
-        return self.with_gradient(segment_logps, start, stop)[0]
+    def values(self) -> tuple:
+        return self.advantages, self.ref_logps, self.beta, self.normalizer
 
-    def with_gradient(self, segment_logps: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """The loss and its gradient by each segment's log-probability: spares small batches an autograd graph."""
+    def with_gradient(
+        self, segment_logps: Tensor, token_logps: Tensor, start: int, stop: int
+    ) -> tuple[Tensor, Tensor, None]:
         u = segment_logps - self.ref_logps[start:stop]
         gap = self.advantages[start:stop] / self.beta - u
-        return 0.5 * gap.square().sum() / self.normalizer, -gap / self.normalizer
+        return 0.5 * gap.square().sum() / self.normalizer, -gap / self.normalizer, None
 
     def fused(
         self, tokens: Tensor, offsets: Tensor | None, start: int, stop: int, loss: Tensor, training: bool
@@ -50,17 +72,23 @@ class DirectAdvantage:
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropy(_Operator):
     """−Σ log π(token) / normalizer."""
 
     normalizer: float | Tensor
 
-    def __call__(self, segment_logps: Tensor, token_logps: Tensor, start: int, stop: int) -> Tensor:
-        return -token_logps.sum() / self.normalizer
+    def values(self) -> tuple:
+        return (self.normalizer,)
+
+    def with_gradient(
+        self, segment_logps: Tensor, token_logps: Tensor, start: int, stop: int
+    ) -> tuple[Tensor, None, Tensor]:
+        one = token_logps.new_ones(())
+        return -token_logps.sum() / self.normalizer, None, (-one / self.normalizer).expand_as(token_logps)
 
 
 @dataclass(frozen=True)
-class ClippedPolicyGradient:
+class ClippedPolicyGradient(_Operator):
     """−Σ min(r·A, clip(r, 1−low, 1+high)·A) / normalizer, with r = π/π_old per token.
 
     low = high is PPO's and GRPO's clip (arXiv 1707.06347, 2402.03300); high > low is "clip-higher" (arXiv 2503.14476).
@@ -74,15 +102,22 @@ class ClippedPolicyGradient:
     high: float = 0.2
     normalizer: float | Tensor = 1.0
 
-    def __call__(self, segment_logps: Tensor, token_logps: Tensor, start: int, stop: int) -> Tensor:
+    def values(self) -> tuple:
+        return self.advantages, self.old_logps, self.low, self.high, self.normalizer
+
+    def with_gradient(
+        self, segment_logps: Tensor, token_logps: Tensor, start: int, stop: int
+    ) -> tuple[Tensor, None, Tensor]:
         advantages = self.advantages[start:stop]
         ratio = (token_logps - self.old_logps[start:stop]).exp()
-        clipped = ratio.clamp(1 - self.low, 1 + self.high)
-        return -torch.minimum(ratio * advantages, clipped * advantages).sum() / self.normalizer
+        free, clipped = ratio * advantages, ratio.clamp(1 - self.low, 1 + self.high) * advantages
+        # Not the other way round: NaN is to stay NaN.
+        gradient = torch.where(free > clipped, 0, -free / self.normalizer)
+        return -torch.minimum(free, clipped).sum() / self.normalizer, None, gradient
 
 
 @dataclass(frozen=True)
-class DPO:
+class DPO(_Operator):
     """−Σ log σ(β·(u_chosen − u_rejected)) / normalizer (arXiv 2305.18290).
 
     Segments are sequences: 2i is the chosen one of pair i, 2i + 1 the rejected one.
@@ -93,9 +128,19 @@ class DPO:
     normalizer: float | Tensor = 1.0
     segments_per_group = 2
 
-    def __call__(self, segment_logps: Tensor, token_logps: Tensor, start: int, stop: int) -> Tensor:
+    def values(self) -> tuple:
+        return self.ref_logps, self.beta, self.normalizer
+
+    def with_gradient(
+        self, segment_logps: Tensor, token_logps: Tensor, start: int, stop: int
+    ) -> tuple[Tensor, Tensor, None]:
         u = (segment_logps - self.ref_logps[start:stop]).view(-1, 2)
-        return -F.logsigmoid(self.beta * (u[:, 0] - u[:, 1])).sum() / self.normalizer
+        margin = self.beta * (u[:, 0] - u[:, 1])
+        slope = self.beta * torch.sigmoid(-margin) / self.normalizer
+        return -F.logsigmoid(margin).sum() / self.normalizer, torch.stack([-slope, slope], 1).flatten(), None
+
+
+FIXED = {kind.__name__: kind for kind in (DirectAdvantage, CrossEntropy, ClippedPolicyGradient, DPO)}
 
 
 class DirectAdvantageLoss(NamedTuple):
@@ -105,7 +150,6 @@ class DirectAdvantageLoss(NamedTuple):
     step_logps: Tensor  # (S,) fp32, detached: log π(a|s)
 
 
-@breaks_graph
 def linear_direct_advantage_loss(
     hidden: Tensor,  # (N, H) one row a scored token, or (T, H) with `rows`; bf16, fp16, fp32 or fp64
     weight: Tensor,  # (V, H) lm_head
@@ -148,7 +192,6 @@ def linear_direct_advantage_loss(
     return DirectAdvantageLoss(out.loss, out.segment_logps)
 
 
-@breaks_graph
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,

@@ -20,6 +20,10 @@ log = logging.getLogger("dapo_fast.kernels")
 
 Backend = Literal["auto", "triton", "torch"]
 Objective = Callable[[Tensor, Tensor, int, int], Tensor]
+OWN_OBJECTIVE = (
+    "dapo_kernels.linear_segment_loss: the objective is a Python function of one's own, which runs between two graphs; "
+    "dapo_kernels.DirectAdvantage, CrossEntropy, ClippedPolicyGradient and DPO stay within one"
+)
 
 
 class SegmentLoss(NamedTuple):
@@ -30,7 +34,6 @@ class SegmentLoss(NamedTuple):
     token_logps: Tensor  # (N,) fp32, detached
 
 
-@breaks_graph
 def linear_segment_loss(
     hidden: Tensor,  # (N, H), or (T, H) with `rows`; bf16, fp16, fp32 or fp64
     weight: Tensor,  # (V, H) lm_head, hidden's dtype (any under autocast)
@@ -67,9 +70,18 @@ def linear_segment_loss(
     On a GPU, keep cu_segments and rows on the CPU if you can: cutting chunks reads them on the host.
     Same inputs, same bits, on the same device and thread count.
 
+    Under torch.compile this is one operator in the graph where the objective is one of this package's; any other
+    function breaks the graph.
+
     Raises ValueError, naming the argument, for wrong shapes, dtypes, devices; values (targets, cu_segments, rows) are
     checked on a CPU, and on a GPU under DAPO_KERNELS_DEBUG=1.
     """
+    if torch.compiler.is_compiling() and not getattr(objective, "is_operator", False):
+        return breaks_graph(linear_segment_loss, OWN_OBJECTIVE)(
+            hidden, weight, targets, cu_segments, objective, bias=bias, rows=rows, softcap=softcap,
+            temperature=temperature, ignore_index=ignore_index, segments_per_group=segments_per_group,
+            chunk_rows=chunk_rows, backend=backend,
+        )  # fmt: skip
     checks.linear(hidden, weight, targets, bias, rows, softcap, temperature, ignore_index)
     if cu_segments is not None:
         checks.cu_segments("cu_segments", cu_segments, targets.numel(), hidden)
@@ -96,15 +108,18 @@ class Call:
     chunk_rows: int | None
     backend: Backend
     cu_name: str
+    dtype: torch.dtype | None = None  # of the products; None: autocast's, or hidden's
 
     def __post_init__(self) -> None:
         if self.chunk_rows is not None and self.chunk_rows < 1:
             raise ValueError(f"chunk_rows: must be at least 1, got {self.chunk_rows}")
-        device = self.hidden.device.type
-        autocast = torch.is_autocast_enabled(device)
-        self.dtype = torch.get_autocast_dtype(device) if autocast else self.hidden.dtype
+        if self.dtype is None:
+            device = self.hidden.device.type
+            autocast = torch.is_autocast_enabled(device)
+            self.dtype = torch.get_autocast_dtype(device) if autocast else self.hidden.dtype
         self.logits_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
-        self.triton = choose_triton(self.backend, self.hidden.device, self.dtype)
+        if not torch.compiler.is_compiling():  # else the operator chooses, when it runs
+            self.triton = choose_triton(self.backend, self.hidden.device, self.dtype)
 
     def chunks(self, cu_segments: Tensor | None, per_group: int) -> list[Chunk]:
         rows = self.chunk_rows or default_chunk_rows(self.weight.shape[0], self.hidden.device)
@@ -174,9 +189,35 @@ def segment_loss(call: Call, cu_segments: Tensor | None, objective: Objective, p
     needs = tuple(
         torch.is_grad_enabled() and t is not None and t.requires_grad for t in (call.hidden, call.weight, call.bias)
     )
+    if torch.compiler.is_compiling():
+        loss, segments, tokens, *_ = torch.ops.dapo_kernels.objective_loss(
+            call.hidden, call.weight, call.bias, call.targets, cu_segments, call.rows,
+            *objective_arguments(objective), per_group, call.dtype, call.softcap, call.temperature,
+            call.ignore_index, call.chunk_rows, call.backend,
+            call.cu_name, needs,
+        )  # fmt: skip
+        return SegmentLoss(loss, segments.detach(), tokens.detach())
     return SegmentLoss(
         *_SegmentLoss.apply(call.hidden, call.weight, call.bias, call, cu_segments, objective, per_group, needs)
     )
+
+
+def objective_arguments(objective: Objective) -> tuple[str, Tensor | None, Tensor | None, Tensor | None, list[float]]:
+    """One of this package's objectives as an operator's arguments: "name/layout", its tensors (at most 3), numbers."""
+    values = objective.values()
+    layout = "".join("t" if isinstance(v, Tensor) else "n" for v in values)
+    tensors = [v for v in values if isinstance(v, Tensor)] + [None] * 3
+    numbers = [float(v) for v in values if not isinstance(v, Tensor)]
+    return f"{type(objective).__name__}/{layout}", tensors[0], tensors[1], tensors[2], numbers
+
+
+def objective_of(
+    kinds: dict[str, type], name: str, tensors: tuple[Tensor | None, ...], numbers: list[float]
+) -> Objective:
+    """The inverse of objective_arguments."""
+    kind, layout = name.split("/")
+    rest = {"t": iter(tensors), "n": iter(numbers)}
+    return kinds[kind](*(next(rest[letter]) for letter in layout))
 
 
 class _SegmentLoss(torch.autograd.Function):
@@ -262,8 +303,8 @@ def evaluate(
     """The objective of one chunk: loss, (k,) segment log-probabilities, and the (n,) gradient of each token's."""
     segments = sums(tokens, offsets)
     if training and hasattr(objective, "with_gradient"):
-        loss, d_segments = objective.with_gradient(segments, chunk.start, chunk.stop)
-        return loss, segments, spread(d_segments, offsets, tokens.numel()).to(tokens.dtype)
+        loss, d_segments, d_tokens = objective.with_gradient(segments, tokens, chunk.start, chunk.stop)
+        return loss, segments, _coefficients(d_segments, d_tokens, offsets, tokens).to(tokens.dtype)
     with torch.set_grad_enabled(training):
         of_segments = segments.detach().requires_grad_(training)
         of_tokens = tokens.detach().requires_grad_(training)
@@ -275,7 +316,12 @@ def evaluate(
         if not loss.requires_grad:
             return loss, segments, torch.zeros_like(tokens)
         d_segments, d_tokens = torch.autograd.grad(loss, (of_segments, of_tokens), allow_unused=True)
-    coefficients = torch.zeros_like(tokens) if d_tokens is None else d_tokens
-    if d_segments is not None:
-        coefficients = coefficients + spread(d_segments, offsets, tokens.numel())
-    return loss.detach(), segments, coefficients
+    return loss.detach(), segments, _coefficients(d_segments, d_tokens, offsets, tokens)
+
+
+def _coefficients(d_segments: Tensor | None, d_tokens: Tensor | None, offsets: Tensor | None, tokens: Tensor) -> Tensor:
+    """The (n,) gradient of each token's log-probability: its own, and that of its segment."""
+    if d_segments is None:
+        return torch.zeros_like(tokens) if d_tokens is None else d_tokens
+    of_segments = spread(d_segments, offsets, tokens.numel())
+    return of_segments if d_tokens is None else d_tokens + of_segments

@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dapo_kernels import checks
-from dapo_kernels.compiling import breaks_graph
 from dapo_kernels.gradients import save_gradients, scaled
 from dapo_kernels.segment_loss import Backend, choose_triton, on_device
 
@@ -20,7 +19,6 @@ class ValueLoss(NamedTuple):
     logits: Tensor  # (M,) fp32, detached
 
 
-@breaks_graph
 def linear_value_loss(
     hidden: Tensor,  # (T, H) bf16, fp16, fp32 or fp64
     weight: Tensor,  # (H,) or (1, H)
@@ -63,19 +61,51 @@ def linear_value_loss(
         weights = weights.detach()
     if kind not in ("bce", "mse"):
         raise ValueError(f"kind: expected bce or mse, got {kind!r}")
-    if rows.numel() and checks.reads_values(rows):
-        low, high = (int(v) for v in torch.aminmax(rows))
-        if low < 0 or high >= hidden.shape[0]:
-            raise ValueError(f"rows: {low}..{high} is outside hidden's rows 0..{hidden.shape[0] - 1}")
-        if not bool(((targets >= 0) & (targets <= 1)).all()):
-            raise ValueError("targets: soft labels must lie in [0, 1]")
-        if weights is not None and not bool(((weights >= 0) & weights.isfinite()).all()):
-            raise ValueError("weights: must be finite and not negative")
+    check_values(hidden, rows, targets, weights)
     if normalizer is None:
         normalizer = max(rows.numel(), 1) if weights is None else _sum_or_one(weights)
-    triton = choose_triton(backend, hidden.device, hidden.dtype)
     needs = tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in (hidden, weight, bias))
-    return ValueLoss(*_ValueLoss.apply(hidden, weight, bias, rows, targets, weights, normalizer, kind, triton, needs))
+    if torch.compiler.is_compiling():
+        if not isinstance(normalizer, Tensor):
+            normalizer = torch.full((), float(normalizer), dtype=torch.float64, device=hidden.device)
+        loss, values, logits, *_ = torch.ops.dapo_kernels.value_loss(
+            hidden, weight, bias, rows, targets, weights, normalizer, kind, backend, needs
+        )
+        return ValueLoss(loss, values.detach(), logits.detach())
+    return ValueLoss(*_ValueLoss.apply(hidden, weight, bias, rows, targets, weights, normalizer, kind, backend, needs))
+
+
+def check_values(hidden: Tensor, rows: Tensor, targets: Tensor, weights: Tensor | None) -> None:
+    """What linear_value_loss asks of the values of its arguments."""
+    if not rows.numel() or not checks.reads_values(rows):
+        return
+    low, high = (int(v) for v in torch.aminmax(rows))
+    if low < 0 or high >= hidden.shape[0]:
+        raise ValueError(f"rows: {low}..{high} is outside hidden's rows 0..{hidden.shape[0] - 1}")
+    if not bool(((targets >= 0) & (targets <= 1)).all()):
+        raise ValueError("targets: soft labels must lie in [0, 1]")
+    if weights is not None and not bool(((weights >= 0) & weights.isfinite()).all()):
+        raise ValueError("weights: must be finite and not negative")
+
+
+def compute(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+    normalizer: float | Tensor,
+    kind: str,
+    backend: Backend,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
+    """Loss, logits (M,), and the gradients of hidden, weight and bias, by the backend."""
+    by_backend = _torch_value
+    if choose_triton(backend, hidden.device, hidden.dtype):
+        from dapo_kernels.ops.value import value as by_backend
+    with torch.autocast(hidden.device.type, enabled=False), on_device(hidden):
+        return by_backend(hidden, weight, bias, rows, targets, weights, normalizer, kind, needs)
 
 
 def _sum_or_one(weights: Tensor) -> Tensor:
@@ -96,14 +126,12 @@ class _ValueLoss(torch.autograd.Function):
         weights: Tensor | None,
         normalizer: float | Tensor,
         kind: str,
-        triton: bool,
+        backend: Backend,
         needs: tuple[bool, bool, bool],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        compute = _torch_value
-        if triton:
-            from dapo_kernels.ops.value import value as compute
-        with torch.autocast(hidden.device.type, enabled=False), on_device(hidden):
-            loss, logits, gradients = compute(hidden, weight, bias, rows, targets, weights, normalizer, kind, needs)
+        loss, logits, gradients = compute(
+            hidden, weight, bias, rows, targets, weights, normalizer, kind, backend, needs
+        )
         values = logits.sigmoid()
         save_gradients(ctx, gradients, (hidden, weight, bias))
         ctx.mark_non_differentiable(values, logits)
