@@ -17,7 +17,6 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import Any
 
 from dapo_fast.rewards.cores import usable_cores
 
@@ -124,47 +123,18 @@ atexit.register(lambda: _pool.close())
 
 
 def same_by_algebra(given: str, reference: str) -> bool:
-    """Whether two LaTeX expressions are equal, by math-verify. False when it cannot tell in ``CPU_SECONDS``."""
+    """Whether two LaTeX expressions or relations are the same. False when it cannot tell in ``CPU_SECONDS``."""
     return _pool.ask(given, reference)
 
 
 # In the worker ------------------------------------------------------------------------------------------------------
 
 
-def _judge(given: str, reference: str) -> bool:
-    from math_verify import parse, verify
-
-    gold, found = (_parse(parse, text) for text in (reference, given))
-    if not gold or not found:
-        return False
-    if verify(gold, found, float_rounding=6, allow_set_relation_comp=True, timeout_seconds=None):
-        return True
-    return "." in given + reference and _close(gold[0], found[0])
-
-
-def _parse(parse: Any, text: str) -> list:
-    text = text.replace("%", "\\%").replace("\\times", "\\cdot")
-    return parse(f"${text}$", fallback_mode="no_fallback", parsing_timeout=None)
-
-
-def _close(gold: Any, found: Any) -> bool:
-    """Decimals may be rounded: relative difference up to 1e-4, if both sides are numbers."""
-    try:
-        a, b = complex(gold.evalf()), complex(found.evalf())
-    except (TypeError, ValueError, AttributeError, OverflowError):
-        return False
-    return abs(a - b) <= 1e-4 * max(abs(a), abs(b))
-
-
 def _serve() -> None:
-    import math_verify
+    from dapo_fast.rewards import symbolic
 
     # First use builds the parser's tables; it must not count against a question.
-    math_verify.verify(
-        math_verify.parse("$x+1$", parsing_timeout=None),
-        math_verify.parse("$1+x$", parsing_timeout=None),
-        timeout_seconds=None,
-    )
+    symbolic.same("x+1", "1+x")
     logging.disable(logging.CRITICAL)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -176,7 +146,7 @@ def _serve() -> None:
         # SIGPROF's default kills the process even inside one long multiplication.
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
         try:
-            verdict = _judge(given, reference)
+            verdict = symbolic.same(given, reference)
         except Exception:
             # sympy and the parser raise anything from TypeError to RecursionError on what is no mathematics.
             verdict = False

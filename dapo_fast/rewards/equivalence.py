@@ -1,4 +1,4 @@
-"""Whether two short answers are the same: spelling, exact numbers, structure, and only then algebra."""
+"""Whether two short answers are the same: spelling, names and chains, exact numbers, words, structure, then algebra."""
 
 from __future__ import annotations
 
@@ -6,102 +6,110 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
+from dapo_fast.rewards.intervals import Interval, real_set
 from dapo_fast.rewards.normal import (
     as_number,
     compact,
     is_calculation,
     matrix_rows,
     normalise,
-    right_hand_side,
     split_top_level,
     strip_math,
+    tolerance_between,
 )
 
 Symbolic = Callable[[str, str], bool]
 
-RELATIVE_TOLERANCE = Fraction(1, 10_000)  # of decimals, as in Qwen2.5-Math's grader; a whole reference is met exactly
 LONGEST_ANSWER = 2_000  # characters; nothing longer is given to the algebra
 _MOST_ELEMENTS = 64
 
 _CHOICE = re.compile(r"\(?([A-Za-z])\)?(?:[.:)].*)?\Z", re.S)
 _BASE = re.compile(r"\(?(-?[0-9A-Fa-f.]+)\)?_\{?(\d+)\}?\Z")
-_SCALE_WORD = re.compile(r"\b(?:hundred|thousand|million|billion|trillion|dozen|half|k)\b", re.I)
-_ONE_NUMBER = re.compile(
-    r"(?:[A-Za-z\s,.'-]*\s)?([-+]?\d[\d,]*(?:\.\d+)?%?)(?:\s*(?:[A-Za-z]{2,}[A-Za-z\s.,'^/()-]*(?<=[A-Za-z^])[23]?))?\Z"
-)
 _WORDS = re.compile(r"[A-Za-z][A-Za-z\s.,'’-]+\Z")
-_AND = re.compile(r"\s*,?\s*(?:\\(?:text|textrm|mathrm)\s*\{\s*,?\s*(?:and|or)\s*\}|\b(?:and|or)\b)\s*,?\s*|;\s*")
+_EQUALS = re.compile(r"=|\\approx(?![A-Za-z])")
+_IN = re.compile(r"\\in(?![A-Za-z])")
+_NAME = re.compile(
+    r"(?:m?\\(?:angle|triangle)\s*)?"
+    r"(?:[A-Z]{1,3}|[a-z]{1,2}|\\(?!frac|sqrt|pm|sin|cos|tan|cot|sec|csc|log|ln|exp|int|sum)[A-Za-z]+(?:\s*\{?[A-Za-z]{1,3}\}?)?|[A-Za-z]{3,20}(?:\s[A-Za-z]{1,20}){0,3})"
+    r"(?:_(?:\w|\{[^{}]*\}))?'*(?:\^\{-1\})?(?:\s?\([^()=]{1,12}\))?\Z"
+)
+_BETWEEN = re.compile(
+    r"\s*,?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*,?\s*|\s*\\(?:text|textrm|mathrm)\s*\{\s*,?\s*(?:and|or)\s*\}\s*|[,;]"
+)
+_RATIO = re.compile(":")
 
 
 def equivalent(given: str, reference: str, symbolic: Symbolic) -> bool:
     """Whether ``given`` is the answer ``reference``.
 
+    What no rule below understands as a whole is compared as text, never by a part of it.
+
     Args:
         symbolic: Decides (given, reference) by computer algebra; asked last, with short LaTeX only.
     """
-    if len(given) > 10 * LONGEST_ANSWER:
-        return False
-    return _same(given, reference, symbolic, depth=0)
+    return len(given) <= 10 * LONGEST_ANSWER and _same(given, reference, symbolic, 0)
 
 
 def _same(given: str, reference: str, symbolic: Symbolic, depth: int) -> bool:
     left, right = normalise(given), normalise(reference)
     if not left or not right:
-        return left == right != "" or compact(strip_math(given)) == compact(strip_math(reference)) != ""
+        return compact(strip_math(given)) == compact(strip_math(reference)) != ""
     if compact(left) == compact(right):
         return True
-    if "=" in right and "=" not in left and is_calculation(right.rpartition("=")[0]):
-        right = right.rpartition("=")[2].strip()  # a reference such as "\\log_4(8) = 3/2"
-    left_value, right_value = right_hand_side(left), right_hand_side(right)
+    real = real_set(left), real_set(right)
+    if real[0] and real[1]:
+        return _same_real_set(real[0], real[1], symbolic, depth)
+    (left_name, left_value), (right_name, right_value) = _named(left), _named(right)
+    if left_name is not None and right_name is not None and left_name != right_name:
+        return max(len(left), len(right)) <= LONGEST_ANSWER and symbolic(left, right)
     if compact(left_value) == compact(right_value):
-        return not _other_variables(left, right)
+        return True
     numbers = as_number(left_value), as_number(right_value)
-    if (numbers[0] is None) != (numbers[1] is None):
-        # One side says "12", the other "12 red apples".
-        numbers = (
-            _only_number(left_value) if numbers[0] is None else numbers[0],
-            _only_number(right_value) if numbers[1] is None else numbers[1],
-        )
     if numbers[0] is not None and numbers[1] is not None:
-        if _same_number(numbers[0], numbers[1], left_value, right_value):
-            return True
-        # "500,750" may be a list of two: read both as lists before saying no.
-        if "," not in strip_math(given) or "," not in strip_math(reference):
-            return False
+        # "500,750" may be a list of two: both are read as lists before saying no.
+        return _same_number(numbers[0], numbers[1], left_value, right_value) or (
+            "," in strip_math(given) and "," in strip_math(reference) and _same_items(given, reference, symbolic, depth)
+        )
     base = _same_base(left_value, right_value)
     if base is not None:
         return base
     if _is_words(reference, right):
         return _same_words(left, right)
     if depth < 3:
-        structured = _same_structure(given, reference, left, right, symbolic, depth)
+        structured = _same_structure(left_value, right_value, left, right, symbolic, depth)
         if structured is not None:
             return structured
-    if numbers[0] is not None and numbers[1] is not None:
-        return False
-    if len(left) > LONGEST_ANSWER or len(right) > LONGEST_ANSWER:
-        return False
-    return symbolic(left, right)
+    if _EQUALS.search(left_value) or _EQUALS.search(right_value):
+        left_value, right_value = left, right  # a relation is only ever compared with a whole one
+    return max(len(left_value), len(right_value)) <= LONGEST_ANSWER and symbolic(left_value, right_value)
 
 
-def _other_variables(left: str, right: str) -> bool:
-    names = [text.partition("=")[0].strip() if "=" in text else None for text in (left, right)]
-    return None not in names and compact(str(names[0])) != compact(str(names[1]))
+def _named(text: str) -> tuple[str | None, str]:
+    r"""``x``, ``5`` of ``x = 5``; no name, the value of a calculation or a chain; a relation stays whole."""
+    sides = split_top_level(text, _EQUALS)
+    if len(sides) == 1:
+        sides = split_top_level(text, _IN)
+    if len(sides) == 1 or not all(sides) or any(len(split_top_level(side, _BETWEEN)) > 1 for side in sides[:-1]):
+        return None, text
+    if len(sides) == 2 and _NAME.match(sides[1]) and is_calculation(sides[0]):
+        sides.reverse()  # 5 = x
+    if _NAME.match(sides[0]):
+        return compact(sides[0]), sides[-1]
+    return None, sides[-1] if len(sides) > 2 or is_calculation(sides[0]) else text
 
 
-def _only_number(text: str) -> Fraction | None:
-    """The number of a text that is one number and plain words: "12 red apples"."""
-    match = _ONE_NUMBER.match(text.strip()) if len(text) < 200 and "\\" not in text else None
-    return as_number(match.group(1)) if match and not _SCALE_WORD.search(text) else None
+# Numbers, words ----------------------------------------------------------------------------------------------------
 
 
 def _same_number(left: Fraction, right: Fraction, left_text: str, right_text: str) -> bool:
     pairs = [(left, right)]
     if ("%" in left_text) != ("%" in right_text):
         pairs.append((left / 100, right) if "%" in left_text else (left, right / 100))
-    decimal = any("." in text or re.search(r"\de[-+]?\d", text, re.I) for text in (left_text, right_text))
-    tolerance = RELATIVE_TOLERANCE if decimal else 0
-    return any(a == b or (b.denominator > 1 and abs(a - b) <= tolerance * max(abs(a), abs(b))) for a, b in pairs)
+    tolerance = tolerance_between(left_text, right_text)
+    return any(
+        a == b or (a.denominator > 1 < b.denominator and abs(a - b) <= tolerance * max(abs(a), abs(b)))
+        for a, b in pairs
+    )
 
 
 def _same_base(left: str, right: str) -> bool | None:
@@ -120,7 +128,7 @@ def _is_words(reference: str, right: str) -> bool:
         return True
     if re.fullmatch(r"\(?[A-H]\)?", right):
         return True
-    return bool(_WORDS.match(right)) and "\\" not in right and len(re.sub(r"[^A-Za-z]", "", right)) > 2
+    return bool(_WORDS.match(right)) and len(re.sub(r"[^A-Za-z]", "", right)) > 2
 
 
 def _same_words(left: str, right: str) -> bool:
@@ -137,15 +145,35 @@ def _same_words(left: str, right: str) -> bool:
     if letters(left) == letters(right) != "":
         return True
     # "Saturday and Sunday": order is free between items.
-    lists = [sorted(letters(part) for part in re.split(r",|;|\band\b|\bor\b", text)) for text in (left, right)]
-    lists = [[part for part in parts if part] for parts in lists]
+    lists = [
+        sorted(letters(part) for part in split_top_level(text, _BETWEEN) if letters(part)) for text in (left, right)
+    ]
     return len(lists[1]) > 1 and lists[0] == lists[1]
 
 
-# Tuples, intervals, sets, lists, matrices -----------------------------------------------------------------------
+# Intervals, tuples, sets, lists, ratios, matrices --------------------------------------------------------------------
 
 
-def _same_structure(given: str, reference: str, left: str, right: str, symbolic: Symbolic, depth: int) -> bool | None:
+def _same_real_set(left: list[Interval], right: list[Interval], symbolic: Symbolic, depth: int) -> bool:
+    rest = list(left)
+    for wanted in right:
+        for index, found in enumerate(rest):
+            if (
+                {found.name, wanted.name} <= {found.name or wanted.name, None}
+                and found.brackets == wanted.brackets
+                and _same(found.start, wanted.start, symbolic, depth + 1)
+                and _same(found.end, wanted.end, symbolic, depth + 1)
+            ):
+                del rest[index]
+                break
+        else:
+            return False
+    return not rest
+
+
+def _same_structure(
+    left: str, right: str, whole_left: str, whole_right: str, symbolic: Symbolic, depth: int
+) -> bool | None:
     """None: neither has any structure that decides."""
     rows = matrix_rows(left), matrix_rows(right)
     if rows[0] is not None and rows[1] is not None:
@@ -153,59 +181,49 @@ def _same_structure(given: str, reference: str, left: str, right: str, symbolic:
             return False
         cells = [pair for a, b in zip(rows[0], rows[1]) for pair in zip(a, b)]
         return len(cells) <= _MOST_ELEMENTS and all(_same(a, b, symbolic, depth + 1) for a, b in cells)
-    unions = _union(left), _union(right)
-    if len(unions[0]) > 1 or len(unions[1]) > 1:
-        if len(unions[0]) == len(unions[1]):
-            return _match_unordered(unions[0], unions[1], symbolic, depth) or None
-        return None
-    left_brackets, left_items = _bracketed(_elements_source(given, left))
-    right_brackets, right_items = _bracketed(_elements_source(reference, right))
-    if len(left_items) == 1 and len(right_items) == 1:
-        return None
-    if len(left_items) != len(right_items):
-        # (1, 2) ∪ … and conditions such as x > 2, x ≠ 3 are for algebra; plain lists of other lengths differ.
-        return None if "\\" in left + right and left_brackets != right_brackets else False
-    if len(left_items) > _MOST_ELEMENTS:
+    ratios = split_top_level(left, _RATIO), split_top_level(right, _RATIO)
+    if len(ratios[0]) > 1 or len(ratios[1]) > 1:
+        return len(ratios[0]) == len(ratios[1]) <= _MOST_ELEMENTS and all(
+            _same(a, b, symbolic, depth + 1) for a, b in zip(*ratios)
+        )
+    return _same_items(left, right, symbolic, depth)
+
+
+def _same_items(left: str, right: str, symbolic: Symbolic, depth: int) -> bool | None:
+    (left_brackets, left_items), (right_brackets, right_items) = _bracketed(left), _bracketed(right)
+    if len(left_items) == len(right_items) == 1:
+        if left_items[0] == left and right_items[0] == right:
+            return None
+        return _same(left_items[0], right_items[0], symbolic, depth + 1)
+    if len(left_items) != len(right_items) or len(left_items) > _MOST_ELEMENTS:
         return False
-    if left_brackets == right_brackets == "":
-        named = _assignments(left_items), _assignments(right_items)
-        if named[0] is not None and named[1] is not None and len(named[0]) == len(left_items):
-            return named[0].keys() == named[1].keys() and all(
-                _same(named[0][key], named[1][key], symbolic, depth + 1) for key in named[1]
-            )
-    unordered = {left_brackets, right_brackets} <= {"", "{}"}
-    if unordered:
+    names = [_names(left_items), _names(right_items)]
+    if left_brackets == right_brackets == "" and None not in names:
+        return names[0].keys() == names[1].keys() and all(
+            _same(names[0][key], names[1][key], symbolic, depth + 1) for key in names[1]
+        )
+    if {left_brackets, right_brackets} <= {"", "{}"}:
         return _match_unordered(left_items, right_items, symbolic, depth)
     if left_brackets == right_brackets or {left_brackets, right_brackets} == {"()", ""}:
         return all(_same(a, b, symbolic, depth + 1) for a, b in zip(left_items, right_items))
     return False
 
 
-def _elements_source(raw: str, normal: str) -> str:
-    # Normalising joined "500,750" to a number; the list reading needs the comma back.
-    text = strip_math(raw)
-    return text if re.fullmatch(r"-?\d{1,3}(?:,\s*-?\d{3})+", text) else normal
-
-
-def _union(text: str) -> list[str]:
-    return [part.strip() for part in re.split(r"\\cup(?![A-Za-z])", right_hand_side(text))]
-
-
 def _bracketed(text: str) -> tuple[str, list[str]]:
     """Brackets ("()", "[)", "{}" or "" for a bare list) and elements."""
-    text = right_hand_side(text).strip()
+    text = strip_math(text)
     if text.startswith(r"\{") and text.endswith(r"\}"):
         inner, brackets = text[2:-2], "{}"
     elif len(text) > 1 and text[0] in "([" and text[-1] in ")]" and _closes_at_end(text):
         inner, brackets = text[1:-1], text[0] + text[-1]
     else:
-        inner, brackets = _AND.sub(",", text), ""
-    items = [part for part in split_top_level(inner) if part]
-    if brackets != "{}" and len(items) == 1 and "\\pm" in inner:
-        items = _plus_minus(items[0])
-        return "", items
-    items = [item for part in items for item in (_plus_minus(part) if brackets in ("", "{}") else [part])]
-    return brackets if len(items) > 1 or brackets == "{}" else "", items if len(items) > 1 else [text]
+        inner, brackets = text, ""
+    items = [part for part in split_top_level(inner, _BETWEEN) if part]
+    if len(items) == 1 and brackets != "{}":
+        brackets, items = "", [text]
+    if brackets in ("", "{}"):
+        items = [item for part in items for item in _plus_minus(part)]
+    return brackets, items
 
 
 def _closes_at_end(text: str) -> bool:
@@ -218,21 +236,17 @@ def _closes_at_end(text: str) -> bool:
 
 
 def _plus_minus(text: str) -> list[str]:
-    if text.count(r"\pm") + text.count(r"\mp") != 1:
+    if text.count(r"\pm") + text.count(r"\mp") + text.count("±") != 1:
         return [text]
-    plus = re.sub(r"\\pm(?![A-Za-z])\s*", "+", re.sub(r"\\mp(?![A-Za-z])\s*", "-", text))
-    minus = re.sub(r"\\pm(?![A-Za-z])\s*", "-", re.sub(r"\\mp(?![A-Za-z])\s*", "+", text))
+    plus = re.sub(r"(?:\\pm(?![A-Za-z])|±)\s*", "+", re.sub(r"\\mp(?![A-Za-z])\s*", "-", text))
+    minus = re.sub(r"(?:\\pm(?![A-Za-z])|±)\s*", "-", re.sub(r"\\mp(?![A-Za-z])\s*", "+", text))
     return [plus.removeprefix("+"), minus.removeprefix("+")]
 
 
-def _assignments(items: list[str]) -> dict[str, str] | None:
+def _names(items: list[str]) -> dict[str, str] | None:
     """{"x": "1", "y": "2"} of ``x=1, y=2``; None if an item is no assignment or a name comes twice."""
-    found = {}
-    for item in items:
-        name, mark, value = item.partition("=")
-        if not mark or "=" in value or right_hand_side(item) == item:
-            return None
-        found[compact(name)] = value
+    named = [_named(normalise(item)) for item in items]
+    found = {name: value for name, value in named if name is not None}
     return found if len(found) == len(items) else None
 
 

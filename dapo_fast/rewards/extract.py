@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
-from dapo_fast.rewards.normal import is_calculation, split_top_level
+from dapo_fast.rewards.normal import as_number, compact, is_unit, normalise, strip_math
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 # Bounds that keep a degenerate response (a megabyte of unclosed boxes) linear.
@@ -17,11 +18,20 @@ _JOINED = re.compile(r"(?:[\s$,;.]|\\[()\[\]]|\\quad|\\qquad|\\text\{|\}|and|or|
 _PHRASE = re.compile(r"(?i)\banswer\b\**\s*(?:(?:is|are|was|equals|becomes|=|:)\s*)+(?:therefore|thus|simply|just)?")
 _DISPLAY = re.compile(r"(?:\\\[|\$\$)((?:(?!\\\[|\$\$).){1,2000}?)(?:\\\]|\$\$)", re.S)
 _INLINE = re.compile(r"(?<!\\)\$((?:\\\$|[^$\n])+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
-_NUMBER = re.compile(
-    r"(?<![\w.])[-−]?\s?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?(?:\s?%)?|(?<![\w.])[-−]?\.\d+"
+_ALIGNED = re.compile(r"\\(?:begin|end)\{(?:aligned|align\*?|gathered|split)\}|&|\\\\")
+_END_TOKEN = re.compile(r"(?:</s>|<\|\w{1,20}\|>)\Z")
+# "20 $\text{cm}^2$": the unit alone is set as mathematics.
+_UNIT_IN_DOLLARS = re.compile(
+    r"(?<![\d.,/])(\d[\d.,/]{0,20}\s?)\$\s*((?:\^|\\%|\\?(?:circ|degree)|\\(?:text|mathrm|mbox|rm)\b)[^$\n]*)\$"
 )
-_SEVERAL = re.compile(r"\d\s*(?:,\s|,?\s*\band\b|\bor\b)\s*[-−]?\d")
+_NUMBER = re.compile(
+    r"(?<![\w.])[-−]?\s?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?(?:\s?%)?|(?<![\w.])[-−]?\.\d+"
+)
+_SEVERAL = re.compile(r"\d\s*(?:,\s|,?\s*\band\b|\bor\b)\s*(?:[A-Za-z]\s*=\s*)?[-−]?\d")
 _LATEX = re.compile(r"\\[A-Za-z]|[_^]")
+_ASIDE = re.compile(r",?\s+(?:which|because|since|i\.e\.|that is)\s|(?<=[\w$%])\s+\((?=[^()]*[A-Za-z]{3})[^()]*\)")
+_CALCULATION = re.compile(r"\s*\(\s*([\d\s.]+(?:[-+*/×][\d\s.]+){1,8})(?:=[\d\s.]+)?\)\s*\Z")
+_LIST_MARK = re.compile(r"\s*(?:[,;]|,?\s*\band\b|,?\s*\bor\b)\s*")
 
 
 def last_boxed(text: str) -> str | None:
@@ -69,7 +79,7 @@ def boxed_run(text: str) -> str | None:
 
 def extract_answer(response: str) -> str | None:
     """The answer that a response settles on, as it is written there; None if it states none."""
-    tail = response[-_TAIL:]
+    tail = _ended(response)[-_TAIL:]
     boxed = last_boxed(tail)
     if boxed is not None:
         return boxed
@@ -78,6 +88,26 @@ def extract_answer(response: str) -> str | None:
         if answer:
             return answer
     return None
+
+
+def states(response: str, answer: str) -> bool:
+    """Whether a response without a box ends in ``answer`` as written: after ``####``, "answer is" or on its own lines."""
+    wanted = compact(strip_math(answer))
+    tail = _ended(response)[-4 * len(answer) - _LONGEST_LINE :]
+    if not wanted or len(answer) > _LONGEST_ANSWER or _BOX.search(tail):
+        return False
+    starts = [tail.rfind("####") + 4] if "####" in tail else [match.end() for match in _PHRASE.finditer(tail)][-8:]
+    if not starts:
+        lines = answer.strip().count("\n") + 1
+        starts = [len(tail) - len("\n".join(tail.split("\n")[-lines:]))]
+    return any(compact(strip_math(tail[start:])) == wanted for start in starts)
+
+
+def _ended(text: str) -> str:
+    text = text.rstrip()
+    while match := _END_TOKEN.search(text, max(0, len(text) - 24)):
+        text = text[: match.start()].rstrip()
+    return text
 
 
 def _after_hashes(text: str) -> str | None:
@@ -112,7 +142,7 @@ def _of_last_line(text: str) -> str | None:
     ending = stripped[-4 * _LONGEST_LINE :]
     displays = list(_DISPLAY.finditer(ending))
     if displays and displays[-1].end() >= len(ending) - 2:
-        return _settle("$" + displays[-1].group(1).strip().replace("\n", " ") + "$")
+        return _ALIGNED.sub(" ", displays[-1].group(1)).replace("\n", " ").strip()
     for line in reversed(ending.splitlines()[-3:]):
         line = line[-_LONGEST_LINE:].strip().strip("*").strip()
         if _INLINE.search(line) or _NUMBER.search(line):
@@ -121,25 +151,71 @@ def _of_last_line(text: str) -> str | None:
 
 
 def _settle(line: str, last: bool = False) -> str:
-    """One expression or number of a sentence, or the sentence when it is short and neither."""
-    inline = [next(group for group in match if group) for match in _INLINE.findall(line)]
-    if len(inline) == 1 or (inline and last):
-        return _value(inline[-1])
+    """The expression, list or number of a sentence, the ``last`` one of a line that ends in it; else the sentence."""
+    line = _UNIT_IN_DOLLARS.sub(r"$\1\2$", line)
+    inline = list(_INLINE.finditer(line))
+    if inline and last:
+        return _last_run(line, inline)
+    line = _ASIDE.split(line)[0].strip() or line
+    inline = list(_INLINE.finditer(line))
+    if len(inline) == 1:
+        before, after = line[: inline[0].start()], line[inline[0].end() :]
+        apart = not re.search(r"\d", before) and not _LIST_MARK.match(after)
+        return _content(inline[0]) if apart else line
     if inline or (not last and (_LATEX.search(line) or _SEVERAL.search(line))):
         return line
-    numbers = list(_NUMBER.finditer(line.rpartition("=")[2])) or list(_NUMBER.finditer(line))
-    words = re.search(r"[A-Za-z]{3}", line)  # "b - 1" is an expression, "5 apples" a number
-    if numbers and (last or (words and not re.search(r"[(\[,:;/^]|\d[A-Za-z]", line))):
-        return numbers[-1 if last else 0].group()
-    return line
+    return _number_of(line, last)
 
 
-def _value(expression: str) -> str:
-    """What a chain of equalities arrives at: ``7`` of ``3 + 4 = 7``; an equation such as ``2x + y = 1`` stays whole."""
-    *sides, value = split_top_level(expression, "=")
-    if not sides or not value:
-        return expression
-    several = any(len(split_top_level(side, mark)) > 1 for side in (*sides, value) for mark in ";,")
-    if several or sides[-1].endswith(("\\ne", "<", ">", "!", ":")):
-        return expression
-    return value if len(sides) > 1 or is_calculation(sides[0]) else expression
+def _content(match: re.Match) -> str:
+    return next(group for group in match.groups() if group)
+
+
+def _last_run(line: str, inline: list[re.Match]) -> str:
+    """The last expression of a line, with those before it that it is one list with: ``$x=1$ or $x=2$``."""
+    run = [_content(inline[-1])]
+    for before, after in zip(reversed(inline[:-1]), reversed(inline[1:])):
+        mark, item = line[before.end() : after.start()], _content(before)
+        alike = bool(_ASSIGNED.match(item)) == bool(_ASSIGNED.match(run[0])) and not _RELATED.search(item)
+        if not _LIST_MARK.fullmatch(mark) or not (alike or "or" in mark):
+            break
+        run.insert(0, item)
+    return ", ".join(run)
+
+
+_ASSIGNED = re.compile(r"\s*[A-Za-z](?:_\w)?\s*=[^=]*\Z")
+_RELATED = re.compile(r"=.*=|[<>]|\\(?:le|ge|ne)|[^\sA-Za-z].*=")
+
+
+def _number_of(line: str, last: bool) -> str:
+    """The first or last number of plain words; the line itself where the number is only a part of something."""
+    numbers = list(_NUMBER.finditer(line))
+    if not numbers or (not last and as_number(normalise(line)) is not None):
+        return line
+    found = numbers[-1 if last else 0]
+    number, before, after = found.group(), line[: found.start()], line[found.end() :]
+    if sum_of := _CALCULATION.match(after):
+        return number if _value(sum_of.group(1)) == as_number(number) else line
+    several = last and _SEVERAL.search(line[-80:]) and _SEVERAL.search(line[max(0, found.start() - 12) : found.end()])
+    part = re.search(r"[-+*/^(<>\\]\s*\Z|\b[b-hj-zB-HJ-Z]\s*\Z" if last else r"[^\s\w,'’]|\b[b-zB-Z]\s", before)
+    minus = number[0] in "-−" and re.search(r"[\w)]\s*\Z", before)
+    if several or part or (minus and not re.search(r"[A-Za-z]{2}\s*\Z", before)):
+        return line
+    return number if re.match(r"[\s.,;:!?*)]*\Z|[.,;:!?)]\s", after) or is_unit(after) else line
+
+
+def _value(calculation: str) -> Fraction | None:
+    """Of a sum of products, such as ``5 + 7``; None if it is anything else."""
+    total = Fraction()
+    for sign, product in re.findall(r"(\A|[-+])([^-+]+)", calculation.replace("×", "*").replace(" ", "")):
+        factors = re.split(r"([*/])", product)
+        value = as_number(factors[0])
+        for mark, factor in zip(factors[1::2], factors[2::2]):
+            number = as_number(factor)
+            if value is None or number is None or (mark == "/" and not number):
+                return None
+            value = value * number if mark == "*" else value / number
+        if value is None:
+            return None
+        total += -value if sign == "-" else value
+    return total

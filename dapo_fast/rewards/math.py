@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dapo_fast.rewards.algebra import same_by_algebra
 from dapo_fast.rewards.equivalence import equivalent
-from dapo_fast.rewards.extract import boxed_run, extract_answer
+from dapo_fast.rewards.extract import boxed_run, extract_answer, states
 
 
 def verify(response: str, answer: str) -> bool:
@@ -26,4 +26,6 @@ def verify(response: str, answer: str) -> bool:
     if equivalent(given, answer, same_by_algebra):
         return True
     run = boxed_run(response)
-    return run is not None and "," in answer and equivalent(run, answer, same_by_algebra)
+    if run is not None and "," in answer and equivalent(run, answer, same_by_algebra):
+        return True
+    return states(response, answer)

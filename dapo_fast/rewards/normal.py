@@ -1,4 +1,4 @@
-"""One plain form for the many ways of writing a short answer in LaTeX."""
+"""One plain spelling for the many ways of writing a short answer in LaTeX, and the numbers that need no algebra."""
 
 from __future__ import annotations
 
@@ -6,39 +6,70 @@ import re
 from fractions import Fraction
 
 _ENVIRONMENT = re.compile(r"\\begin\{([pbvBV]?matrix|array)\}(?:\{[lcr|]*\})?(.*?)\\end\{\1\}", re.S)
-_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?\Z")
-_FRACTION = re.compile(r"([-+]?)\\frac\{([-+]?\d+(?:\.\d+)?)\}\{([-+]?\d+(?:\.\d+)?)\}\Z")
-_SLASH = re.compile(r"([-+]?\d+)/(\d+)\Z")
-_SCIENTIFIC = re.compile(r"([-+]?\d+(?:\.\d+)?)(?:\\times|\*|x)10\^(?:\{([-+]?\d{1,3})\}|(\d))\Z")
-_MIXED = re.compile(r"([-+]?)(\d+)\\frac\{(\d+)\}\{(\d+)\}\Z")
-_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?![\d])")
-_ASSIGNMENT = re.compile(
-    r"(?:[A-Za-z]{1,2}|\\[a-z]+|[A-Za-z]_\{?\w+\}?|[A-Za-z]\([^()=]{1,8}\))(?:=|\\in(?![a-z]))(.+)\Z", re.S
-)
-_CURRENCY = re.compile(r"\\\$|[$€£¥]|\\(?:pounds|euro)\b")
-_SPACING = re.compile(
-    r"(?<!\\)\\(?:[,;:!> ]|quad|qquad|hspace\{[^{}]*\}|thinspace|displaystyle|textstyle|limits|nolimits)|~|&nbsp;"
-)
-_DEGREES = re.compile(r"\^\{?\\?(?:circ|degree)\b\}?|\\degree\b|°|º")
-_WRAPPED_UNIT = re.compile(
-    r"(?<=[\d.})])\s*\\(?:text|mbox|mathrm|textrm|rm|operatorname)\s*\{([^{}]*)\}(?:\^\{?[23]\}?)?"
-)
+_BRACES = r"\{(?:[^{}]|\{[^{}]*\})*\}"
 _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|boldsymbol|mbox|operatorname|emph|bm|"
-    r"bold|underline)\s*\*?\{((?:[^{}]|\{[^{}]*\})*)\}"
+    rf"bold|underline)\s*\*?({_BRACES})"
 )
-_NO_UNIT = re.compile(r"\b(?:and|or|if|for|when|to|pi|i|hundred|thousand|million|billion|trillion|dozen)\b", re.I)
-_UNIT_WORDS = (
-    r"degrees?|radians?|dollars?|cents?|percent|pounds?|euros?|units?|square|sq|cubic|cu|inches|inch|in|feet|foot|ft|"
-    r"yards?|yds?|miles?|mi|mph|meters?|metres?|centimeters?|millimeters?|kilometers?|km|cm|mm|m|kg|kilograms?|grams?|"
-    r"g|mg|lbs?|ounces?|oz|liters?|litres?|ml|gallons?|cups?|seconds?|secs?|s|minutes?|mins?|hours?|hrs?|h|days?|"
-    r"weeks?|months?|years?|yrs?|people|persons?|students?|children|boys|girls|men|women|ways|times|points?|"
-    r"apples|oranges|books?|pages|marbles|cookies|balls|cards|coins|tickets|words|sides|vertices|faces|edges|"
-    r"solutions?|integers?|numbers|values|terms|digits?|games|pairs|triangles|subsets|divisors|arrangements|"
-    r"committees|paths|outcomes|combinations|permutations|members|toothpicks|blocks|cubes|pieces|per|of|each"
+# Spellings, in order. Sizes and spaces that only typesetting needs, signs with several names, numbers said in words.
+_SPELLINGS = [
+    (re.compile(pattern), ours)
+    for pattern, ours in (
+        (r"[−–‐]", "-"),
+        (r"×|\\cdot(?![A-Za-z])", r"\\times "),
+        (r"π", r"\\pi "),
+        (r"∞|\\inf(?![A-Za-z])|(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
+        (r"≤|<=|\\leqslant(?![A-Za-z])|\\leq(?![A-Za-z])", r"\\le "),
+        (r"≥|>=|\\geqslant(?![A-Za-z])|\\geq(?![A-Za-z])", r"\\ge "),
+        (r"≠|(?<=\s)!=|\\neq(?![A-Za-z])", r"\\ne "),
+        (r"\\lt(?![A-Za-z])", "<"),
+        (r"\\gt(?![A-Za-z])", ">"),
+        (r"≡", r"\\equiv "),
+        (r"≈|~=|\\(?:approxeq|simeq|doteq)(?![A-Za-z])", r"\\approx "),
+        (r"∪|\\bigcup(?![A-Za-z])|(?<=[)\]])\s*U\s*(?=[(\[])", r"\\cup "),
+        (r"∈", r"\\in "),
+        (r"√|(?<![A-Za-z\\])sqrt(?![A-Za-z])", r"\\sqrt "),
+        (r"\\lbrace(?![A-Za-z])", r"\\{"),
+        (r"\\rbrace(?![A-Za-z])", r"\\}"),
+        (r"\\[lr]vert(?![A-Za-z])|\\mid(?![A-Za-z])|\\vert(?![A-Za-z])", "|"),
+        (r"\\(?:varnothing|oslash)(?![A-Za-z])|∅", r"\\emptyset "),
+        (r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])\s*\.?", ""),
+        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\mod(?![A-Za-z])|\\bmod(?![A-Za-z])|(?<![A-Za-z\\])mod(?![A-Za-z])", r"\\mod "),
+        (r"\\pmod(?![A-Za-z])\s*\{([^{}]*)\}", r"(\\mod \1)"),
+        (r"\^\s*\{?\\?(?:circ|degree)(?![A-Za-z])\s*\}?|\\(?:degree|circ)(?![A-Za-z])|°|º", ""),
+        (r"\^\s*\{(?:\s*\\prime(?![A-Za-z]))+\s*\}|\^\s*\\prime(?![A-Za-z])", lambda m: "'" * m[0].count("\\prime")),
+        (r"’|′", "'"),
+        (r"\\?%|\\text\{\s*percent\s*\}|\bpercent\b", "%"),
+        (r"\\\$|[$€£¥]|\\(?:pounds|euro)\b", ""),
+        # Thousands: 10{,}000 and 11,\!111, 10\,000; a wider blank between digits says that they are two numbers.
+        (r"\{,\}", ","),
+        (r"(?<=\d),\\!\s*(?=\d{3})", ","),
+        (r"(?<=\d)\s*\\[,!]\s*(?=\d{3}(?!\d))", ""),
+        (r"(?<!\\)\\(?:[,;:!> ]|(?:quad|qquad|thinspace|displaystyle|textstyle|limits|nolimits)(?![A-Za-z])"
+         r"|hspace\{[^{}]*\})|~|&nbsp;|\n", " "),
+    )
+]  # fmt: skip
+_NUMBER_WORDS = r"hundred|thousand|million|billion|trillion|dozen|half|quarter|third|double|twice|squared|cubed"
+_NO_UNIT = re.compile(
+    rf"\b(?:{_NUMBER_WORDS}|and|or|if|for|when|where|to|pi|sin|cos|tan|cot|sec|csc|log|exp|sqrt|mod|choose|factorial|"
+    r"plus|minus|times?(?=\s+\S)|over|below|under|above|negative|not|abc|less|than|least|most|between|with|except|[ieknxyz])\b",
+    re.I,
 )
-_UNITS = re.compile(rf"(?<=[\d.}})])\s*(?:(?:{_UNIT_WORDS})\b\.?\s*(?:\^\{{?[23]\}}?)?[\s/*]*)+\Z", re.I)
-_MORE_UNITS = re.compile(r"(?<=[\d.})])\s*[A-Za-z][A-Za-z\s/]*[A-Za-z]\.?\Z")
+_WORD = (
+    r"(?:(?=[a-z]{0,19}[aeiouy])[a-z]{3,20}|in|ft|yds?|mi|mph|cm|mm|km|kg|mg|lbs?|oz|ml|hrs?|sq|cu|of|[ap]\.m|[mgshl])"
+)
+_UNITS = re.compile(rf"(?<=[\d.}}%)])(?:\s+|-)(?:{_WORD}\b\.?\s*(?:\^\{{?[23]\}}?)?(?:[\s/*]+|\Z))+\Z", re.I)
+_GLUED_UNIT = re.compile(r"(?<=\d)(?:cm|mm|km|kg|mg|lbs?|ft|mph|ml)(?:\^\{?[23]\}?)?\Z")
+_TEXT_UNIT = re.compile(
+    r"(?<=[\d.})%])\s*\\(?:text|mbox|mathrm|textrm|rm|operatorname)\s*\{([^{}]*)\}(?:\^\{?-?\d\}?)?"
+)
+_LEAD = re.compile(r"\A(?:(?:so|the|there|are|is|it|we|get|answer|final|total|exactly|:)\s+)+(?=[-\d\\.])", re.I)
+_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)\Z")
+_FRACTION = re.compile(r"([-+]?)\\frac\{([-+]?\d*\.?\d+)\}\{([-+]?\d*\.?\d+)\}\Z|([-+]?)(\d*\.?\d+\.?)/(\d*\.?\d+)\Z")
+_POWER = re.compile(r"([-+]?)(?:(\d*\.?\d+)\\times)?10\^(?:\{([-+]?\d{1,3})\}|(\d))\Z")
+_MIXED = re.compile(r"([-+]?)\((\d+)\+\\frac\{(\d+)\}\{(\d+)\}\)\Z")
+_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?!\d)")
 
 
 def strip_math(text: str) -> str:
@@ -47,7 +78,7 @@ def strip_math(text: str) -> str:
     while True:
         before = text
         text = text.strip().strip("*`_" if text.startswith(("*", "`", "_")) else "*`").strip()
-        text = re.sub(r"(?<!\\)[.,;:]+\Z", "", text).strip()
+        text = _without_stop(text)
         for left, right in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), (r"{", "}")):
             inside = text[len(left) : len(text) - len(right)]
             if (
@@ -64,124 +95,134 @@ def strip_math(text: str) -> str:
             return text
 
 
-_SAME = (
-    *(("−", "-"), ("–", "-"), ("×", r"\times"), ("π", r"\pi"), ("∞", r"\infty"), ("≤", r"\le"), ("≥", r"\ge")),
-    *(("∪", r"\cup"), ("√", r"\sqrt"), ("\\\\%", "%"), (r"\bigcup", r"\cup"), (r"\varnothing", r"\emptyset")),
-    *((r"\leqslant", r"\le"), (r"\geqslant", r"\ge"), (r"\leq", r"\le"), (r"\geq", r"\ge"), (r"\neq", r"\ne")),
-    *((r"\lbrace", r"\{"), (r"\rbrace", r"\}"), (r"\lvert", "|"), (r"\rvert", "|"), (r"\cdot", r"\times")),
-)
-
-
 def normalise(text: str) -> str:
     """A canonical spelling: two answers with the same one are the same answer. Keeps LaTeX that carries meaning."""
     text = strip_math(text)
-    for spelling, ours in _SAME:
-        text = text.replace(spelling, ours)
-    text = _SPACING.sub(" ", text)
-    text = re.sub(r"\\(?:left|right|big|Big|bigg|Bigg|bigl|bigr|Bigl|Bigr)(?![A-Za-z])\s*\.?", "", text)
-    text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
-    text = _braced_fractions(text)
-    text = re.sub(r"\\(?:mid|vert)(?![A-Za-z])", "|", text)
-    text = _DEGREES.sub("", text)
-    text = re.sub(r"\\?%|\\text\{\s*percent\s*\}|\bpercent\b", "%", text)
-    text = re.sub(r"\{,\}", ",", text)
-    text = _CURRENCY.sub("", text)
-    unit = _WRAPPED_UNIT.search(text)
-    if unit and unit.end() == len(text) and not _NO_UNIT.search(unit.group(1)):
+    for pattern, ours in _SPELLINGS:
+        text = pattern.sub(ours, text)
+    text = _numbers(_arguments(text))
+    unit = _TEXT_UNIT.search(text)
+    if unit and unit.end() == len(text) and not _NO_UNIT.search(re.sub(r"\b[kxy]\b", "", unit.group(1))):
         text = text[: unit.start()]
     for _ in range(4):
-        unwrapped = _WRAPPER.sub(r"\1", text)
+        unwrapped = _WRAPPER.sub(lambda match: match.group(1)[1:-1], text)
         if unwrapped == text:
             break
         text = unwrapped
-    text = _UNITS.sub("", text.strip())
-    text = _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text) if not _is_list(text) else text
-    text = re.sub(r"\s+", " ", text).strip()
-    text = re.sub(r"(?<!\\)[.;:]+\Z", "", text)
-    return text
+    text = _LEAD.sub("", re.sub(r"\s+", " ", text).strip())
+    units = _UNITS.search(text) or _GLUED_UNIT.search(text)
+    if units and not _NO_UNIT.search(units.group()):
+        text = text[: units.start()]
+    if not any(mark in text for mark in ("(", "[", r"\{")):  # "(1,000)" is never a number, and "1, 234" is a list
+        text = _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
+    return _without_stop(text)
 
 
-def _is_list(text: str) -> bool:
-    # "(1,000)" is never a number, and in "1, 234" the blank says list.
-    return any(mark in text for mark in ("(", "[", r"\{"))
+def is_unit(text: str) -> bool:
+    """Whether what follows a number in a sentence is plain words that only say what is counted."""
+    word = re.match(rf"(?:\s+|-)({_WORD})\b|(?:cm|mm|km|kg|mg|lbs?|ft|mph|ml)\b", text, re.I)
+    return word is not None and not _NO_UNIT.match(text.lstrip(" -"))
 
 
-def _braced_fractions(text: str) -> str:
-    r"""``\frac12`` and ``\frac 1{2}`` to ``\frac{1}{2}``, ``\sqrt2`` to ``\sqrt{2}``."""
+def _without_stop(text: str) -> str:
+    bare = text.rstrip(" .,;:")
+    return (text[: len(bare) + 1] if bare.endswith("\\") else bare).strip()
+
+
+def _arguments(text: str) -> str:
+    r"""``\frac12`` and ``\frac 1{2}`` to ``\frac{1}{2}``, ``\sqrt2`` and ``\sqrt(2)`` to ``\sqrt{2}``."""
     text = re.sub(r"\\frac\s*([0-9a-zA-Z])\s*([0-9a-zA-Z])", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\frac\s*([0-9a-zA-Z])\s*\{", r"\\frac{\1}{", text)
-    text = re.sub(r"\\frac\s*(\{(?:[^{}]|\{[^{}]*\})*\})\s*([0-9a-zA-Z])", r"\\frac\1{\2}", text)
+    text = re.sub(rf"\\frac\s*({_BRACES})\s*([0-9a-zA-Z])", r"\\frac\1{\2}", text)
     text = re.sub(r"\\frac\s*\{\s*([^{}]*?)\s*\}\s*\{\s*([^{}]*?)\s*\}", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     return re.sub(r"\\sqrt\s*([0-9a-zA-Z])", r"\\sqrt{\1}", text)
 
 
+def _numbers(text: str) -> str:
+    r"""``1e-6`` to ``1\times10^{-6}``, mixed numbers to ``(2+\frac{1}{4})``, ``10 000`` to ``10000``."""
+    text = re.sub(r"(?<![A-Za-z\d.])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?)0*(\d{1,3})(?![\d.A-Za-z])", _scientific, text)
+    text = re.sub(r"(\d)\s*(?:\*|x)\s*10\s*\^", r"\1\\times 10^", text)
+    text = re.sub(r"(?<![\d.^_/])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}", _mixed, text)
+    text = re.sub(r"(?<![\d.^_/])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", _mixed, text)
+    return text.replace(" ", "") if re.fullmatch(r"\s*-?\d{1,3}(?: \d{3})+(?:\.\d+)?\s*", text) else text
+
+
+def _scientific(match: re.Match) -> str:
+    return rf"{match[1]}\times10^{{{match[2].replace('+', '')}{match[3]}}}"
+
+
+def _mixed(match: re.Match) -> str:
+    whole, top, bottom = match.groups()
+    proper = len(top) < 20 and len(bottom) < 20 and 0 < int(top) < int(bottom)
+    return rf"({whole}+\frac{{{top}}}{{{bottom}}})" if proper else match.group()
+
+
 def compact(text: str) -> str:
-    """For comparing spellings: no blanks, no case in words."""
-    text = re.sub(r"\s+", "", text)
-    return re.sub(r"([_^])\{(\w)\}", r"\1\2", text).casefold() if len(text) > 1 else text
-
-
-def right_hand_side(text: str) -> str:
-    r"""``5`` of ``x = 5``, and what follows ``x \in``; the text itself when it is no assignment."""
-    match = _ASSIGNMENT.match(
-        re.sub(r"\s+", " ", text).replace(" = ", "=").replace("= ", "=").replace(" =", "=").replace(r" \in", r"\in")
-    )
-    return match.group(1).strip() if match and "=" not in match.group(1) else text
+    """For comparing spellings: no blanks but those between digits, no braces around a single sign."""
+    text = re.sub(r"(?<=[\d.])\s+(?=[\d.])", "␣", text)
+    return re.sub(r"([_^])\{(\w)\}", r"\1\2", re.sub(r"\s+", "", text))
 
 
 def as_number(text: str) -> Fraction | None:
-    """The exact value of a plain integer, decimal, fraction or mixed number; None for anything else."""
-    text = re.sub(r"\s+", "", text).removesuffix("%")
-    if len(text) > 400:
+    """The exact value of a plain integer, decimal, fraction, mixed number or power of ten; None for anything else."""
+    text = compact(text).removesuffix("%")
+    if len(text) > 400 or "␣" in text:
         return None
     text = _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
+    if match := _MIXED.match(text):
+        value = int(match[2]) + Fraction(int(match[3]), int(match[4]))
+        return -value if match[1] == "-" else value
     if text.startswith("(") and text.endswith(")") and text.count("(") == 1:
         text = text[1:-1]
     if _NUMBER.match(text):
-        return Fraction(text)
-    if match := _SLASH.match(text):
-        return Fraction(int(match[1]), int(match[2])) if int(match[2]) else None
-    if match := _SCIENTIFIC.match(text):
-        return Fraction(match[1]) * Fraction(10) ** int(match[2] or match[3])
-    if match := _FRACTION.match(text):
-        bottom = Fraction(match[3])
-        return (-1 if match[1] == "-" else 1) * Fraction(match[2]) / bottom if bottom else None
-    if (match := _MIXED.match(text)) and int(match[4]):
-        value = int(match[2]) + Fraction(int(match[3]), int(match[4]))
+        return Fraction(text.removesuffix("."))
+    if match := _POWER.match(text):
+        value = Fraction(match[2] or 1) * Fraction(10) ** int(match[3] or match[4])
         return -value if match[1] == "-" else value
+    if match := _FRACTION.match(text):
+        top, bottom = Fraction((match[2] or match[5]).removesuffix(".")), Fraction(match[3] or match[6])
+        return (-1 if "-" in (match[1], match[4]) else 1) * top / bottom if bottom else None
     return None
 
 
+def tolerance_between(left: str, right: str) -> Fraction:
+    """Relative: 1e-4, as in Qwen2.5-Math's grader, where a decimal meets what is none or has other places; else 0."""
+    places = [sorted(map(len, re.findall(r"\.(\d*)", text))) for text in (left, right)]
+    return Fraction(places[0] != places[1], 10_000)
+
+
 def is_calculation(text: str) -> bool:
-    r"""Whether there is no letter in it but those of commands: ``3 + 4``, ``\\log_4(8)``."""
-    return not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", text))
+    r"""Whether there is no letter in it but i and those of commands: ``3 + 4``, ``\\log_4(8)``, ``i^6``."""
+    return not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+|(?<![A-Za-z])i(?![A-Za-z])", "", text))
 
 
-def split_top_level(text: str, separator: str = ",") -> list[str]:
+def split_top_level(text: str, separator: re.Pattern[str]) -> list[str]:
     """Split at separators outside every bracket and matrix."""
     parts, depth, start, position = [], 0, 0, 0
     while position < len(text):
-        character = text[position]
-        if character == "\\":
-            if text.startswith((r"\begin", r"\{"), position):
-                depth += 1
-            elif text.startswith((r"\end", r"\}"), position):
-                depth -= 1
+        match = separator.match(text, position) if depth <= 0 else None
+        if match and match.end() > position:
+            parts.append(text[start:position])
+            start = position = match.end()
+            continue
+        if text[position] == "\\":
+            depth += text.startswith((r"\begin", r"\{"), position) - text.startswith((r"\end", r"\}"), position)
             position += 2
             continue
-        depth += (character in "([{") - (character in ")]}")
-        if character == separator and depth <= 0:
-            parts.append(text[start:position])
-            start = position + 1
+        depth += (text[position] in "([{") - (text[position] in ")]}")
         position += 1
     parts.append(text[start:])
     return [part.strip() for part in parts]
 
 
 def matrix_rows(text: str) -> list[list[str]] | None:
-    """The cells of a text that is one matrix; None otherwise."""
+    """The cells of a text that is one matrix, in brackets or not; None otherwise."""
+    text = text.strip()
+    if text.startswith(r"[\begin{array}") and text.endswith(r"\end{array}]"):
+        text = text[1:-1]
     match = _ENVIRONMENT.fullmatch(text.strip())
-    if match is None:
+    if match is None or "\\begin" in match.group(2):
         return None
     body = re.sub(r"\\hline", "", match.group(2)).strip().removesuffix("\\\\")
     return [[cell.strip() for cell in row.split("&")] for row in re.split(r"\\\\(?:\[[^\]]*\])?", body)]

@@ -1,0 +1,91 @@
+"""Sets of real numbers, written as intervals, inequalities, set-builders or unions of them: all read as intervals."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from dapo_fast.rewards.normal import split_top_level
+
+_REALS = re.compile(r"\\mathbb\s*\{?R\}?|R|ℝ|all (?:the )?real(?: number)?s?|any real number|\\Re")
+_BUILDER = re.compile(r"\\\{\s*([A-Za-z])\s*(?:\\in\s*(?:\\mathbb\s*\{?R\}?|R|ℝ)\s*)?[|:,](.*)\\\}\Z", re.S)
+_MEMBER = re.compile(r"([A-Za-z])\s*\\in(?![A-Za-z])(.*)\Z", re.S)
+_UNION = re.compile(r"\\cup(?![A-Za-z])|\\(?:vee|lor)(?![A-Za-z])|(?<![A-Za-z\\]),?\s*or(?![A-Za-z])")
+_BOTH = re.compile(r"\\(?:wedge|land)(?![A-Za-z])|(?<![A-Za-z\\])and(?![A-Za-z])")
+_COMMA = re.compile(",")
+_SIGN = re.compile(r"\\(?:le|ge|ne)(?![A-Za-z])|[<>]")
+_VARIABLE = re.compile(r"[A-Za-z]|\\(?:alpha|beta|theta|lambda|mu|phi|omega)")
+_FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", r"\ne": r"\ne"}
+
+
+class Interval(NamedTuple):
+    """From ``start`` to ``end``, with brackets such as "[)"; ``name`` is the variable where one is given."""
+
+    brackets: str
+    start: str
+    end: str
+    name: str | None = None
+
+
+def real_set(text: str) -> list[Interval] | None:
+    """The intervals whose union a normalised text is; None where it is anything else, a plain tuple included."""
+    text, name = text.strip(), None
+    if len(text) > 500:
+        return None
+    if match := _BUILDER.match(text) or _MEMBER.match(text):
+        name, text = match.group(1), match.group(2).strip()
+    if _REALS.fullmatch(text):
+        return [Interval("()", r"-\infty", r"\infty", name)]
+    parts = [_part(part) for part in split_top_level(text, _UNION)]
+    if any(part is None for part in parts):
+        return None
+    return [interval._replace(name=interval.name or name) for part in parts for interval in part]
+
+
+def _part(text: str) -> list[Interval] | None:
+    if text.startswith(("(", "[")) and text.endswith((")", "]")):
+        ends = split_top_level(text[1:-1], _COMMA)
+        if len(ends) == 2 and all(ends):
+            # Infinity is never reached: a bracket at it is a slip of the pen.
+            left = "(" if "infty" in ends[0] else text[0]
+            right = ")" if "infty" in ends[1] else text[-1]
+            return [Interval(left + right, *ends)]
+        return None
+    bounds = [_inequality(part) for part in split_top_level(text, _BOTH)]
+    if any(bound is None for bound in bounds):
+        return None
+    if len(bounds) == 1:
+        return bounds[0]
+    if len(bounds) == 2 and all(len(bound) == 1 for bound in bounds) and bounds[0][0].name == bounds[1][0].name:
+        low, high = sorted((bounds[0][0], bounds[1][0]), key=lambda bound: bound.start == r"-\infty")
+        if low.end == r"\infty" and high.start == r"-\infty":
+            return [Interval(low.brackets[0] + high.brackets[1], low.start, high.end, low.name)]
+    return None
+
+
+def _inequality(text: str) -> list[Interval] | None:
+    """``x > 3``, ``3 < x``, ``1 < x \\le 2``, ``x \\ne 3``."""
+    signs, sides = _SIGN.findall(text), [side.strip() for side in _SIGN.split(text)]
+    if signs and signs[-1] in (">", r"\ge"):
+        signs, sides = [_FLIPPED[sign] for sign in reversed(signs)], sides[::-1]
+    if not signs or not all(sides) or any("=" in side or "," in side for side in sides):
+        return None
+    names = [side for side in sides if _VARIABLE.fullmatch(side) and side not in ("e", "i")]
+    if len(names) != 1 or any(
+        re.search(rf"(?<![A-Za-z\\]){re.escape(names[0])}(?![A-Za-z])", s) for s in sides if s != names[0]
+    ):
+        return None
+    name, place = names[0], sides.index(names[0])
+    if signs == [r"\ne"]:
+        point = sides[1 - place]
+        return [Interval("()", r"-\infty", point, name), Interval("()", point, r"\infty", name)]
+    if r"\ne" in signs or any(sign in (">", r"\ge") for sign in signs):
+        return None
+    marks = ["(" if sign == "<" else "[" for sign in signs]
+    if len(sides) == 2 and place == 0:
+        return [Interval("(" + marks[0].replace("(", ")").replace("[", "]"), r"-\infty", sides[1], name)]
+    if len(sides) == 2:
+        return [Interval(marks[0] + ")", sides[0], r"\infty", name)]
+    if len(sides) == 3 and place == 1:
+        return [Interval(marks[0] + marks[1].replace("(", ")").replace("[", "]"), sides[0], sides[2], name)]
+    return None
