@@ -519,15 +519,6 @@ def test_refuses_without_a_sandbox_unless_told(monkeypatch, caplog):
     assert "WITHOUT A SANDBOX" in caplog.text
 
 
-@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
-def test_bubblewrap_and_namespaces_agree(monkeypatch):
-    for name in ("bubblewrap", "namespaces"):
-        monkeypatch.setattr(sandbox, "_working_method", lambda name=name: (name, ""))
-        assert code.verify("def f(x): return x + 1", ADD_ONE)
-        for attack in ("equal to everything", "write to the system", "become root", "exit in the call", "proc"):
-            assert not code.verify(ATTACKS[attack], ADD_ONE, timeout=1)
-
-
 def test_unknown_form_of_tests():
     with pytest.raises(InputError, match="no known form"):
         code.verify("x = 1", {"cases": []})
