@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from dapo_fast.errors import InputError
+from dapo_fast.rewards.memory import reserved
 from dapo_fast.rewards.programs import extract_program
 from dapo_fast.rewards.sandbox import Limits, Sandboxed, close_all, method
 from dapo_fast.rewards.sandbox_init import MAX_FRAME
@@ -37,8 +38,8 @@ def verify(
             ``{"test_list", "test_setup_code"?}`` or a list of assert statements (MBPP),
             ``{"inputs", "outputs"}`` (standard input and output: TACO, APPS, LiveCodeBench),
             ``{"inputs", "outputs", "fn_name"}`` (arguments and results of a function or of a ``Solution`` method).
-        timeout: CPU seconds for all of a function's tests, or for each pair of standard input and output; the wall
-            clock allows three times as much and a second.
+        timeout: Seconds of work or of sleep for all of a function's tests, or for each pair of standard input and
+            output. Waiting for a core does not count, up to three times as much and a second.
         insecure: Run without a sandbox where none works.
 
     Raises:
@@ -46,19 +47,19 @@ def verify(
     """
     if not isinstance(tests, dict):
         tests = {"test_list": list(tests)}
-    limits = Limits(seconds=timeout)
     how = method(insecure)
     program = program.encode("utf-8", "replace").decode()
     if len(program) > MAX_FRAME // 16 or "\x00" in program:
         return False
-    if "entry_point" in tests or "test_list" in tests:
-        return _judged(program, tests, limits, how)
-    if "inputs" not in tests or "outputs" not in tests:
+    by_name = "entry_point" in tests or "test_list" in tests
+    if not by_name and ("inputs" not in tests or "outputs" not in tests):
         raise InputError(f"tests: {sorted(tests)} is no known form; see dapo_fast.rewards.code.verify")
-    if tests.get("fn_name"):
-        return _judged(program, _as_asserts(tests), limits, how)
+    if by_name or tests.get("fn_name"):
+        with reserved(Limits.memory_bytes) as memory:
+            limits = Limits(timeout, memory)
+            return _judged(program, tests if by_name else _as_asserts(tests), limits, how)
     return all(
-        _prints(program, _text(given), _text(expected), limits, how)
+        _prints(program, _text(given), _text(expected), timeout, how)
         for given, expected in zip(tests["inputs"], tests["outputs"], strict=True)
     )
 
@@ -101,14 +102,14 @@ def _judged(program: str, tests: dict[str, Any], limits: Limits, how: str) -> bo
         close_all(files)
 
 
-def _prints(program: str, given: str, expected: str, limits: Limits, how: str) -> bool:
-    with tempfile.TemporaryFile() as file:
+def _prints(program: str, given: str, expected: str, timeout: float, how: str) -> bool:
+    with tempfile.TemporaryFile() as file, reserved(Limits.memory_bytes) as memory:
         file.write(given.encode("utf-8", "replace"))
         file.seek(0)
         # Opened anew, read-only: the program shares no offset and cannot write to it.
         stdin = os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY)
         try:
-            with Sandboxed("script", {"program": program}, limits, {"stdin": stdin}, how) as run:
+            with Sandboxed("script", {"program": program}, Limits(timeout, memory), {"stdin": stdin}, how) as run:
                 printed = run.output()
                 if printed is None or run.exit_code() != 0:
                     return False

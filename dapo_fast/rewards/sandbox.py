@@ -1,13 +1,13 @@
 """Sandboxes for untrusted Python: bubblewrap where it works, else Linux namespaces by hand, else refusal.
 
 In a sandbox there is no network, no process but its own, no environment, a read-only file system of the interpreter and
-the system's libraries, and a private ``/tmp``; memory, processes, file sizes and time are bounded, and the end of
-its first process is the end of all of them.
+the system's libraries, and a private ``/tmp``. Memory, processes, files and time are bounded, by the kernel for each
+process and by a guard outside (``guard.py``) for all of them together; the end of its first process, or of its caller,
+is the end of all.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
 import importlib.util
@@ -28,19 +28,21 @@ from pathlib import Path
 from typing import Any
 
 from dapo_fast.errors import InputError
+from dapo_fast.rewards.memory import reserved
 from dapo_fast.rewards.sandbox_init import FRAME_HEAD
 
 log = logging.getLogger("dapo_fast.rewards")
 
 INSECURE_VARIABLE = "DAPO_FAST_INSECURE_SANDBOX"
 _SCRIPT = Path(__file__).with_name("sandbox_init.py")
+_GUARD = Path(__file__).with_name("guard.py")
 # Through the loader and not as a script, so that its compiled form is reused: a third of the time of a start.
 _START = (
     "import sys; from importlib.machinery import SourceFileLoader as Loader; "
     "exec(Loader('__main__', sys.argv[1]).get_code('__main__'), globals())"
 )
 _SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/etc/ld.so.cache", "/etc/alternatives")
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
+_DEVICES = ("/dev/null", "/dev/urandom", "/dev/random")  # not zero: mapped, it is memory
 _ENVIRONMENT = {"HOME": "/tmp", "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -48,9 +50,9 @@ _ENVIRONMENT = {"HOME": "/tmp", "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OPE
 class Limits:
     """What one sandbox may use."""
 
-    seconds: float = 10.0  # of CPU time, rounded up; wall time is three times that and a second, for a busy machine
-    memory_bytes: int = 2**30  # of address space, a process
-    processes: int = 16  # threads included
+    seconds: float = 10.0  # of CPU time or asleep; the wall allows three times that and a second, for a busy machine
+    memory_bytes: int = 2**30  # of all its processes together
+    processes: int = 32  # threads included
     file_bytes: int = 2**24
     tmp_bytes: int = 2**26
     output_bytes: int = 2**24
@@ -59,32 +61,47 @@ class Limits:
 class Sandboxed:
     """One running sandbox. Closing kills everything in it."""
 
-    def __init__(self, role: str, orders: dict[str, Any], limits: Limits, fds: dict[str, int], method: str) -> None:
+    def __init__(
+        self,
+        role: str,
+        orders: dict[str, Any],
+        limits: Limits,
+        fds: dict[str, int],
+        method: str,
+        errors: int = subprocess.DEVNULL,
+    ) -> None:
         """Start ``role`` ("script", "program" or "judge") with the file descriptors it is given by name."""
         self.deadline = time.monotonic() + 3 * limits.seconds + 1
         self.limits = limits
+        together = {
+            "caller": os.getpid(),
+            "seconds": limits.seconds,
+            "sleep_counts": role != "judge",  # which waits for the program
+            "memory_bytes": limits.memory_bytes - limits.tmp_bytes,  # /tmp is in no process's count
+            "processes": limits.processes,
+            "own_processes": _OWN_PROCESSES[method],
+        }
         orders = orders | {
             "role": role,
             "fds": fds,
-            "isolated": method != "namespaces",
-            "confined": method != "none",
-            "stage": _stage() if method == "namespaces" else "",
+            "method": method,
+            "guard": str(_GUARD),
+            "limits": together,
             "read_only": _read_only_paths(),
             "site": [] if method == "none" else ["/site"],
             "environment": _ENVIRONMENT,
             "memory_bytes": limits.memory_bytes,
-            "processes": limits.processes,
+            # Outside of a sandbox all of the user's processes count, so it can bound nothing there.
+            "processes": limits.processes if method != "none" else 2**20,
             "file_bytes": limits.file_bytes,
             "tmp_bytes": limits.tmp_bytes,
             "cpu_seconds": math.ceil(limits.seconds),
         }
-        if method == "none":
-            orders["processes"] = 2**20  # counts all of the user's processes there, so it can bound nothing
         self.process = subprocess.Popen(
-            _command(method),
+            _command(method, together),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=errors,
             pass_fds=tuple(fds.values()),
             env={},
             cwd="/",
@@ -127,7 +144,7 @@ class Sandboxed:
             return None
 
     def close(self) -> None:
-        """Kill what is left. The launcher's death kills the namespace's first process, and that kills the rest."""
+        """Kill what is left. The guard's death kills the namespace's first process, and that kills the rest."""
         if self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, 9)
@@ -169,23 +186,42 @@ def _working_method() -> tuple[str | None, str]:
     reasons = []
     # Bubblewrap maps its user to root when root starts it, and the kernel counts no processes of root.
     for candidate in ("namespaces", "bubblewrap") if os.geteuid() == 0 else ("bubblewrap", "namespaces"):
-        if candidate == "bubblewrap" and shutil.which("bwrap") is None:
-            reasons.append("bubblewrap: not installed")
-            continue
-        if candidate == "namespaces" and platform.machine() not in ("x86_64", "aarch64"):
-            reasons.append(f"namespaces: not written for {platform.machine()}")
-            continue
-        orders = {"program": "import os\nprint('inside', len(os.listdir('/tmp')))"}
-        null = os.open("/dev/null", os.O_RDONLY)
-        try:
-            with Sandboxed("script", orders, Limits(seconds=20), {"stdin": null}, candidate) as probe:
-                if probe.output() == b"inside 0\n":
-                    log.info("code sandbox: %s", candidate)
-                    return candidate, ""
-        finally:
-            os.close(null)
-        reasons.append(f"{candidate}: the kernel or container refuses")
+        reason = _why_not(candidate)
+        if reason is None:
+            log.info("code sandbox: %s", candidate)
+            return candidate, ""
+        reasons.append(f"{candidate}: {reason}")
+        if candidate == "bubblewrap" and _bubblewrap():
+            log.warning("%s does not work here: %s", _bubblewrap(), reason)
     return None, "; ".join(reasons)
+
+
+def _why_not(candidate: str) -> str | None:
+    """None if the isolation works here."""
+    if candidate == "bubblewrap" and _bubblewrap() is None:
+        return "not installed"
+    if candidate == "namespaces" and platform.machine() not in ("x86_64", "aarch64"):
+        return f"not written for {platform.machine()}"
+    orders = {"program": "import os\nprint('inside', len(os.listdir('/tmp')))"}
+    with (
+        tempfile.TemporaryFile() as errors,
+        open("/dev/null", "rb") as nothing,
+        reserved(Limits.memory_bytes) as memory,
+    ):
+        limits = Limits(seconds=10, memory_bytes=memory)
+        fds = {"stdin": nothing.fileno()}
+        with Sandboxed("script", orders, limits, fds, candidate, errors.fileno()) as probe:
+            if probe.output() == b"inside 0\n":
+                return None
+            code = probe.exit_code()
+        errors.seek(0)
+        said = errors.read().decode("utf-8", "replace").strip().splitlines()
+        return f"{said[-1] if said else 'no answer'} (exit code {code})"
+
+
+def _bubblewrap() -> str | None:
+    found = shutil.which("bwrap")
+    return os.path.abspath(found) if found else None
 
 
 @functools.cache
@@ -193,20 +229,35 @@ def _warn_insecure() -> None:
     log.warning("RUNNING UNTRUSTED PROGRAMS WITHOUT A SANDBOX: they can read and write whatever this user can")
 
 
-def _command(method: str) -> list[str]:
+# Of those that the guard sees: all but the program's first. Bubblewrap has one outside and one inside, namespaces one.
+_OWN_PROCESSES = {"bubblewrap": 3, "namespaces": 2, "none": 1}
+
+
+def _command(method: str, limits: dict[str, Any]) -> list[str]:
+    """What to start. In namespaces the script forks its guard itself, else the guard starts the rest."""
     python = [os.path.realpath(sys._base_executable), "-I", "-S"]
-    if method != "bubblewrap":
+    if method == "namespaces":
         return [*python, "-c", _START, str(_SCRIPT)]
-    wrapper = ["bwrap", "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session", "--clearenv"]
-    wrapper += ["--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"]
+    guard = [*python, "-c", _START, str(_GUARD), json.dumps(limits)]
+    if method == "none":
+        return [*guard, *python, "-c", _START, str(_SCRIPT)]
+    wrapper = [
+        str(_bubblewrap()),
+        "--unshare-all",
+        "--unshare-user",
+        "--die-with-parent",
+        "--new-session",
+        "--clearenv",
+    ]
+    # To mount /tmp with a bound of files, which it cannot: the script gives the capability up.
+    wrapper += ["--uid", "65534", "--gid", "65534", "--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN"]
     for source, target in _read_only_paths():
         if os.path.islink(source):
             wrapper += ["--symlink", os.readlink(source), target]
         else:
             wrapper += ["--dev-bind" if source.startswith("/dev/") else "--ro-bind", source, target]
-    wrapper += ["--ro-bind", str(_SCRIPT), "/init.py"]
-    wrapper += ["--size", str(Limits.tmp_bytes), "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp"]
-    return [*wrapper, *python, "/init.py"]
+    wrapper += ["--symlink", "/tmp", "/dev/shm", "--ro-bind", str(_SCRIPT), "/init.py"]
+    return [*guard, *wrapper, "--dir", "/tmp", "--remount-ro", "/", *python, "/init.py"]
 
 
 @functools.cache
@@ -223,25 +274,6 @@ def _read_only_paths() -> list[list[str]]:
             if folder.is_dir():
                 paths.append([str(folder), f"/site/{folder.name}"])
     return paths
-
-
-def _stage() -> str:
-    # Each process its own, made once: every sandbox mounts its root over it in a mount namespace of its own.
-    return _stage_of(os.getpid())
-
-
-@functools.cache
-def _stage_of(_: int) -> str:
-    path = tempfile.mkdtemp(prefix="dapo-fast-sandbox-")
-    owner = os.getpid()
-
-    def remove() -> None:
-        if os.getpid() == owner:
-            with contextlib.suppress(OSError):
-                os.rmdir(path)
-
-    atexit.register(remove)
-    return path
 
 
 def close_all(files: Iterable[int]) -> None:

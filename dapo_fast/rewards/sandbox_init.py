@@ -31,6 +31,7 @@ import struct
 import sys
 import types
 import warnings
+from importlib.machinery import SourceFileLoader
 from typing import Any
 
 NOBODY = 65534
@@ -80,19 +81,24 @@ def _map_user(proc: int, outside_user: int, outside_group: int) -> None:
 def isolate(orders: dict[str, Any]) -> None:
     """Enter new namespaces with a root directory of their own; returns in their second process, without privileges.
 
-    The first one waits for it and takes all the others along when it ends. It runs nothing of the program's, which
-    could otherwise shake off the signal that ties the sandbox to its owner, and outlive both.
+    This process stays outside as their guard. The first one inside waits for the second and takes all the others along
+    when it ends. It runs nothing of the program's, which could otherwise shake off the signal that ties the sandbox to
+    its owner, and outlive both.
     """
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    guard = _guard(orders["guard"])
     privileged = os.geteuid() == 0
     user, group = os.geteuid(), os.getegid()
     proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
     _check(libc.unshare(NEW_NAMESPACES | (0 if privileged else NEW_USER)), "unshare")
     if not privileged:
         _map_user(proc, user, group)
-    _fork_and_leave_a_guard()
+    child = os.fork()
+    if child:
+        guard.close_other_files(proc)
+        os._exit(guard.watch(child, proc, orders["limits"]["caller"], orders["limits"]))
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    _new_root(orders["stage"], orders["read_only"], orders["tmp_bytes"])
+    _new_root(orders["read_only"], orders["tmp_bytes"])
     if privileged:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
@@ -103,11 +109,18 @@ def isolate(orders: dict[str, Any]) -> None:
         if libc.unshare(NEW_USER) == 0:
             _map_user(proc, NOBODY, NOBODY)
     os.close(proc)
-    _fork_and_leave_a_guard()
+    _fork_and_reap()
 
 
-def _fork_and_leave_a_guard() -> None:
-    """Go on in a new process; this one reaps, and ends as that one does."""
+def _guard(path: str) -> types.ModuleType:
+    """The guard's script as a module, while it can still be read."""
+    module = types.ModuleType("guard")
+    exec(SourceFileLoader("guard", path).get_code("guard"), module.__dict__)
+    return module
+
+
+def _fork_and_reap() -> None:
+    """Go on in a new process; this one, the first of the name space, reaps, and ends as that one does."""
     child = os.fork()
     if not child:
         return
@@ -118,7 +131,9 @@ def _fork_and_leave_a_guard() -> None:
             os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
-def _new_root(stage: str, read_only: list[list[str]], tmp_bytes: int) -> None:
+def _new_root(read_only: list[list[str]], tmp_bytes: int) -> None:
+    # Any folder will do in a mount namespace of one's own, and one that is always there leaves none behind.
+    stage = "/proc"
     _mount(None, "/", None, MS_REC | MS_PRIVATE)
     _mount("root", stage, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
     for source, target in read_only:
@@ -135,12 +150,18 @@ def _new_root(stage: str, read_only: list[list[str]], tmp_bytes: int) -> None:
         if not source.startswith("/dev/"):
             _read_only(inside)
     os.makedirs(f"{stage}/tmp", exist_ok=True)
-    _mount("tmp", f"{stage}/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={tmp_bytes},nr_inodes=4096,mode=1777")
+    os.symlink("/tmp", f"{stage}/dev/shm")  # where multiprocessing's semaphores are
+    mount_tmp(f"{stage}/tmp", tmp_bytes)
     _mount(None, stage, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
     os.chdir(stage)
     _check(libc.syscall(_PIVOT_ROOT[platform.machine()], b".", b"."), "pivot_root")
     _check(libc.umount2(b".", MNT_DETACH), "umount")
     os.chdir("/tmp")
+
+
+def mount_tmp(path: str, size: int) -> None:
+    """A place to write to, bounded in bytes and in files: an empty file takes a kilobyte of the kernel's."""
+    _mount("tmp", path, "tmpfs", MS_NOSUID | MS_NODEV, f"size={size},nr_inodes=4096,mode=1777")
 
 
 def _read_only(path: str) -> None:
@@ -181,6 +202,8 @@ _REFUSED = {
         *(194, 190, 186, 279),
     ),
 }
+_MMAP = {"x86_64": 9, "aarch64": 222}
+_MAP_SHARED, _MAP_ANONYMOUS = 1, 32  # together: memory of no process in particular, so the guard would not see it
 _CLONE = {"x86_64": 56, "aarch64": 220}
 _CLONE3 = 435  # its flags are behind a pointer; the C library falls back to clone, whose flags are not
 _CLONE_NEW = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
@@ -199,7 +222,9 @@ def refuse_system_calls() -> None:
     for number in _REFUSED[machine]:
         program += [(equal, 0, 1, number), (give, 0, 0, refuse)]
     program += [(equal, 0, 1, _CLONE3), (give, 0, 0, absent)]
-    first_argument = 16  # its low half, on these little-endian machines
+    first_argument, fourth_argument = 16, 40  # their low halves, on these little-endian machines
+    program += [(equal, 0, 5, _MMAP[machine]), (load, 0, 0, fourth_argument), (any_of, 0, 2, _MAP_ANONYMOUS)]
+    program += [(any_of, 0, 1, _MAP_SHARED), (give, 0, 0, refuse), (give, 0, 0, allow)]
     program += [(equal, 0, 3, _CLONE[machine]), (load, 0, 0, first_argument)]
     program += [(any_of, 0, 1, _CLONE_NEW), (give, 0, 0, refuse), (give, 0, 0, allow)]
     code = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *line) for line in program))
@@ -211,7 +236,7 @@ def refuse_system_calls() -> None:
 def limit(orders: dict[str, Any]) -> None:
     """Bound what this process and its children can use."""
     for name, value in (
-        ("RLIMIT_AS", orders["memory_bytes"]),
+        ("RLIMIT_AS", orders["limits"]["memory_bytes"]),
         ("RLIMIT_NPROC", orders["processes"]),
         ("RLIMIT_FSIZE", orders["file_bytes"]),
         ("RLIMIT_CPU", orders["cpu_seconds"]),
@@ -716,14 +741,17 @@ def _library(name: str) -> Any:
 def main() -> None:
     """Read the orders, close in, play the part."""
     orders = read_frame(0)
-    if not orders["isolated"]:
+    if orders["method"] == "namespaces":
         isolate(orders)
+    elif orders["method"] == "bubblewrap":
+        mount_tmp("/tmp", orders["tmp_bytes"])
+        os.chdir("/tmp")
     for path in orders["site"]:
         sys.path.append(path)
     os.environ.clear()
     os.environ.update(orders["environment"])
     limit(orders)
-    if orders["confined"]:
+    if orders["method"] != "none":
         give_up_privileges()
         refuse_system_calls()
     sys.setrecursionlimit(5000)

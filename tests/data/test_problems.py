@@ -140,6 +140,54 @@ FORMATS = {
         None,
         {"inputs": [[1, [2]]], "outputs": [3], "fn_name": "add"},
     ),
+    "livecodebench by call, on LeetCode": (
+        {
+            "question_title": "t",
+            "question_content": "Join.",
+            "platform": "leetcode",
+            "question_id": "2828",
+            "starter_code": "class Solution:\n    def join(self, words: List[str], s: str) -> bool:\n        ",
+            "public_test_cases": json.dumps(
+                [{"input": '["a\u2028b", "c"]\n"ac"', "output": "true", "testtype": "functional"}], ensure_ascii=False
+            ),
+            "private_test_cases": "",
+            "metadata": '{"func_name": "join"}',
+        },
+        "Join.\n\nclass Solution:\n    def join(self, words: List[str], s: str) -> bool:\n        ",
+        None,
+        {"inputs": [[["a\u2028b", "c"], "ac"]], "outputs": [True], "fn_name": "join"},
+    ),
+    "taco, large numbers": (
+        {
+            "question": "Q",
+            "solutions": "[]",
+            "starter_code": "",
+            "input_output": '{"fn_name": "f", "inputs": [[' + "9" * 5000 + ']], "outputs": [[1]]}',
+            "difficulty": "EASY",
+            "time_limit": None,
+        },
+        "Q",
+        None,
+        {"inputs": [[10**5000 - 1]], "outputs": [[1]], "fn_name": "f"},
+    ),
+    "mmlu": (
+        {"question": "Which?", "subject": "s", "choices": ["one", "two"], "answer": 1},
+        "Which?\nA. one\nB. two",
+        "B",
+        None,
+    ),
+    "aqua": (
+        {"question": "How much?", "options": ["A)21", "B)22"], "rationale": "r", "correct": "B"},
+        "How much?\nA)21\nB)22",
+        "B",
+        None,
+    ),
+    "asdiv": (
+        {"body": "Two pears.", "question": "How many?", "answer": "2 (pears)", "formula": "2", "solution_type": "t"},
+        "Two pears. How many?",
+        "2",
+        None,
+    ),
 }
 
 
@@ -170,6 +218,24 @@ def test_containers(tmp_path):
     for number in (1, 2):
         (folder / f"{number}.json").write_text(json.dumps({"problem": "P", "solution": rf"\boxed{{{number}}}"}))
     assert [(p.id, p.answer) for p in load_problems(str(tmp_path / "MATH"))] == [("algebra/1", "1"), ("algebra/2", "2")]
+
+
+def test_problems_published_without_tests_are_left_out(tmp_path, caplog):
+    with_tests = FORMATS["taco"][0]
+    rows = [
+        with_tests | {"input_output": ""},
+        with_tests,
+        with_tests | {"input_output": '{"inputs": [], "outputs": []}'},
+    ]
+    with caplog.at_level("WARNING", logger="dapo_fast.data"):
+        (problem,) = load_problems(write(tmp_path / "p.jsonl", *rows))
+    assert problem.id == "2" and "2 problems have no tests and are left out" in caplog.text
+
+
+def test_only_the_tests_of_its_form_are_kept(tmp_path):
+    tests = {"test_list": ["assert f()"], "entry_point": "f", "note": 1}
+    (problem,) = load_problems(write(tmp_path / "p.jsonl", {"id": 1, "prompt": "p", "tests": tests}))
+    assert problem.tests == {"test_list": ["assert f()"]}
 
 
 GOOD = b'{"id": "a", "prompt": "p", "answer": "1"}\n'
@@ -207,6 +273,67 @@ BROKEN = {
     ),
     "empty test list": (b'{"task_id": 1, "text": "t", "test_list": []}\n', ":1: 'test_list' must be a non-empty array"),
     "unknown tests": (b'{"id": 1, "prompt": "t", "tests": {"x": 1}}\n', ":1: 'tests' holds ['x']"),
+    "error in a test": (
+        b'{"task_id": 1, "text": "t", "test_list": ["assert f() == 1", "assert f( == 1"]}\n',
+        ":1: test_list, number 2 is not Python (",
+    ),
+    "return outside of a function": (
+        b'{"task_id": 1, "text": "t", "test_list": ["return f()"]}\n',
+        ":1: test_list, number 1 is not Python ('return' outside function",
+    ),
+    "error in setup": (
+        b'{"task_id": 1, "text": "t", "test_list": ["assert f()"], "test_setup_code": "import"}\n',
+        ":1: test_setup_code is not Python (",
+    ),
+    "setup is no text": (
+        b'{"id": 1, "prompt": "t", "tests": {"test_list": ["assert f()"], "test_setup_code": ["import re"]}}\n',
+        ":1: tests: 'test_setup_code' must be text, not an array",
+    ),
+    "test without check": (
+        b'{"task_id": "1", "prompt": "p", "entry_point": "f", "test": "assert f()"}\n',
+        ":1: 'test' defines no check",
+    ),
+    "error in check": (
+        b'{"task_id": "1", "prompt": "p", "entry_point": "f", "test": "def check(f): assert f("}\n',
+        ":1: test is not Python (",
+    ),
+    "prompt that cannot be completed": (
+        b'{"task_id": "1", "prompt": "def f(:", "entry_point": "f", "test": "def check(f): pass"}\n',
+        ":1: prompt is not Python (",
+    ),
+    "entry point is no name": (
+        b'{"task_id": "1", "prompt": "p", "entry_point": "f g", "test": "def check(f): pass"}\n',
+        ":1: 'entry_point' 'f g' is no name of a function",
+    ),
+    "entry point is a keyword": (
+        b'{"id": 1, "prompt": "t", "tests": {"entry_point": "def", "test": "def check(f): pass"}}\n',
+        ":1: tests: 'entry_point' 'def' is no name of a function",
+    ),
+    "null byte in a test": (
+        b'{"id": 1, "prompt": "t", "tests": {"test_list": ["assert f() #\\u0000"]}}\n',
+        ":1: tests: test_list, number 1 is not Python (source code",
+    ),
+    "fn_name is no name": (
+        b'{"question": "q", "input_output": {"fn_name": "a-b", "inputs": [[1]], "outputs": [1]}}\n',
+        ":1: input_output: 'fn_name' 'a-b' is no name of a function",
+    ),
+    "object as standard input": (
+        b'{"question": "q", "input_output": {"inputs": [{"a": 1}], "outputs": ["1"]}}\n',
+        ":1: input_output: an object is no standard input",
+    ),
+    "no tests at all": (b'{"question": "q", "input_output": ""}\n', ": holds no problems"),
+    "choices of no known format": (
+        b'{"question": "q", "choices": {"text": ["a"]}, "answer": "A"}\n',
+        ":1: 'choices' must be a non-empty array of text",
+    ),
+    "answer that is no choice": (
+        b'{"question": "q", "choices": ["a", "b"], "answer": 2}\n',
+        ":1: 'answer' must be the number or letter of one of 2 choices",
+    ),
+    "context of no known format": (
+        b'{"question": "q", "context": "c", "answer": "A"}\n',
+        ":1: field 'context' belongs to the question",
+    ),
     "unequal tests": (
         b'{"question": "q", "input_output": {"inputs": ["1"], "outputs": []}}\n',
         "1 inputs and 0 outputs",
