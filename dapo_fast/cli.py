@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import signal
@@ -209,7 +210,7 @@ def _evaluate_model(args: argparse.Namespace) -> int:
     missing = [name for name in ("model", "benchmark", "out") if getattr(args, name) is None]
     if missing:
         raise InputError(f"evaluate: name a RUN, or all of --model, --benchmark and --out (missing: --{missing[0]})")
-    config = _config(args, [f"model.path={args.model}", f"data.problems={args.benchmark}"])
+    config = _config(args, [f"model.path={json.dumps(args.model)}", f"data.problems={json.dumps(args.benchmark)}"])
     if config is None:
         raise InputError("evaluate: no settings")
     from dapo_fast.data.problems import format_prompt, load_problems
@@ -259,7 +260,7 @@ def _estimate(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} {value}: at least 1")
-    config = _config(args, [f"model.path={args.model}", "data.problems=none"])
+    config = _config(args, [f"model.path={json.dumps(args.model)}", "data.problems=none"])
     assert config is not None
     print(estimate(args.model, config, args.processes))
     lengths = Lengths(args.prompt_tokens, args.response_tokens, args.response_steps)

@@ -12,25 +12,49 @@ import copy
 import hashlib
 import json
 import math
+import shlex
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from dapo_fast.errors import InputError
+from dapo_fast.errors import InputError, blaming, one_line
+from dapo_fast.plain_yaml import read_yaml
+from dapo_fast.rollout.steps import compile_splitter
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 # What ``by_iteration`` cannot change: it is read once, or iterations could not be compared.
-_OF_THE_RUN = {"seed", "iterations", "keep_best", "model", "sft"}
+_OF_THE_RUN = {"seed", "iterations", "keep_best", "model", "sft", "by_iteration"}
 _DATA_OF_THE_RUN = {"task", "template", "heldout", "heldout_limit"}
 
 
 class Section(BaseModel):
-    """A group of settings: unknown keys and wrong types are errors."""
+    """A group of settings: unknown keys and wrong types are errors, and so are true, infinity and NaN as numbers."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        kinds = _kinds(cls.model_fields[info.field_name].annotation)
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(item, bool) and bool not in kinds and kinds & {int, float}:
+                raise ValueError(f"a number, not {str(item).lower()}")
+            if isinstance(item, str) and not _printable(item):
+                raise ValueError(f"{item!r} has characters that are not text")
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The plain types in an annotation, however nested."""
+    return {annotation} | {kind for part in get_args(annotation) for kind in _kinds(part)}
+
+
+def _printable(text: str) -> bool:
+    # Neither a file name nor UTF-8 can hold these.
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 class ModelSettings(Section):
@@ -43,6 +67,9 @@ class ModelSettings(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
+TEMPLATES = ("chat", "plain", "none")
+
+
 class DataSettings(Section):
     """Problems to train on and problems held out."""
 
@@ -53,6 +80,23 @@ class DataSettings(Section):
     limit: int | None = Field(None, ge=1)  # problems used in an iteration
     heldout_limit: int | None = Field(None, ge=1)
 
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, value: str | None) -> str | None:
+        if value is not None:
+            # Late: it imports what makes tokenizers, which runs without a built-in task do not need here.
+            from dapo_fast.tasks import get_task
+
+            get_task(value)
+        return value
+
+    @field_validator("template")
+    @classmethod
+    def _known_template(cls, value: str) -> str:
+        if value not in TEMPLATES and "{prompt}" not in value:
+            raise ValueError(f"{value!r} is none of {', '.join(TEMPLATES)}, and has no {{prompt}}")
+        return value
+
 
 class OptimSettings(Section):
     """AdamW, its schedule and the batch: shared by sft, critic and actor."""
@@ -62,7 +106,7 @@ class OptimSettings(Section):
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     adam_betas: tuple[Decay, Decay] = (0.9, 0.999)
-    clip_norm: float = Field(1.0, gt=0)
+    clip_norm: float = Field(1.0, gt=0, allow_inf_nan=True)  # .inf: no clipping
     optimizer_state: Literal["float32", "bfloat16", "int8"] = "float32"
     epochs: int = Field(1, ge=1)
     steps: int | None = Field(None, ge=1)  # optimizer steps; None: as many as the epochs give
@@ -100,11 +144,28 @@ class EngineSettings(Section):
     def _urls_for_http(self) -> EngineSettings:
         if self.kind == "http" and not self.urls:
             raise ValueError("urls: kind 'http' needs at least one base URL")
-        if wrong := [url for url in self.urls if not url.startswith(("http://", "https://"))]:
-            raise ValueError(f"urls: {wrong[0]!r} does not begin with http:// or https://")
-        if self.command is not None and "{model}" not in self.command:
-            raise ValueError("command: needs {model} where the policy's directory goes")
+        for url in self.urls:
+            _check_url(url)
+        if self.command is not None:
+            if "{model}" not in self.command:
+                raise ValueError("command: needs {model} where the policy's directory goes")
+            try:
+                shlex.split(self.command)
+            except ValueError as error:
+                raise ValueError(f"command: {self.command!r} is no command line ({error})") from error
         return self
+
+
+def _check_url(url: str) -> None:
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"urls: {url!r} does not begin with http:// or https://")
+    try:
+        parts = urlsplit(url)
+        named = parts.hostname and parts.port != 0
+    except ValueError as error:  # a port that is no number or above 65535, brackets that do not match
+        raise ValueError(f"urls: {url!r}: {error}") from error
+    if not named or any(character.isspace() or not character.isprintable() for character in url):
+        raise ValueError(f"urls: {url!r} is not a URL with a host, and a port that is not 0")
 
 
 class CollectSettings(Section):
@@ -123,6 +184,12 @@ class CollectSettings(Section):
     reuse_samples: bool = True  # the generator's samples serve as completions of s_0
     skip_decided: bool = False  # stop completing a state once its verdict is sure beyond decided_error
     decided_error: float = Field(0.01, gt=0, lt=1)
+
+    @field_validator("splitter")
+    @classmethod
+    def _known_splitter(cls, value: str) -> str:
+        compile_splitter(value)
+        return value
 
     @model_validator(mode="after")
     def _kept_of_samples(self) -> CollectSettings:
@@ -202,7 +269,7 @@ class EvaluateSettings(Section):
 class Config(Section):
     """The whole of a run."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**43)  # what is derived from it fits the 64 bits that generators take
     iterations: int = Field(1, ge=1)
     keep_best: bool = True  # keep the previous policy where the new one is worse beyond its interval
     model: ModelSettings = ModelSettings()
@@ -239,7 +306,12 @@ class Config(Section):
             fixed = [k for k in change if k in _OF_THE_RUN] + [f"data.{k}" for k in data if k in _DATA_OF_THE_RUN]
             if fixed:
                 raise ValueError(f"by_iteration.{iteration}: {', '.join(fixed)}: the same in every iteration of a run")
-            self.at(iteration)
+            if iteration > self.iterations:
+                raise ValueError(f"by_iteration.{iteration}: the run has iterations 1 to {self.iterations}")
+            try:
+                self.at(iteration)
+            except ValidationError as error:
+                raise ValueError(f"by_iteration.{iteration}: {wrong_keys(error)}") from error
         return self
 
     def at(self, iteration: int) -> Config:
@@ -282,7 +354,7 @@ def preset_values(name: str) -> dict:
     """What the preset sets, defaults left out; InputError names the presets that exist."""
     if name not in preset_names():
         raise InputError(f"--preset {name}: unknown; there are {', '.join(preset_names())}")
-    return yaml.safe_load((PRESET_DIRECTORY / f"{name}.yaml").read_text())
+    return read_yaml((PRESET_DIRECTORY / f"{name}.yaml").read_text())
 
 
 def load_config(
@@ -295,51 +367,76 @@ def load_config(
     """
     values = {} if preset is None else preset_values(preset)
     if path is not None:
-        try:
-            loaded = yaml.safe_load(Path(path).read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"{path}: not a readable YAML file ({error})") from error
+        with blaming(path, "not a readable YAML file"):
+            loaded = read_yaml(Path(path).read_text(encoding="utf-8"))
         if not isinstance(loaded, dict):
             raise InputError(f"{path}: a config is a mapping of sections, this is {type(loaded).__name__}")
-        values = merge(values, _numbered(loaded))
+        values = merge(values, _numbered(loaded, str(path)))
     for override in overrides or []:
-        values = merge(values, _numbered(_override(override)))
+        values = merge(values, _numbered(_override(override), one_line(override)))
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{path or preset or 'config'}: {wrong_keys(error)}") from error
+        raise InputError(_blame(error, str(path or preset or "config"), overrides or [])) from error
 
 
 def wrong_keys(error: ValidationError) -> str:
     """What is wrong with which key, all of it on one line."""
-    return "; ".join(
-        f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
-    )
+    return "; ".join(_wrong_key(e) for e in error.errors())
 
 
-def _numbered(values: dict) -> dict:
+def _wrong_key(error: Any) -> str:
+    place, message = ".".join(map(str, error["loc"])), error["msg"].removeprefix("Value error, ")
+    if error["type"] == "string_type" and isinstance(error["input"], int | float):
+        message += f", not {json.dumps(error['input'])}; quote it"
+    if error["type"] == "extra_forbidden":
+        message = "there is no such setting"
+    return one_line(f"{place}: {message}" if place else message)
+
+
+def _blame(error: ValidationError, source: str, overrides: list[str]) -> str:
+    """Every wrong key, after the override that set it or else after ``source``."""
+    found: dict[str, list[str]] = {}
+    last = {text.partition("=")[0]: text for text in overrides}
+    for wrong in error.errors():
+        message, place = _wrong_key(wrong), [str(part) for part in wrong["loc"]]
+        guilty = [text for key, text in last.items() if _sets(key, place, message)]
+        found.setdefault(", ".join(map(one_line, guilty)) or source, []).append(message)
+    return "; ".join(f"{who}: {'; '.join(messages)}" for who, messages in found.items())
+
+
+def _sets(key: str, place: list[str], message: str) -> bool:
+    """Whether the override of ``key`` set what is wrong at ``place``; a section's message says which of its keys is."""
+    parts = key.split(".")
+    shared = min(len(parts), len(place))
+    if len(place) > 1 or (place and len(parts) == 1):
+        return parts[:shared] == place[:shared]
+    return parts[:shared] == place[:shared] and (parts[-1] in message or key in message)
+
+
+def _numbered(values: dict, source: str) -> dict:
     """``by_iteration``'s keys as numbers, as the command line and quoted YAML have text: only equal keys merge."""
     changes = values.get("by_iteration")
     if not isinstance(changes, dict):
         return values
-    numbered = {int(key) if isinstance(key, str) and key.isdigit() else key: v for key, v in changes.items()}
+    numbered: dict[Any, Any] = {}
+    for key, change in changes.items():
+        number = int(key) if isinstance(key, str) and key.isdecimal() else key
+        if isinstance(number, bool) or not isinstance(number, int) or number in numbered:
+            raise InputError(f"{source}: by_iteration.{key}: an iteration is a number, and is there once")
+        numbered[number] = change
     return values | {"by_iteration": numbered}
 
 
 def _override(text: str) -> dict:
     key, separator, value = text.partition("=")
-    if not separator or not key:
-        raise InputError(f"{text}: an override is section.key=value")
-    try:
-        result: Any = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"{text}: value is not YAML ({error})") from error
-    # YAML 1.1 reads 1e-3 as text.
-    if isinstance(result, str):
-        try:
-            result = float(result)
-        except ValueError:
-            result = str(result)
-    for part in reversed(key.split(".")):
+    parts = key.split(".")
+    if not separator or not all(parts):
+        raise InputError(f"{one_line(text)}: an override is section.key=value")
+    if len(parts) > 4:  # by_iteration.1.actor.lr
+        raise InputError(f"{one_line(text)}: there is no setting that deep")
+    with blaming(one_line(text), "value is not YAML"):
+        result: Any = read_yaml(value)
+    for part in reversed(parts):
         result = {part: result}
     return result

@@ -1,5 +1,47 @@
-"""The one error a user can cause."""
+"""The one error a user can cause, and what other libraries raise made into it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_LONGEST = 600  # characters of a message: what a library quotes may be a whole file
 
 
 class InputError(ValueError):
     """Bad input: the message names the file, line or argument. The command line exits with code 2 on it."""
+
+
+def one_line(text: object) -> str:
+    """``text`` on one printable line, its middle left out where it is long."""
+    line = " ".join("".join(c if c.isprintable() or c.isspace() else repr(c)[1:-1] for c in str(text)).split())
+    half = _LONGEST // 2
+    return line if len(line) <= _LONGEST else f"{line[:half]} … {line[-half:]}"
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, on one line, for a message that says already where."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 text: byte {error.start}"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, KeyError):
+        return f"nothing named {one_line(error)}"
+    return one_line(error) or type(error).__name__
+
+
+@contextmanager
+def blaming(culprit: object, what: str = "not readable") -> Iterator[None]:
+    """Whatever the block's libraries raise is an InputError of one line that names ``culprit``.
+
+    Only for a block that reads what a user gave, with code that is not ours: a bug of ours must stay one.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        # Parsers of other people's formats raise a dozen unrelated types on files that are not theirs.
+        raise InputError(f"{culprit}: {what} ({reason(error)})") from error

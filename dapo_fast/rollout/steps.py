@@ -21,10 +21,12 @@ import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from dapo_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _LINE = r"\n(?:\s*\n)?"
 PATTERNS = {

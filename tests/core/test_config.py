@@ -48,12 +48,117 @@ def test_beta_is_a_number_or_a_rule():
         (["by_iteration.2.seed=1", "by_iteration.2.data.heldout=h"], ["seed, data.heldout", "every iteration"]),
         (["seed=-1", "actor.adam_betas=[2, 3]"], ["seed", "actor.adam_betas"]),
         (["nothing"], ["section.key=value"]),
+        (["=1"], ["section.key=value"]),
+        (["a" + ".a" * 5000 + "=1"], ["that deep"]),
+        (["seed=" + "[" * 5000], ["nested too deeply"]),
+        (["iterations=2", "by_iteration.9.actor.beta=1"], ["by_iteration.9: the run has iterations 1 to 2"]),
+        (["by_iteration={1: {by_iteration: {}}}"], ["by_iteration: the same"]),
+        (["by_iteration.one.actor.beta=1"], ["by_iteration.one"]),
+        (["by_iteration.²={}"], ["by_iteration.²"]),
+        (["by_iteration={1: {}, '1': {}}"], ["by_iteration.1", "once"]),
+        (["by_iteration.1.actor.bta=1", "by_iteration.1.critic.lr=0"], ["actor.bta", "critic.lr"]),
+        (["collect.splitter=words"], ["collect.splitter", "blank_line"]),
+        (["collect.splitter=regex:("], ["collect.splitter", "regular expression"]),
+        (["data.template=jinja"], ["data.template", "{prompt}"]),
+        (["data.problems=null", "data.task=chess"], ["data.task", "arithmetic"]),
+        (["engine.urls=[http://h:99999]"], ["engine.urls", "h:99999"]),
+        (["engine.urls=[http://h:abc]"], ["engine.urls", "h:abc"]),
+        (["engine.urls=['http://']"], ["engine.urls", "host"]),
+        (["engine.urls=['http://h:0']"], ["engine.urls", "port"]),
+        (["engine.urls=['http://[h']"], ["engine.urls", "[h"]),
+        (['engine.command=vllm serve "{model}'], ["engine.command", "No closing quotation"]),
+        (["seed=18446744073709551616"], ["seed"]),
+        (['model.path="a\\0b"'], ["model.path", "not text"]),
+        (['model.path="\\ud800"'], ["model.path", "not text"]),
+        (["engine.model_name=0613"], ["engine.model_name", "613; quote it"]),
+        (["iterations=.inf"], ["iterations"]),
     ],
 )
 def test_errors_name_every_key(overrides, words):
     with pytest.raises(InputError) as error:
         load_config(overrides=[*NEEDED, *overrides])
-    assert all(word in str(error.value) for word in words), error.value
+    message = str(error.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message and len(message) < 1000
+
+
+NUMBERS = ["actor.lr", "actor.beta", "advantages.gap", "advantages.shrink", "collect.temperature", "evaluate.top_p"]
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "inf", "1e999", "true", "false"])
+@pytest.mark.parametrize("key", NUMBERS)
+def test_no_number_is_infinite_or_true(key, value):
+    with pytest.raises(InputError, match=key):
+        load_config(overrides=[*NEEDED, f"{key}={value}"])
+
+
+@pytest.mark.parametrize("key", ["seed", "actor.epochs", "data.limit", "collect.samples", "parallel.processes"])
+def test_true_is_not_one(key):
+    with pytest.raises(InputError, match=f"{key}: a number, not true"):
+        load_config(overrides=[*NEEDED, f"{key}=true"])
+    with pytest.raises(InputError, match="adam_betas: a number"):
+        load_config(overrides=[*NEEDED, "actor.adam_betas=[0.9, false]"])
+
+
+def test_switches_stay_switches_and_clipping_can_be_off():
+    config = load_config(overrides=[*NEEDED, "keep_best=no", "engine.seed=true", "actor.clip_norm=.inf"])
+    assert (config.keep_best, config.engine.seed, config.actor.clip_norm) == (False, True, float("inf"))
+    with pytest.raises(InputError, match="clip_norm"):
+        load_config(overrides=[*NEEDED, "actor.clip_norm=.nan"])
+
+
+def test_an_error_names_the_override_or_the_file_that_made_it(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("actor: {bta: 1}\ncritic: {epochs: 0}")
+    with pytest.raises(InputError) as error:
+        load_config(file, overrides=[*NEEDED, "critic.epochs=2", "sft.lr=-1", "collect.samples=2", "collect.kept=3"])
+    message = str(error.value)
+    assert f"{file}: actor.bta: there is no such setting" in message
+    assert "sft.lr=-1: sft.lr: " in message and "collect.samples=2, collect.kept=3: collect: kept" in message
+    assert "epochs" not in message and "model.path" not in message
+
+
+NUMERALS = [("010", 10), ("1e3", 1000), ("1_000", 1000), ("0x10", 16), ("+7", 7)]
+
+
+@pytest.mark.parametrize(("text", "value"), NUMERALS)
+def test_numbers_are_the_same_in_a_file_and_on_the_command_line(tmp_path, text, value):
+    (tmp_path / "c.yaml").write_text(f"collect: {{samples: {text}}}\nactor: {{lr: {text}}}")
+    for config in (
+        load_config(tmp_path / "c.yaml", overrides=NEEDED),
+        load_config(overrides=[*NEEDED, f"collect.samples={text}", f"actor.lr={text}"]),
+    ):
+        assert config.collect.samples == config.actor.lr == value
+
+
+def test_quoted_digits_are_a_name(tmp_path):
+    (tmp_path / "c.yaml").write_text('engine: {model_name: "0613"}')
+    assert load_config(tmp_path / "c.yaml", overrides=NEEDED).engine.model_name == "0613"
+    assert load_config(overrides=[*NEEDED, 'engine.model_name="0613"']).engine.model_name == "0613"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seed: 1\nactor: {lr: 1}\nseed: 2", "line 3, column 1: 'seed' is there twice"),
+        ("actor:\n  lr: 1\n  lr: 2", "line 3, column 3: 'lr' is there twice"),
+        ("[" * 5000, "nested too deeply"),
+        ("a: " * 5000, "line 1"),
+        ("seed: !!int x", "invalid literal"),
+        ("seed: !!python/object:os.system x", "line 1"),
+        ("a: 1\n---\nb: 2", "another document"),
+        ("a: \0", "special characters"),
+        ("\udcff", "not UTF-8 text: byte 0"),
+        ("by_iteration: {true: {}}", "by_iteration.True"),
+    ],
+)
+def test_yaml_that_is_wrong_is_one_line_that_says_where(tmp_path, text, words):
+    file = tmp_path / "wrong.yaml"
+    file.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(InputError) as error:
+        load_config(file)
+    message = str(error.value)
+    assert words in message and message.startswith(f"{file}: ") and "\n" not in message
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path):
