@@ -91,7 +91,7 @@ def extract_answer(response: str) -> str | None:
 
 
 def states(response: str, answer: str) -> bool:
-    """Whether a response without a box ends in ``answer`` as written: after ``####``, "answer is" or on its own lines."""
+    """Whether a response without a box ends in ``answer`` as written: by ``####``, "answer is" or on its own lines."""
     wanted = compact(strip_math(answer))
     tail = _ended(response)[-4 * len(answer) - _LONGEST_LINE :]
     if not wanted or len(answer) > _LONGEST_ANSWER or _BOX.search(tail):
