@@ -1,12 +1,14 @@
 """Every family: a pack reads and trains as its separate sequences do under transformers' own eager attention."""
 
 import random
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from family_cases import FAMILIES
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from tree_cases import (
     assert_same_gradients,
     gradients,
@@ -26,6 +28,8 @@ from dapo_fast.rollout.engine import SamplingParams
 from dapo_fast.rollout.in_process import InProcessEngine
 from dapo_fast.train.cost import Lengths, iteration_cost
 from dapo_fast.train.memory import estimate
+from dapo_fast.train.parallel import World
+from dapo_fast.train.weights import export
 
 BETA = 0.1
 
@@ -58,6 +62,25 @@ def test_a_tree_reads_and_trains_as_its_sequences(family):
     torch.testing.assert_close(out.step_logps.double(), expected.detach(), rtol=2e-5, atol=2e-5)
     assert out.loss.item() == pytest.approx(loss.item(), rel=2e-5)
     assert_same_gradients(actual, gradients(model), 2e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_reloads_the_export(family, tmp_path):
+    model = model_of(family)
+    (tmp_path / "source").mkdir()
+    world = World(0, 1, torch.device("cpu"), torch.float32, None)
+    export(model, tmp_path / "model", tmp_path / "source", torch.float32, world)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32, attn_implementation="eager")
+    model.set_attn_implementation("eager")
+    ids = torch.tensor([[5, 6, 7, 8, 9, 3, 4, 5]])
+    with torch.inference_mode():
+        torch.testing.assert_close(again.eval()(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_the_table_of_families_is_what_is_tested():
+    table = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    listed = {name for line in table.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line)}
+    assert listed == {*FAMILIES, "llama", "qwen3"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
