@@ -36,6 +36,10 @@ _NAME = re.compile(
 _BETWEEN = re.compile(
     r"\s*,?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*,?\s*|\s*\\(?:text|textrm|mathrm)\s*\{\s*,?\s*(?:and|or)\s*\}\s*|[,;]"
 )
+_PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}[,.]?\s+\$?[A-Za-z]{2,}")
+_UNIT_POWER = re.compile(
+    r"(?:\\(?:text|mathrm|mbox|textrm|rm)\s*\{[^{}]*\}|\b[a-z]{2,10})\s*\^\s*\{?(-?\d)\}?[$.\s]*\Z"
+)
 _RATIO = re.compile(":")
 
 
@@ -51,6 +55,11 @@ def equivalent(given: str, reference: str, symbolic: Symbolic) -> bool:
 
 
 def _same(given: str, reference: str, symbolic: Symbolic, depth: int) -> bool:
+    powers = {
+        match.group(1) for match in (_UNIT_POWER.search(given[-60:]), _UNIT_POWER.search(reference[-60:])) if match
+    }
+    if len(powers) > 1:  # square metres are not cubic metres
+        return False
     left, right = normalise(given), normalise(reference)
     if not left or not right:
         return compact(strip_math(given)) == compact(strip_math(reference)) != ""
@@ -59,9 +68,12 @@ def _same(given: str, reference: str, symbolic: Symbolic, depth: int) -> bool:
     real = real_set(left), real_set(right)
     if real[0] and real[1]:
         return _same_real_set(real[0], real[1], symbolic, depth)
-    (left_name, left_value), (right_name, right_value) = _named(left), _named(right)
-    if left_name is not None and right_name is not None and left_name != right_name:
-        return max(len(left), len(right)) <= LONGEST_ANSWER and symbolic(left, right)
+    sides = _sides(left), _sides(right)
+    if len(sides[0]) == len(sides[1]) > 1:
+        return _same_relation(left, right, *sides, symbolic, depth)
+    left_value, right_value = (_value(part) for part in sides)
+    if left_value is None or right_value is None:
+        return False
     if compact(left_value) == compact(right_value):
         return True
     numbers = as_number(left_value), as_number(right_value)
@@ -76,26 +88,46 @@ def _same(given: str, reference: str, symbolic: Symbolic, depth: int) -> bool:
     if _is_words(reference, right):
         return _same_words(left, right)
     if depth < 3:
-        structured = _same_structure(left_value, right_value, left, right, symbolic, depth)
+        structured = _same_structure(left_value, right_value, symbolic, depth)
         if structured is not None:
             return structured
-    if _EQUALS.search(left_value) or _EQUALS.search(right_value):
-        left_value, right_value = left, right  # a relation is only ever compared with a whole one
     return max(len(left_value), len(right_value)) <= LONGEST_ANSWER and symbolic(left_value, right_value)
 
 
-def _named(text: str) -> tuple[str | None, str]:
-    r"""``x``, ``5`` of ``x = 5``; no name, the value of a calculation or a chain; a relation stays whole."""
+# Names, chains, relations ------------------------------------------------------------------------------------------
+
+
+def _sides(text: str) -> list[str]:
+    r"""``x`` and ``5`` of ``x = 5``, ``5 = x`` and ``x \in 5``; all sides of a chain; else the text alone."""
     sides = split_top_level(text, _EQUALS)
     if len(sides) == 1:
         sides = split_top_level(text, _IN)
-    if len(sides) == 1 or not all(sides) or any(len(split_top_level(side, _BETWEEN)) > 1 for side in sides[:-1]):
-        return None, text
-    if len(sides) == 2 and _NAME.match(sides[1]) and is_calculation(sides[0]):
-        sides.reverse()  # 5 = x
-    if _NAME.match(sides[0]):
-        return compact(sides[0]), sides[-1]
-    return None, sides[-1] if len(sides) > 2 or is_calculation(sides[0]) else text
+    prose = any(_PROSE.search(side) and not _NAME.match(side) for side in sides)
+    if prose or not all(sides) or any(len(split_top_level(side, _BETWEEN)) > 1 for side in sides[:-1]):
+        return [text]
+    return sides[::-1] if len(sides) == 2 and _NAME.match(sides[1]) and is_calculation(sides[0]) else sides
+
+
+def _value(sides: list[str]) -> str | None:
+    """What a name, a calculation or a chain stands for; None of an equation, which stands for nothing but itself."""
+    return sides[-1] if len(sides) != 2 or _NAME.match(sides[0]) or is_calculation(sides[0]) else None
+
+
+def _same_relation(
+    whole_left: str, whole_right: str, left: list[str], right: list[str], symbolic: Symbolic, depth: int
+) -> bool:
+    """Both have as many sides: all are the same, or (of two) the relation as a whole is."""
+    if len(left) == 2 and _NAME.match(right[0]):
+        names = compact(left[0]).casefold(), compact(right[0]).casefold()
+        if names[0] == names[1] or is_calculation(left[0]):
+            return _same(left[1], right[1], symbolic, depth + 1)
+    if depth < 3 and all(_same(a, b, symbolic, depth + 1) for a, b in zip(left, right)):
+        return True
+    return (
+        len(left) == 2
+        and max(len(whole_left), len(whole_right)) <= LONGEST_ANSWER
+        and symbolic(whole_left, whole_right)
+    )
 
 
 # Numbers, words ----------------------------------------------------------------------------------------------------
@@ -171,11 +203,9 @@ def _same_real_set(left: list[Interval], right: list[Interval], symbolic: Symbol
     return not rest
 
 
-def _same_structure(
-    left: str, right: str, whole_left: str, whole_right: str, symbolic: Symbolic, depth: int
-) -> bool | None:
+def _same_structure(left: str, right: str, symbolic: Symbolic, depth: int) -> bool | None:
     """None: neither has any structure that decides."""
-    rows = matrix_rows(left), matrix_rows(right)
+    rows = _cells(left), _cells(right)
     if rows[0] is not None and rows[1] is not None:
         if [len(row) for row in rows[0]] != [len(row) for row in rows[1]]:
             return False
@@ -187,6 +217,15 @@ def _same_structure(
             _same(a, b, symbolic, depth + 1) for a, b in zip(*ratios)
         )
     return _same_items(left, right, symbolic, depth)
+
+
+def _cells(text: str) -> list[list[str]] | None:
+    """The cells of a matrix, with the factor before it in each."""
+    factor, begin, matrix = text.partition(r"\begin")
+    if not factor.strip(" ["):
+        return matrix_rows(text)
+    rows = matrix_rows(begin + matrix) if not re.search(r"[-+=,]", factor[1:]) else None
+    return rows and [[f"({factor})({cell})" for cell in row] for row in rows]
 
 
 def _same_items(left: str, right: str, symbolic: Symbolic, depth: int) -> bool | None:
@@ -244,9 +283,12 @@ def _plus_minus(text: str) -> list[str]:
 
 
 def _names(items: list[str]) -> dict[str, str] | None:
-    """{"x": "1", "y": "2"} of ``x=1, y=2``; None if an item is no assignment or a name comes twice."""
-    named = [_named(normalise(item)) for item in items]
-    found = {name: value for name, value in named if name is not None}
+    """{"x": "x=1", "y": "y=2"} of ``x=1, y=2``; None if an item is no assignment or a name comes twice."""
+    found = {}
+    for item in items:
+        sides = _sides(normalise(item))
+        if len(sides) > 1 and _NAME.match(sides[0]):
+            found[compact(sides[0]).casefold()] = item
     return found if len(found) == len(items) else None
 
 

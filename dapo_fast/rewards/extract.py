@@ -15,15 +15,17 @@ _TAIL = 200_000
 _LONGEST_LINE = 2_000
 
 _JOINED = re.compile(r"(?:[\s$,;.]|\\[()\[\]]|\\quad|\\qquad|\\text\{|\}|and|or|\\,)*")
-_PHRASE = re.compile(r"(?i)\banswer\b\**\s*(?:(?:is|are|was|equals|becomes|=|:)\s*)+(?:therefore|thus|simply|just)?")
+_PHRASE = re.compile(r"(?i)\banswer\b\**\s*(?:(?:is|are|was|equals|becomes|=|:)\s*)+(therefore|thus|simply|just)?")
 _DISPLAY = re.compile(r"(?:\\\[|\$\$)((?:(?!\\\[|\$\$).){1,2000}?)(?:\\\]|\$\$)", re.S)
 _INLINE = re.compile(r"(?<!\\)\$((?:\\\$|[^$\n])+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 _ALIGNED = re.compile(r"\\(?:begin|end)\{(?:aligned|align\*?|gathered|split)\}|&|\\\\")
 _END_TOKEN = re.compile(r"(?:</s>|<\|\w{1,20}\|>)\Z")
 # "20 $\text{cm}^2$": the unit alone is set as mathematics.
 _UNIT_IN_DOLLARS = re.compile(
-    r"(?<![\d.,/])(\d[\d.,/]{0,20}\s?)\$\s*((?:\^|\\%|\\?(?:circ|degree)|\\(?:text|mathrm|mbox|rm)\b)[^$\n]*)\$"
+    r"(?<![\d.,/])(\d[\d.,/]{0,20}\s?)\$\s*((?:\^|\\%|\\?(?:circ|degree)|\\(?:text|mathrm|mbox|rm)\b|"
+    r"(?:[cmk]?m|ft|in|inches|units?|sq)\b)[^$\n]*)\$"
 )
+_UNIT_APART = re.compile(r"(\d)\s*\$\s*\$\s*(\^|\\%|\\(?:text|mathrm|mbox|rm)\b)")
 _NUMBER = re.compile(
     r"(?<![\w.])[-−]?\s?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?(?:\s?%)?|(?<![\w.])[-−]?\.\d+"
 )
@@ -91,12 +93,13 @@ def extract_answer(response: str) -> str | None:
 
 
 def states(response: str, answer: str) -> bool:
-    """Whether a response without a box ends in ``answer`` as written: by ``####``, "answer is" or on its own lines."""
+    """Whether a response without a box ends in ``answer`` as written: after ``####``, "answer is" or in its lines."""
     wanted = compact(strip_math(answer))
     tail = _ended(response)[-4 * len(answer) - _LONGEST_LINE :]
     if not wanted or len(answer) > _LONGEST_ANSWER or _BOX.search(tail):
         return False
     starts = [tail.rfind("####") + 4] if "####" in tail else [match.end() for match in _PHRASE.finditer(tail)][-8:]
+    starts += [match.start(1) for match in _PHRASE.finditer(tail) if match.group(1)][-8:]
     if not starts:
         lines = answer.strip().count("\n") + 1
         starts = [len(tail) - len("\n".join(tail.split("\n")[-lines:]))]
@@ -152,6 +155,7 @@ def _of_last_line(text: str) -> str | None:
 
 def _settle(line: str, last: bool = False) -> str:
     """The expression, list or number of a sentence, the ``last`` one of a line that ends in it; else the sentence."""
+    line = _UNIT_APART.sub(r"\1 \2", line)
     line = _UNIT_IN_DOLLARS.sub(r"$\1\2$", line)
     inline = list(_INLINE.finditer(line))
     if inline and last:

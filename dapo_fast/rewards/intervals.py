@@ -37,6 +37,8 @@ def real_set(text: str) -> list[Interval] | None:
     if _REALS.fullmatch(text):
         return [Interval("()", r"-\infty", r"\infty", name)]
     parts = [_part(part) for part in split_top_level(text, _UNION)]
+    if len(parts) > 1:
+        parts = [part or _points(source) for part, source in zip(parts, split_top_level(text, _UNION))]
     if any(part is None for part in parts):
         return None
     return [interval._replace(name=interval.name or name) for part in parts for interval in part]
@@ -61,6 +63,12 @@ def _part(text: str) -> list[Interval] | None:
         if low.end == r"\infty" and high.start == r"-\infty":
             return [Interval(low.brackets[0] + high.brackets[1], low.start, high.end, low.name)]
     return None
+
+
+def _points(text: str) -> list[Interval] | None:
+    if not (text.startswith(r"\{") and text.endswith(r"\}")):
+        return None
+    return [Interval("[]", point, point) for point in split_top_level(text[2:-2], _COMMA) if point]
 
 
 def _inequality(text: str) -> list[Interval] | None:

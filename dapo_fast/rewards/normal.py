@@ -29,6 +29,8 @@ _SPELLINGS = [
         (r"∪|\\bigcup(?![A-Za-z])|(?<=[)\]])\s*U\s*(?=[(\[])", r"\\cup "),
         (r"∈", r"\\in "),
         (r"√|(?<![A-Za-z\\])sqrt(?![A-Za-z])", r"\\sqrt "),
+        (r"\\langle(?![A-Za-z])|⟨", "("),
+        (r"\\rangle(?![A-Za-z])|⟩", ")"),
         (r"\\lbrace(?![A-Za-z])", r"\\{"),
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\\[lr]vert(?![A-Za-z])|\\mid(?![A-Za-z])|\\vert(?![A-Za-z])", "|"),
@@ -52,12 +54,12 @@ _SPELLINGS = [
 ]  # fmt: skip
 _NUMBER_WORDS = r"hundred|thousand|million|billion|trillion|dozen|half|quarter|third|double|twice|squared|cubed"
 _NO_UNIT = re.compile(
-    rf"\b(?:{_NUMBER_WORDS}|and|or|if|for|when|where|to|pi|sin|cos|tan|cot|sec|csc|log|exp|sqrt|mod|choose|factorial|"
-    r"plus|minus|times?(?=\s+\S)|over|below|under|above|negative|not|abc|less|than|least|most|between|with|except|[ieknxyz])\b",
+    rf"\b(?:{_NUMBER_WORDS}|and|or|if|for|when|where|to|pi|sin|cos|tan|cot|sec(?=\s+\S)|csc|log|exp|sqrt|mod|choose|factorial|"
+    r"plus|minus|times?(?=\s+\S)(?!\s+as\b)|over|below|under|above|negative|not|abc|less|than|least|most|between|with|except|[ieknxyz])\b",
     re.I,
 )
 _WORD = (
-    r"(?:(?=[a-z]{0,19}[aeiouy])[a-z]{3,20}|in|ft|yds?|mi|mph|cm|mm|km|kg|mg|lbs?|oz|ml|hrs?|sq|cu|of|[ap]\.m|[mgshl])"
+    r"(?:(?=[a-z]{0,19}[aeiouy])[a-z]{3,20}|as|in|ft|yds?|mi|mph|[ckm]m|[km]g|lbs?|oz|ml|hrs?|sq|cu|of|[ap]\.m|[mgshl])"
 )
 _UNITS = re.compile(rf"(?<=[\d.}}%)])(?:\s+|-)(?:{_WORD}\b\.?\s*(?:\^\{{?[23]\}}?)?(?:[\s/*]+|\Z))+\Z", re.I)
 _GLUED_UNIT = re.compile(r"(?<=\d)(?:cm|mm|km|kg|mg|lbs?|ft|mph|ml)(?:\^\{?[23]\}?)?\Z")
@@ -97,7 +99,7 @@ def strip_math(text: str) -> str:
 
 def normalise(text: str) -> str:
     """A canonical spelling: two answers with the same one are the same answer. Keeps LaTeX that carries meaning."""
-    text = strip_math(text)
+    text = re.sub(r"(?<!\$)\$\s*\n\s*\$(?!\$)", ", ", strip_math(text))
     for pattern, ours in _SPELLINGS:
         text = pattern.sub(ours, text)
     text = _numbers(_arguments(text))
@@ -135,6 +137,7 @@ def _arguments(text: str) -> str:
     text = re.sub(r"\\frac\s*([0-9a-zA-Z])\s*\{", r"\\frac{\1}{", text)
     text = re.sub(rf"\\frac\s*({_BRACES})\s*([0-9a-zA-Z])", r"\\frac\1{\2}", text)
     text = re.sub(r"\\frac\s*\{\s*([^{}]*?)\s*\}\s*\{\s*([^{}]*?)\s*\}", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"\\log\s*_\s*(\d)(?![\d.])", r"\\log_{\1}", text)
     text = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     return re.sub(r"\\sqrt\s*([0-9a-zA-Z])", r"\\sqrt{\1}", text)
 
@@ -142,6 +145,7 @@ def _arguments(text: str) -> str:
 def _numbers(text: str) -> str:
     r"""``1e-6`` to ``1\times10^{-6}``, mixed numbers to ``(2+\frac{1}{4})``, ``10 000`` to ``10000``."""
     text = re.sub(r"(?<![A-Za-z\d.])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?)0*(\d{1,3})(?![\d.A-Za-z])", _scientific, text)
+    text = re.sub(r"(?<![\d.])(\d{0,9})\.(\d{0,9})\\(?:overline|bar|dot)\s*\{(\d{1,9})\}", _repeating, text)
     text = re.sub(r"(\d)\s*(?:\*|x)\s*10\s*\^", r"\1\\times 10^", text)
     text = re.sub(r"(?<![\d.^_/])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}", _mixed, text)
     text = re.sub(r"(?<![\d.^_/])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", _mixed, text)
@@ -150,6 +154,12 @@ def _numbers(text: str) -> str:
 
 def _scientific(match: re.Match) -> str:
     return rf"{match[1]}\times10^{{{match[2].replace('+', '')}{match[3]}}}"
+
+
+def _repeating(match: re.Match) -> str:
+    whole, fixed, period = match.groups()
+    bottom = 10 ** len(fixed) * (10 ** len(period) - 1)
+    return rf"\frac{{{int(whole + fixed + period) - int(whole + fixed or 0)}}}{{{bottom}}}"
 
 
 def _mixed(match: re.Match) -> str:

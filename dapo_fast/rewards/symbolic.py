@@ -26,9 +26,9 @@ _SIGNS = {"\\le": "<=", "\\ge": ">=", "\\ne": "!=", "\\lt": "<", "\\gt": ">"}
 _FLIPPED = {"=": "=", "!=": "!=", "<": ">", ">": "<", "<=": ">=", ">=": "<="}
 # Digits that stand apart, double factorials, words: the parser takes them for sums, factorials twice, products.
 _MISREAD = re.compile(
-    r"[\d.}]\s+[\d.]|!\s*!|(?<![A-Za-z\\])[A-Za-z]{4,}|[^\w+\-*/^(){}\[\]|!.\\\s]|[^\x00-\x7f]|[\d.]_"
+    r"[\d.]\s+[\d.]|!\s*!|(?<![A-Za-z\\])[A-Za-z]{4,}|[^\w+\-*/^(){}\[\]|!.\\\s]|[^\x00-\x7f]|[\d.]_|[A-Za-z]\s*[\d.]"
 )
-_POINTS = 6
+_POINTS = 8
 _DIGITS = 40
 
 
@@ -54,6 +54,8 @@ def _relation(text: str) -> tuple[list[str], list[str]]:
 def _read(text: str) -> Any:
     """The expression that the whole text means; None if it may not be what the parser makes of it."""
     text = re.sub(r"([A-Za-z]|\}_\w|\w_\w)\s*('+)", lambda match: f"{match[1]}_{{{'p' * len(match[2])}}}", text)
+    if re.search(r"(?<![\d^_])\d+\s*\\frac\{\d+\}\{\d+\}", text):  # 2 + 5/3 or 2 · 5/3
+        return None
     commands = re.findall(r"\\([A-Za-z]+|.)", text)
     if not all(_COMMANDS.fullmatch(command) for command in commands) or _MISREAD.search(
         re.sub(r"\\([A-Za-z]+|.)", " \\\\ ", text)
@@ -142,9 +144,11 @@ def _proportional(left: Any, right: Any, tolerance: float) -> float | None:
 
 
 def _points(symbols: list) -> list[dict]:
-    """Places to look at, the same for the same symbols: half of them positive, half of either sign."""
+    """Places to look at, the same for the same symbols: positive and of either sign, near and far (for roundings)."""
     dice = random.Random(0)
-    sizes = [[sympy.Rational(dice.randrange(300, 2_000), 997) for _ in symbols] for _ in range(_POINTS)]
+    sizes = [
+        [sympy.Rational(dice.randrange(300, high), 997) for _ in symbols] for high in (2_000, 2_000, 30_000, 30_000) * 2
+    ]
     signs = [[1 if index % 2 == 0 else dice.choice((-1, 1)) for _ in symbols] for index in range(_POINTS)]
     return [{symbol: size * sign for symbol, size, sign in zip(symbols, *place)} for place in zip(sizes, signs)]
 
