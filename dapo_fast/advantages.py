@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from dapo_fast.config import AdvantageSettings
-from dapo_fast.data.store import read_shard, shard_meta, shard_paths, write_shard
+from dapo_fast.data.store import read_shard, seal, sealed_summary, shard_meta, shard_paths, write_shard
 from dapo_fast.data.tree import Candidate, State, Tree
 from dapo_fast.errors import InputError
 from dapo_fast.evidence import ASSUMED, shrunk
-from dapo_fast.rundir import add_seconds, read_json, write_json
+from dapo_fast.rundir import add_seconds
 
 log = logging.getLogger("dapo_fast.advantages")
 
@@ -135,12 +135,11 @@ def compute_advantages(
         Counts: states, kept states, pairs, and why states were dropped.
     """
     out = Path(out_directory)
-    done = out / "done.json"
-    if done.exists():
-        summary = read_json(done)
-        if summary["digest"] != digest:
-            raise InputError(f"{done}: made with other settings; use a new run directory")
-        return summary
+    done = sealed_summary(out)
+    if done is not None:
+        if done.get("digest") != digest:
+            raise InputError(f"{out / 'done.json'}: made with other settings; use a new run directory")
+        return done
     k = fitted_k if settings.shrink == "auto" else settings.shrink
     shards = shard_paths(trees_directory)
     any_right = any(any(s.rewards) for p in shards for t in read_shard(p) for s in t.states)
@@ -167,7 +166,7 @@ def compute_advantages(
     summary = {"digest": digest, "k": k if settings.source == "critic" else None} | count_states(
         t for p in shard_paths(out) for t in read_shard(p)
     )
-    write_json(done, summary)
+    seal(out, summary)
     log.info(
         "advantages: %(kept)d of %(states)d states kept, %(pairs)d pairs (states with only wrong completions: "
         "%(all_wrong)d, with only right ones: %(all_right)d, with a single candidate: %(single)d)",

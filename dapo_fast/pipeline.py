@@ -19,6 +19,7 @@ import torch
 from dapo_fast.advantages import compute_advantages
 from dapo_fast.config import Config
 from dapo_fast.data.problems import Problem, format_prompt, load_problems
+from dapo_fast.data.store import sealed_summary
 from dapo_fast.data.tree import Tree
 from dapo_fast.errors import InputError
 from dapo_fast.evaluate import evaluate
@@ -263,8 +264,9 @@ class Pipeline:
         _one_process("collect")
         policy = self._need(self.policy(iteration - 1), "actor" if iteration > 1 else "sft", iteration - 1)
         out, digest = self._claim("collect", iteration)
-        if (out / "done.json").exists():
-            return read_json(out / "done.json")
+        done = sealed_summary(out)
+        if done is not None:
+            return done
         problems = self.problems(iteration)
         with self._engine(policy, config) as engine:
             return collect(
@@ -310,8 +312,9 @@ class Pipeline:
         if needs_critic:
             self._need(critic / "done.json", "critic", iteration)
         out, digest = self._claim("advantages", iteration)
-        if (out / "done.json").exists():
-            return read_json(out / "done.json")
+        done = sealed_summary(out)
+        if done is not None:
+            return done
         fill: Callable[[Sequence[Tree]], None] | None = None
         k = ASSUMED
         if needs_critic:

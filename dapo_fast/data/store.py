@@ -1,21 +1,32 @@
-"""Step trees on disk: Parquet shards, one row a problem, published by an atomic rename."""
+"""Step trees on disk: Parquet shards, one row a problem, published by an atomic rename.
+
+Every page carries a checksum. Once all shards are there, ``done.json`` names them, with their trees and digests, and
+whoever reads compares: a shard that is missing, doubled, replaced or damaged is an error that names it.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
 from dapo_fast.errors import InputError
+from dapo_fast.rundir import read_json, write_json
 
 SCHEMA_VERSION = "2"
 _VERSION_KEY = "dapo_fast.schema_version"
 _META_PREFIX = "dapo_fast.meta."
+_META_SUM = "dapo_fast.meta_sum"  # pages have checksums, a file's metadata has none
+_DONE = "done.json"
+_SHARDS = "shards"
 
 _TOKENS = pa.list_(pa.int32())
 _CANDIDATE = pa.struct(
@@ -63,34 +74,96 @@ def write_shard(path: str | Path, trees: Sequence[Tree], meta: dict[str, str] | 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {_VERSION_KEY: SCHEMA_VERSION} | {_META_PREFIX + k: v for k, v in (meta or {}).items()}
+    metadata[_META_SUM] = _sum_of(metadata)
     table = pa.Table.from_pylist([asdict(tree) for tree in trees], schema=SCHEMA.with_metadata(metadata))
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
-        pq.write_table(table, file, compression="zstd")
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
+def _sum_of(metadata: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(sorted(metadata.items())).encode()).hexdigest()
+
+
+def seal(directory: Path, summary: Mapping[str, Any]) -> None:
+    """Write ``done.json``: ``summary``, and what every shard of ``directory`` is from now on."""
+    shards = {path.name: {"trees": _open(path).num_rows, "sha256": _digest(path)} for path in _shards(directory)}
+    write_json(directory / _DONE, dict(summary) | {_SHARDS: shards})
+
+
+def sealed_summary(directory: Path) -> dict[str, Any] | None:
+    """What ``seal`` was given; None where the store is not finished."""
+    if not (directory / _DONE).exists():
+        return None
+    return {key: value for key, value in _done(directory).items() if key != _SHARDS}
+
+
+def _done(directory: Path) -> dict[str, Any]:
+    path = directory / _DONE
+    found = read_json(path) if path.exists() else {}
+    if not isinstance(found, dict) or not isinstance(found.get(_SHARDS, {}), dict):
+        raise InputError(f"{path}: not what a finished store holds")
+    return found
+
+
+def _shards(directory: Path) -> list[Path]:
+    return sorted(directory.glob("shard-*.parquet"))
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def shard_paths(directory: str | Path) -> list[Path]:
-    """The finished shards of ``directory``, in order; InputError where there are none."""
-    paths = sorted(Path(directory).glob("shard-*.parquet"))
+    """The finished shards of ``directory``, in order.
+
+    Raises:
+        InputError: there are none, or not those that ``done.json`` names.
+    """
+    directory = Path(directory)
+    paths = _shards(directory)
+    known = _done(directory).get(_SHARDS)
+    if known is not None:
+        names = {path.name for path in paths}
+        for name in sorted(known.keys() - names):
+            raise InputError(f"{directory / name}: missing, though {_DONE} names it")
+        for name in sorted(names - known.keys()):
+            raise InputError(f"{directory / name}: does not belong to this store, {_DONE} does not name it")
     if not paths:
         raise InputError(f"{directory}: no tree shards (shard-*.parquet) here")
     return paths
 
 
+def _check_sealed(path: Path) -> None:
+    """InputError if ``path`` is not the shard that its store was finished with."""
+    known = _done(path.parent).get(_SHARDS, {}).get(path.name)
+    if known is not None and (not isinstance(known, dict) or known.get("sha256") != _digest(path)):
+        raise InputError(f"{path}: damaged or replaced (its digest is not the one in {_DONE})")
+
+
 def _open(path: str | Path) -> pa.Table:
+    path = Path(path)
     try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path}: not a readable tree shard ({error})") from error
-    version = (table.schema.metadata or {}).get(_VERSION_KEY.encode(), b"none").decode()
+        _check_sealed(path)
+        table = pq.read_table(path, page_checksum_verification=True)
+        metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    except InputError:
+        raise
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise InputError(f"{path}: not a readable tree shard ({str(error).splitlines()[0]})") from error
+    version = metadata.get(_VERSION_KEY, "none")
     if version != SCHEMA_VERSION:
         raise InputError(
             f"{path}: tree schema version {version}, this program reads {SCHEMA_VERSION}: collect again, or read it "
             "with the release that wrote it"
         )
+    total = metadata.pop(_META_SUM, None)
+    if not table.schema.equals(SCHEMA) or (total is not None and total != _sum_of(metadata)):
+        raise InputError(f"{path}: damaged (its metadata is not what was written)")
     return table
 
 
@@ -111,7 +184,11 @@ def _tree(row: dict) -> Tree:
 
 def read_shard(path: str | Path) -> list[Tree]:
     """The trees of one shard; InputError names a file that is not one."""
-    return [_tree(row) for row in _open(path).to_pylist()]
+    table = _open(path)
+    try:
+        return [_tree(row) for row in table.to_pylist()]
+    except (ValueError, TypeError) as error:  # text that is not UTF-8, or a list that is null
+        raise InputError(f"{path}: not a readable tree shard ({error})") from error
 
 
 def read_trees(directory: str | Path) -> Iterator[Tree]:

@@ -157,7 +157,7 @@ class Scores:
             return
         columns = ["tree", "state", "candidate", "ref_logp", "logp_after"]
         try:
-            table = pq.read_table(path, columns=columns)
+            table = pq.read_table(path, columns=columns, page_checksum_verification=True)
             rows = {name: table[name].to_numpy() for name in columns}
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
             raise InputError(f"{path}: not a table of step log-probs ({error})") from error

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from dapo_fast.config import CollectSettings
 from dapo_fast.config import digest as digest_of
 from dapo_fast.data.problems import Problem
-from dapo_fast.data.store import shard_meta, write_shard
+from dapo_fast.data.store import seal, shard_meta, write_shard
 from dapo_fast.data.tree import State, Tree, Trunk
 from dapo_fast.errors import InputError
 from dapo_fast.evidence import Continuation
@@ -42,7 +42,7 @@ from dapo_fast.rollout.grow import (
 )
 from dapo_fast.rollout.loading import fitting, warn_of_truncation
 from dapo_fast.rollout.steps import Splitter
-from dapo_fast.rundir import add_seconds, seconds_of, write_json
+from dapo_fast.rundir import add_seconds, seconds_of
 
 log = logging.getLogger("dapo_fast.rollout.collect")
 
@@ -77,7 +77,7 @@ def collect(
         digest: Of everything else that decides the result (the policy above all): other results are not mixed in.
 
     Returns:
-        What ``done.json`` holds: counts over the whole store, and the seconds that its shards took.
+        What ``done.json`` holds beside its shards: counts over the whole store, and the seconds that they took.
 
     A problem whose prompt fills the engine's context is left out, named in a warning and counted (``too_long``).
 
@@ -118,7 +118,7 @@ def collect(
     totals["too_long"] = len(problems) - len(prompts)
     _refuse_strangers(out_dir, len(shards))
     summary = _summary(totals, seconds_of(out_dir))
-    write_json(out_dir / "done.json", summary)
+    seal(out_dir, summary)
     return summary
 
 

@@ -18,6 +18,7 @@ from dapo_fast.data.packing import Group, Pack, actor_batches, actor_groups, pac
 from dapo_fast.data.store import read_trees
 from dapo_fast.data.tree import Tree
 from dapo_fast.errors import InputError
+from dapo_fast.models.files import first_line
 from dapo_fast.models.readpath import PackObjective, PolicyReader
 from dapo_fast.targets import beta_of, subtract_log_partition
 from dapo_fast.train.loop import Batch, train
@@ -186,13 +187,22 @@ def _fill_reference(
             if world.rank == 0:
                 _write_table(path, keys, {"ref_logp": logps}, digest)
             world.barrier()
-        table = pq.read_table(path)
-        if table.schema.metadata.get(b"digest") != digest.encode():
-            raise InputError(f"{path}: made with other settings; use a new run directory")
-        columns = (table.column(name).to_pylist() for name in ("tree", "state", "candidate", "ref_logp"))
+        columns = _read_reference(path, digest)
         for tree, state, candidate, logp in zip(*columns, strict=True):
             part[tree].states[state].candidates[candidate].ref_logp = logp
     log.info("reference log-probabilities: %s", directory)
+
+
+def _read_reference(path: Path, digest: str) -> list[list]:
+    """Tree, state and candidate indices and their log π_ref(a|s)."""
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+        columns = [table.column(name).to_pylist() for name in ("tree", "state", "candidate", "ref_logp")]
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise InputError(f"{path}: damaged ({first_line(error)}); remove it, it is computed again") from error
+    if (table.schema.metadata or {}).get(b"digest") != digest.encode():
+        raise InputError(f"{path}: made with other settings; use a new run directory")
+    return columns
 
 
 def _write_scores(path: Path, trees: Sequence[Tree], reader: PolicyReader, dealer: Dealer, world: World) -> None:
@@ -210,7 +220,8 @@ def _write_table(path: Path, keys: Tensor, columns: dict[str, Tensor], digest: s
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
-        pq.write_table(pa.table(arrays).replace_schema_metadata({"digest": digest}), file)
+        table = pa.table(arrays).replace_schema_metadata({"digest": digest})
+        pq.write_table(table, file, write_page_checksum=True)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

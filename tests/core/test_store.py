@@ -1,10 +1,16 @@
 """The Parquet store: what goes in comes out, and a damaged file is named."""
 
+import json
+import random
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dapo_fast.data.store import read_shard, read_trees, shard_meta, shard_paths, write_shard
+from dapo_fast.data.store import read_shard, read_trees, seal, sealed_summary, shard_meta, shard_paths, write_shard
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
 from dapo_fast.errors import InputError
 
@@ -65,9 +71,6 @@ def test_a_damaged_shard_is_named(tmp_path):
 
 
 def test_a_foreign_schema_is_refused(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     pq.write_table(pa.table({"a": [1]}), tmp_path / "shard-00000.parquet")
     with pytest.raises(InputError, match="schema version none"):
         read_shard(tmp_path / "shard-00000.parquet")
@@ -87,3 +90,110 @@ def test_half_written_shards_are_not_seen(tmp_path):
 def test_prefix_of_a_state():
     tree = Tree("p", "", "", [1, 2], [Trunk([3, 4, 5, 6], [1, 3, 4], 1.0, True)], [], 1, 1)
     assert [tree.prefix_ids(State(0, t, [], [])) for t in range(3)] == [[1, 2], [1, 2, 3], [1, 2, 3, 4, 5]]
+
+
+# ---------------------------------------------------------------------------------------------------------- damage
+
+
+def some_trees(seed, count=4):
+    rng = random.Random(seed)
+
+    def ids():
+        return [rng.randrange(50_000) for _ in range(rng.randrange(1, 30))]
+
+    def state(trunk, step):
+        actions = [Candidate(ids(), 1, False, 0.0, q=rng.random(), advantage=rng.random()) for _ in range(3)]
+        return State(trunk, step, [1.0, 0.0], actions, rng.random(), rng.random() < 0.5)
+
+    return [
+        Tree(
+            f"p{seed}-{i}",
+            f"Frage {i}: größer?",
+            str(i),
+            ids(),
+            [Trunk(response := ids(), [len(response)], 1.0, True)],
+            [state(0, 0)],
+            8,
+            i,
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.fixture
+def store(tmp_path):
+    for index in range(2):
+        meta = {"digest": "abc", "counts": '{"correct": 3}'}
+        write_shard(tmp_path / "store" / f"shard-{index:05d}.parquet", some_trees(index), meta)
+    return tmp_path / "store"
+
+
+def everything(store):
+    return [(path.name, shard_meta(path), read_shard(path)) for path in shard_paths(store)]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_flipped_bit_is_never_read_as_data(store, finished):
+    """200 of them over both shards: an error that names the file, or the same trees and the same metadata."""
+    if finished:
+        seal(store, {})
+    before = everything(store)
+    rng = random.Random(1)
+    errors = 0
+    for _ in range(200):
+        path = rng.choice(shard_paths(store))
+        whole = path.read_bytes()
+        damaged = bytearray(whole)
+        damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            assert everything(store) == before
+        except InputError as error:
+            errors += 1
+            assert str(path) in str(error) and "\n" not in str(error)
+        path.write_bytes(whole)
+    assert errors == 200 if finished else errors > 100
+
+
+def test_a_finished_store_knows_its_shards(store):
+    seal(store, {"states": 8})
+    assert sealed_summary(store) == {"states": 8}
+    assert [shard["trees"] for shard in json.loads((store / "done.json").read_text())["shards"].values()] == [4, 4]
+    first, second = shard_paths(store)
+    whole = first.read_bytes()
+    shutil.copyfile(first, store / "shard-00002.parquet")
+    with pytest.raises(InputError, match=r"shard-00002\.parquet: does not belong"):
+        list(read_trees(store))
+    (store / "shard-00002.parquet").unlink()
+    shutil.copyfile(second, first)  # one shard twice, under the other's name
+    with pytest.raises(InputError, match=r"shard-00000\.parquet: damaged or replaced"):
+        list(read_trees(store))
+    first.write_bytes(whole[:-100])
+    with pytest.raises(InputError, match=r"shard-00000\.parquet: damaged or replaced"):
+        read_shard(first)
+    first.unlink()
+    with pytest.raises(InputError, match=r"shard-00000\.parquet: missing, though done\.json names it"):
+        list(read_trees(store))
+    for garbage in ("[]", "{", '{"shards": 3}', '{"shards": {"shard-00001.parquet": 3}}'):
+        (store / "done.json").write_text(garbage)
+        with pytest.raises(InputError, match=r"done\.json"):
+            list(read_trees(store))
+
+
+def test_a_store_that_is_not_finished_can_be_read(store):
+    assert sealed_summary(store) is None
+    assert [tree.problem_id for tree in read_trees(store)] == [f"p{i}-{j}" for i in range(2) for j in range(4)]
+
+
+def test_text_that_is_no_text_and_lists_that_are_null_are_named(store):
+    path = store / "shard-00000.parquet"
+    table = pq.read_table(path)
+    column = table.schema.get_field_index("states")
+    null = pa.array([None] * table.num_rows, table.schema.field("states").type)
+    pq.write_table(table.set_column(column, table.schema.field("states"), null), path)
+    with pytest.raises(InputError, match=r"shard-00000\.parquet: not a readable tree shard"):
+        read_shard(path)
+    raw = pa.array([b"\xff\xfe"] * table.num_rows, pa.binary()).view(pa.string())
+    pq.write_table(table.set_column(0, table.schema.field(0), raw), path)
+    with pytest.raises(InputError, match=r"shard-00000\.parquet: not a readable tree shard"):
+        read_shard(path)

@@ -88,7 +88,12 @@ def gather(engine, out, verify=lenient, problems=6, seed=1, digest="d", encode=e
 def test_trees_are_whole(engine, tmp_path):
     summary, trees = gather(engine, tmp_path)
     assert [t.problem_id for t in trees] == [p.id for p in TASK.problems(6, seed=0)]
-    assert json.loads((tmp_path / "done.json").read_text()) == summary
+    done = json.loads((tmp_path / "done.json").read_text())
+    assert {name: shard["trees"] for name, shard in done.pop("shards").items()} == {
+        "shard-00000.parquet": 4,
+        "shard-00001.parquet": 2,
+    }
+    assert done == summary
     for tree, problem in zip(trees, TASK.problems(6, seed=0), strict=True):
         assert (tree.prompt, tree.answer, tree.prompt_ids) == (problem.prompt, problem.answer, encode(problem))
         assert tree.sampled == 6 and 0 < len(tree.trunks) <= 4
