@@ -13,7 +13,8 @@ from dapo_fast.data.store import read_shard, shard_meta, shard_paths, write_shar
 from dapo_fast.data.tree import Candidate, State, Tree
 from dapo_fast.errors import InputError
 from dapo_fast.evidence import ASSUMED, shrunk
-from dapo_fast.rundir import add_seconds, read_json, write_json
+from dapo_fast.rundir import add_seconds, read_state, write_json
+from dapo_fast.state import AdvantagesDone
 
 log = logging.getLogger("dapo_fast.advantages")
 
@@ -137,7 +138,7 @@ def compute_advantages(
     out = Path(out_directory)
     done = out / "done.json"
     if done.exists():
-        summary = read_json(done)
+        summary = read_state(done, AdvantagesDone)
         if summary["digest"] != digest:
             raise InputError(f"{done}: made with other settings; use a new run directory")
         return summary
