@@ -14,6 +14,7 @@ from dapo_fast.data.tree import Candidate, State, Tree
 from dapo_fast.errors import InputError
 from dapo_fast.evidence import ASSUMED, shrunk
 from dapo_fast.rundir import add_seconds
+from dapo_fast.state import AdvantagesDone
 
 log = logging.getLogger("dapo_fast.advantages")
 
@@ -135,7 +136,7 @@ def compute_advantages(
         Counts: states, kept states, pairs, and why states were dropped.
     """
     out = Path(out_directory)
-    done = sealed_summary(out)
+    done = sealed_summary(out, AdvantagesDone)
     if done is not None:
         if done.get("digest") != digest:
             raise InputError(f"{out / 'done.json'}: made with other settings; use a new run directory")

@@ -12,9 +12,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from dapo_fast import __version__
 from dapo_fast.config import Config, load_config, preset_names
-from dapo_fast.errors import InputError
-from dapo_fast.rundir import RunDirectory, log_to
+from dapo_fast.errors import InputError, NonFiniteError, from_outside, one_line
+from dapo_fast.rundir import RunDirectory, check_run_path, log_to
 from dapo_fast.signals import handled
 from dapo_fast.train.torchrun import tell_exit_code
 
@@ -29,12 +30,26 @@ _STAGES = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # One line, as for every other wrong input: argparse would print the usage of all commands before it.
+        self.exit(2, f"{self.prog}: {one_line(message)}; see {self.prog} --help\n")
+
+    def format_help(self) -> str:
+        if not any(action.dest == "overrides" for action in self._actions):
+            return super().format_help()
+        from dapo_fast.settings_help import settings_help
+
+        return f"{super().format_help()}\n{settings_help()}"
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every command."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="dapo-fast",
         description="Direct Advantage-Based Policy Optimization (arXiv 2412.18279, not ByteDance's DAPO).",
     )
+    parser.add_argument("--version", action="version", version=f"dapo-fast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
@@ -55,7 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
         settings(sub)
     sub = command("evaluate", "greedy and sampled accuracy, of a run's policy or of any model on a benchmark")
     sub.add_argument("run", nargs="?", metavar="RUN", help="run directory; without it --model, --benchmark and --out")
-    sub.add_argument("--iteration", type=int, default=0, metavar="N", help="policy after iteration N; 0: the base")
+    newest = "policy after iteration N; 0: the base; without it the newest that is trained"
+    sub.add_argument("--iteration", type=int, metavar="N", help=newest)
     sub.add_argument("--model", metavar="DIR", help="Hugging Face model directory")
     sub.add_argument("--benchmark", metavar="NAME|PATH", help="benchmark by name, hub id or local file")
     sub.add_argument("--out", metavar="DIR", help="where results go; a second run resumes them")
@@ -69,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument(f"--{name}-tokens", type=int, default=tokens, metavar="N", help=f"mean, default {tokens}")
     sub.add_argument("--response-steps", type=int, default=12, metavar="N", help="mean, default 12")
     settings(sub)
+    command("env", "versions, devices and cores: what a report of a problem should begin with")
     sub = command("report", "one self-contained HTML page of a run, and PNGs")
     sub.add_argument("run", metavar="RUN", help="run directory")
     return parser
@@ -81,6 +98,7 @@ def _config(args: argparse.Namespace, base: list[str] | None = None) -> Config |
 
 
 def _open_run(args: argparse.Namespace) -> RunDirectory:
+    check_run_path(args.run)
     saved = Path(args.run) / "config.yaml"
     if args.config is None and args.preset is None and saved.exists():
         return RunDirectory(args.run, load_config(saved, None, args.overrides))
@@ -120,16 +138,24 @@ def _run_command(args: argparse.Namespace) -> int:
     try:
         return _dispatch(args)
     except InputError as error:
-        rank = os.environ.get("RANK")
-        where = f" (rank {rank})" if rank else ""
-        print(f"dapo-fast {args.command}{where}: {error}", file=sys.stderr)
-        return 2
-    except ArithmeticError as error:
-        print(f"dapo-fast {args.command}: {error}", file=sys.stderr)
-        return 1
+        return _tell(args, str(error), 2)
+    except NonFiniteError as error:
+        return _tell(args, str(error), 1)
     except KeyboardInterrupt:
-        print(f"dapo-fast {args.command}: interrupted; the same command resumes", file=sys.stderr)
-        return 130
+        return _tell(args, "interrupted; the same command resumes", 130)
+    except Exception as error:
+        place = next(filter(None, (getattr(args, name, None) for name in ("run", "out", "model"))), args.command)
+        message = from_outside(error, place)
+        if message is None:
+            raise
+        return _tell(args, message, 2)
+
+
+def _tell(args: argparse.Namespace, message: str, code: int) -> int:
+    rank = os.environ.get("RANK")
+    where = f" (rank {one_line(rank)})" if rank else ""
+    print(f"dapo-fast {args.command}{where}: {one_line(message)}", file=sys.stderr)
+    return code
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -142,7 +168,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     if rest:
         args.overrides = [*args.overrides, *rest]
     if args.command == "evaluate":
-        if args.run and "=" in args.run and not Path(args.run).is_dir():
+        if args.run and "=" in args.run and not os.path.isdir(args.run):
             args.overrides, args.run = [args.run, *args.overrides], None
         given = [f"--{name}" for name in ("model", "benchmark", "out", "limit") if getattr(args, name) is not None]
         if args.run and given:
@@ -150,9 +176,26 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def _check_launcher() -> None:
+    """What torchrun, or another launcher, says of this process must be numbers."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        text = os.environ.get(name)
+        if text is not None and not (text.isascii() and text.isdecimal()):
+            raise InputError(f"environment variable {name}: {text!r} is not a number")
+    rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if rank is not None and size is not None and int(rank) >= int(size):
+        raise InputError(f"environment variables: RANK {rank} is not below WORLD_SIZE {size}")
+
+
 def _dispatch(args: argparse.Namespace) -> int:
+    _check_launcher()
     first = os.environ.get("RANK", "0") == "0"
     quiet_libraries()
+    if args.command == "env":
+        from dapo_fast.environment import describe
+
+        print(describe())
+        return 0
     if args.command == "estimate":
         return _estimate(args)
     if args.command == "evaluate" and args.run is None:
@@ -187,6 +230,9 @@ def _dispatch(args: argparse.Namespace) -> int:
         print(results_table(rows))
         print(f"report: {directory.path / 'report.html'}")
         return 3 if any(row.get("stopped") for row in rows) else 0
+    if args.command == "evaluate" and args.iteration is None:
+        args.iteration = pipeline.newest()
+        log.info("evaluate: the policy after iteration %d", args.iteration)
     if args.command != "sft" and not 0 <= args.iteration <= directory.config.iterations:
         raise InputError(f"--iteration {args.iteration}: the run has iterations 1 to {directory.config.iterations}")
     if first and not (directory.path / "config.yaml").exists():
@@ -217,13 +263,14 @@ def _evaluate_model(args: argparse.Namespace) -> int:
     from dapo_fast.evaluate import evaluate
     from dapo_fast.rewards import verifier_for
     from dapo_fast.rollout.engine import make_engine
-    from dapo_fast.rollout.loading import check_model_directory
+    from dapo_fast.rollout.loading import check_model_directory, check_prompt, load_tokenizer
     from dapo_fast.rollout.server import serving
 
-    out = Path(args.out)
+    directory = RunDirectory(args.out, config)
+    out = directory.path
     problems = load_problems(args.benchmark, limit=args.limit)
     check_model_directory("--model", Path(args.model))
-    directory = RunDirectory(out, config)
+    check_prompt(problems[0], load_tokenizer(args.model), config.data.template)
     directory.lock()
     log_to(out)
     settings = {
@@ -253,6 +300,7 @@ def _evaluate_model(args: argparse.Namespace) -> int:
 
 
 def _estimate(args: argparse.Namespace) -> int:
+    from dapo_fast.rollout.loading import check_model_directory
     from dapo_fast.train.cost import Lengths, iteration_cost, plans
     from dapo_fast.train.memory import estimate
 
@@ -262,6 +310,7 @@ def _estimate(args: argparse.Namespace) -> int:
             raise InputError(f"--{name.replace('_', '-')} {value}: at least 1")
     config = _config(args, [f"model.path={json.dumps(args.model)}", "data.problems=none"])
     assert config is not None
+    check_model_directory("model", Path(args.model))
     print(estimate(args.model, config, args.processes))
     lengths = Lengths(args.prompt_tokens, args.response_tokens, args.response_steps)
     print(iteration_cost(args.model, config, args.problems, lengths))

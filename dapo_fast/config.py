@@ -61,10 +61,9 @@ class ModelSettings(Section):
     """The policy to improve."""
 
     path: str | None = None  # Hugging Face directory; None: the built-in task's model, from scratch
-    # auto: bfloat16 on CUDA, and to sample on a CPU that multiplies it; float32 elsewhere
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    attention: Literal["auto", "flex", "tree_sdpa", "varlen", "dense"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, or to sample if fast; else float32
+    attention: Literal["auto", "flex", "tree_sdpa", "varlen", "dense"] = "auto"  # auto: the fastest that the device has
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
 
 
 TEMPLATES = ("chat", "plain", "none")
@@ -78,7 +77,7 @@ class DataSettings(Section):
     heldout: str | None = None  # the same, for evaluation; None: no held-out measurement
     template: str = "chat"  # "chat", "plain", "none" or a string with {prompt}
     limit: int | None = Field(None, ge=1)  # problems used in an iteration
-    heldout_limit: int | None = Field(None, ge=1)
+    heldout_limit: int | None = Field(None, ge=1)  # the first so many of the held-out problems
 
     @field_validator("task")
     @classmethod
@@ -101,43 +100,45 @@ class DataSettings(Section):
 class OptimSettings(Section):
     """AdamW, its schedule and the batch: shared by sft, critic and actor."""
 
-    lr: float = Field(5e-7, gt=0)
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    adam_betas: tuple[Decay, Decay] = (0.9, 0.999)
-    clip_norm: float = Field(1.0, gt=0, allow_inf_nan=True)  # .inf: no clipping
-    optimizer_state: Literal["float32", "bfloat16", "int8"] = "float32"
-    epochs: int = Field(1, ge=1)
+    lr: float = Field(5e-7, gt=0)  # learning rate, the peak of the schedule
+    schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up
+    warmup_steps: int = Field(0, ge=0)  # linear, from 0
+    weight_decay: float = Field(0.0, ge=0)  # decoupled, as in AdamW
+    adam_betas: tuple[Decay, Decay] = (0.9, 0.999)  # decay of the two moments
+    clip_norm: float = Field(
+        1.0, gt=0, allow_inf_nan=True
+    )  # most that the norm of a gradient may be; .inf: no clipping
+    optimizer_state: Literal["float32", "bfloat16", "int8"] = "float32"  # what the two moments are kept in
+    epochs: int = Field(1, ge=1)  # passes over the data
     steps: int | None = Field(None, ge=1)  # optimizer steps; None: as many as the epochs give
     pack_tokens: int = Field(16384, ge=16)  # token budget of one pack: one forward and backward on a rank
     save_every: int = Field(50, ge=1)  # optimizer steps between checkpoints
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)  # how many of the newest stay
     lora_rank: int = Field(0, ge=0)  # 0: full training
-    lora_alpha: float = Field(16.0, gt=0)
+    lora_alpha: float = Field(16.0, gt=0)  # adapters are scaled by this over their rank
 
 
 class SftSettings(OptimSettings):
     """Supervised start, completion-only. ``steps`` 0 leaves it out."""
 
     data: str | None = None  # JSONL of {"prompt", "response"}; a built-in task brings its own gold traces
-    batch_sequences: int = Field(64, ge=1)
-    lr: float = Field(1e-5, gt=0)
-    steps: int | None = Field(0, ge=0)
+    batch_sequences: int = Field(64, ge=1)  # sequences an optimizer step
+    lr: float = Field(1e-5, gt=0)  # learning rate, the peak of the schedule
+    steps: int | None = Field(0, ge=0)  # optimizer steps; 0: no supervised start, unless there is data
 
 
 class EngineSettings(Section):
     """Who samples."""
 
-    kind: Literal["in_process", "http"] = "in_process"
+    kind: Literal["in_process", "http"] = "in_process"  # this process, or an OpenAI-compatible server
     urls: list[str] = []  # http: base URLs of OpenAI-compatible servers
     model_name: str | None = None  # http: the name the server serves the model under
     command: str | None = None  # http: starts the server for the policy at hand, {model} being its directory
     start_timeout_s: float = Field(1800.0, gt=0)  # http with a command: until the server answers
     seed: bool | Literal["auto"] = "auto"  # http: whether requests carry a seed; auto: where the server stands one
     concurrency: int = Field(64, ge=1)  # http: requests in flight per server
-    timeout_s: float = Field(600.0, gt=0)
-    retries: int = Field(8, ge=0)
+    timeout_s: float = Field(600.0, gt=0)  # http: of one request
+    retries: int = Field(8, ge=0)  # http: of one request
     max_rows: int = Field(512, ge=1)  # in_process: sequences decoded side by side
 
     @model_validator(mode="after")
@@ -175,15 +176,15 @@ class CollectSettings(Section):
     kept: int = Field(6, ge=1)  # of which kept as trunks, correct and wrong balanced
     completions: int = Field(16, ge=0)  # from every state; 0: none, and every response is a trunk and its own evidence
     first_steps: int = Field(0, ge=0)  # candidate steps sampled alone from every state, without an outcome
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_tokens: int = Field(2048, ge=1)
+    temperature: float = Field(1.0, gt=0)  # of the sampled responses
+    top_p: float = Field(1.0, gt=0, le=1)  # nucleus; 1: all tokens
+    max_tokens: int = Field(2048, ge=1)  # of a response, its end token included
     splitter: str = "line"  # "line", "blank_line", "sentence" or "regex:…"
     shard_problems: int = Field(16, ge=1)  # problems in a shard: the unit that a kill can cost
     every_state: int = Field(1, ge=1)  # complete every k-th state
     reuse_samples: bool = True  # the generator's samples serve as completions of s_0
     skip_decided: bool = False  # stop completing a state once its verdict is sure beyond decided_error
-    decided_error: float = Field(0.01, gt=0, lt=1)
+    decided_error: float = Field(0.01, gt=0, lt=1)  # chance of a wrong verdict that skip_decided accepts
 
     @field_validator("splitter")
     @classmethod
@@ -202,9 +203,9 @@ class CriticSettings(OptimSettings):
     """A.3, the value model."""
 
     init: str = "actor"  # "actor", "scratch" or a Hugging Face directory
-    loss: Literal["bce", "mse"] = "bce"
-    lr: float = Field(5e-6, gt=0)
-    batch_states: int = Field(512, ge=1)
+    loss: Literal["bce", "mse"] = "bce"  # of V against the success rate
+    lr: float = Field(5e-6, gt=0)  # learning rate, the peak of the schedule
+    batch_states: int = Field(512, ge=1)  # states an optimizer step
     heldout_fraction: float = Field(0.05, ge=0, lt=1)  # of problems, for held-out loss, AUC and Brier score
 
 
@@ -217,7 +218,7 @@ class AdvantageSettings(Section):
     shrink: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"  # k: outcomes that the critic is worth; 0: Q is V
     trunk_steps: bool = True  # the steps that trunks take are candidates too
     source: Literal["critic", "mc", "response"] = "critic"  # who says Q: the critic, MC values, the trunk's reward
-    pack_tokens: int = Field(16384, ge=16)
+    pack_tokens: int = Field(16384, ge=16)  # token budget of one forward pass
 
 
 class ActorSettings(OptimSettings):
@@ -226,8 +227,8 @@ class ActorSettings(OptimSettings):
     beta: float | str = "auto"  # auto: std(Â)/2; std/C: std(Â)/C; or a number
     log_partition: bool = True  # subtract log E exp(Â/β) from each target: what a policy can meet
     kl_budget: float | None = Field(None, gt=0)  # nats: stop the iteration when KL(π_ref ‖ π) of a step passes it
-    lr: float = Field(5e-7, gt=0)
-    batch_pairs: int = Field(2048, ge=1)
+    lr: float = Field(5e-7, gt=0)  # learning rate, the peak of the schedule
+    batch_pairs: int = Field(2048, ge=1)  # state-action pairs an optimizer step
     state_wise: bool = True  # all actions of one state in the same batch
 
     @field_validator("beta", mode="before")
@@ -250,27 +251,27 @@ class ParallelSettings(Section):
 
     processes: int = Field(1, ge=1)  # ranks that `run` starts through torchrun for sft, critic and actor
     replicas: int = Field(1, ge=1)  # hybrid sharding: groups that each hold a whole copy
-    activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    compile: bool = False
-    cpu_offload: bool = False
-    tracker: Literal["none", "wandb", "trackio"] = "none"
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"  # recompute in the backward pass
+    compile: bool = False  # torch.compile each block
+    cpu_offload: bool = False  # weights and optimizer states in host memory
+    tracker: Literal["none", "wandb", "trackio"] = "none"  # beside metrics.jsonl and TensorBoard
 
 
 class EvaluateSettings(Section):
     """Greedy and sampled accuracy; the paper's settings are greedy, zero-shot, 2048 new tokens."""
 
-    max_tokens: int = Field(2048, ge=1)
+    max_tokens: int = Field(2048, ge=1)  # of a response, its end token included
     samples: int = Field(0, ge=0)  # sampled responses a problem; 0: greedy only
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
+    temperature: float = Field(1.0, gt=0)  # of the sampled responses
+    top_p: float = Field(1.0, gt=0, le=1)  # nucleus; 1: all tokens
     batch_problems: int = Field(256, ge=1)  # problems between two saves
 
 
 class Config(Section):
     """The whole of a run."""
 
-    seed: int = Field(0, ge=0, lt=2**43)  # what is derived from it fits the 64 bits that generators take
-    iterations: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0, lt=2**43)  # of everything random; what is derived from it must fit 64 bits
+    iterations: int = Field(1, ge=1)  # of Algorithm 1
     keep_best: bool = True  # keep the previous policy where the new one is worse beyond its interval
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()

@@ -12,6 +12,10 @@ class InputError(ValueError):
     """Bad input: the message names the file, line or argument. The command line exits with code 2 on it."""
 
 
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient that is not a number: training has diverged. The command line exits with code 1 on it."""
+
+
 def one_line(text: object) -> str:
     """``text`` on one printable line, its middle left out where it is long."""
     line = " ".join("".join(c if c.isprintable() or c.isspace() else repr(c)[1:-1] for c in str(text)).split())
@@ -45,3 +49,27 @@ def blaming(culprit: object, what: str = "not readable") -> Iterator[None]:
     except Exception as error:
         # Parsers of other people's formats raise a dozen unrelated types on files that are not theirs.
         raise InputError(f"{culprit}: {what} ({reason(error)})") from error
+
+
+# Packages whose errors are about files, a disk or a server, whatever of ours called them.
+_READERS = ("pyarrow", "safetensors", "safetensors_rust", "tokenizers", "jinja2", "httpx", "huggingface_hub", "yaml")
+
+
+def from_outside(error: BaseException, place: object) -> str | None:
+    """One line about an error that the system or a reader of files raised; None where it may be a bug of ours.
+
+    Args:
+        place: Names where, if the error does not know the file.
+    """
+    if isinstance(error, OSError):
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        return f"{one_line(' to '.join(names)) or place}: {reason(error)}"
+    failures = getattr(error, "failures", None)
+    if type(error).__module__.startswith("torch.distributed.checkpoint") and failures:
+        # Of all ranks, each with its traceback: the first is what happened.
+        cause = next(iter(failures.values()))[0]
+        return from_outside(cause, place) or f"{place}: {reason(cause)}"
+    written_by_torch = isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)
+    if written_by_torch or type(error).__module__.partition(".")[0] in _READERS:
+        return f"{place}: {reason(error)}"
+    return None

@@ -18,12 +18,13 @@ from tqdm import tqdm
 
 from dapo_fast.config import EvaluateSettings
 from dapo_fast.data.problems import Problem
-from dapo_fast.errors import InputError
+from dapo_fast.errors import InputError, blaming
 from dapo_fast.rewards import Verifier, verify_many
 from dapo_fast.rollout.engine import Engine, Sample, SamplingParams
 from dapo_fast.rollout.loading import fitting, warn_of_truncation
-from dapo_fast.rundir import add_seconds, write_json
+from dapo_fast.rundir import add_seconds, read_state, write_json
 from dapo_fast.rundir import digest as digest_of
+from dapo_fast.state import EvaluationClaim, MeasuredProblem
 
 log = logging.getLogger("dapo_fast.evaluate")
 
@@ -104,11 +105,7 @@ def _claim(out: Path, problems: Sequence[Problem], settings: EvaluateSettings, s
     key = digest_of([digest, settings.model_dump(mode="json"), seed, content.hexdigest()])
     path = out / "claim.json"
     if path.exists():
-        try:
-            before = json.loads(path.read_text())["digest"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: not readable ({error})") from error
-        if before != key:
+        if read_state(path, EvaluationClaim)["digest"] != key:
             raise InputError(
                 f"{out}: holds an evaluation with other settings, problems or model; use another directory"
             )
@@ -131,7 +128,7 @@ def _run(
 ) -> list[dict[str, Any]]:
     path = out / f"{mode.name}.jsonl"
     size = settings.batch_problems
-    rows = _resume(path, problems, size)
+    rows = _resume(path, problems, size, mode.samples)
     if rows:
         log.info("%s: %d of %d problems already measured in %s", mode.name, len(rows), len(problems), path)
     with (
@@ -214,20 +211,29 @@ def _batch_seed(seed: int, mode: str, start: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{mode}/{start}".encode()).digest()[:4], "little")
 
 
-def _resume(path: Path, problems: Sequence[Problem], batch: int) -> list[dict[str, Any]]:
-    """The rows of whole batches; what a kill left of another is cut off the file."""
+def _resume(path: Path, problems: Sequence[Problem], batch: int, samples: int) -> list[dict[str, Any]]:
+    """The rows of whole batches; what a kill left of another is cut off the file.
+
+    Raises:
+        InputError: a whole line that is not what ``evaluate`` writes there, which no kill leaves; nothing is cut.
+    """
     if not path.exists():
         return []
+    if not path.is_file():
+        raise InputError(f"{path}: not a regular file")
     rows: list[dict[str, Any]] = []
     offsets = [0]
     with open(path, "rb") as file:
         for line in file:
-            try:
+            if not line.endswith(b"\n"):
+                break
+            if len(rows) == len(problems):
+                raise InputError(f"{path}:{len(rows) + 1}: more lines than there are problems")
+            with blaming(f"{path}:{len(rows) + 1}", "not a line that an evaluation writes"):
                 row = json.loads(line)
-            except ValueError:
-                break
-            if not line.endswith(b"\n") or len(rows) == len(problems) or row.get("id") != problems[len(rows)].id:
-                break
+                MeasuredProblem.model_validate(row)
+            if row["id"] != problems[len(rows)].id or len(row["responses"]) != samples:
+                raise InputError(f"{path}:{len(rows) + 1}: of another problem, or another number of samples")
             rows.append(row)
             offsets.append(offsets[-1] + len(line))
     kept = len(rows) if len(rows) == len(problems) else len(rows) // batch * batch

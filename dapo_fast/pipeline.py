@@ -7,15 +7,19 @@ it is done already. ``run`` is the whole loop.
 from __future__ import annotations
 
 import gc
+import importlib.util
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
+from dapo_fast import state
 from dapo_fast.advantages import compute_advantages
 from dapo_fast.config import Config
 from dapo_fast.data.problems import Problem, format_prompt, load_problems
@@ -30,18 +34,19 @@ from dapo_fast.rewards import verifier_for
 from dapo_fast.rollout.collect import collect
 from dapo_fast.rollout.engine import Engine, make_engine
 from dapo_fast.rollout.http import PROBE
-from dapo_fast.rollout.loading import check_model_directory, load_tokenizer
+from dapo_fast.rollout.loading import check_model_directory, check_prompt, load_tokenizer
 from dapo_fast.rollout.server import serving
-from dapo_fast.rundir import RunDirectory, read_json, write_json
+from dapo_fast.rundir import RunDirectory, read_rows, read_state, write_json
 from dapo_fast.tasks import get_task
 from dapo_fast.train.actor import train_actor
 from dapo_fast.train.critic import ValueFiller, train_critic
 from dapo_fast.train.memory import estimate, rank_memory_gib
-from dapo_fast.train.sft import train_sft
+from dapo_fast.train.sft import read_pairs, train_sft
 from dapo_fast.train.torchrun import torchrun
 
 log = logging.getLogger("dapo_fast.pipeline")
 
+RESULTS = "results.json"
 STAGES = ("sft", "collect", "critic", "advantages", "actor", "evaluate")
 
 
@@ -63,9 +68,14 @@ class Pipeline:
         if iteration == 0:
             return self.directory.stage(0, "sft") / "model" if self.has_sft() else Path(self._model_path())
         decision = self.directory.path / f"iter{iteration}" / "decision.json"
-        if decision.exists() and not read_json(decision)["accepted"]:
+        if decision.exists() and not read_state(decision, state.Decision)["accepted"]:
             return self.policy(iteration - 1)
         return self.directory.stage(iteration, "actor") / "model"
+
+    def newest(self) -> int:
+        """The last iteration whose policy is trained, accepted or not; 0 where none is."""
+        numbers = range(self.config.iterations, 0, -1)
+        return next((i for i in numbers if (self.directory.stage(i, "actor") / "done.json").exists()), 0)
 
     def has_sft(self) -> bool:
         """Whether a supervised start comes before iteration 1."""
@@ -119,18 +129,19 @@ class Pipeline:
         for iteration in range(self.config.iterations + 1):
             for stage in STAGES[1:] if iteration else ("sft", "evaluate"):
                 directory = self.directory.stage(iteration, stage)
-                if (directory / "stage.json").exists():
-                    self.directory.claim(directory, self._settings(stage, iteration))
+                if (directory / "stage.json").exists():  # else what it reads may not be there either
+                    self.directory.check(directory, self._settings(stage, iteration))
 
     def _claim(self, stage: str, iteration: int) -> tuple[Path, str]:
-        directory = self.directory.stage(iteration, stage)
+        directory, settings = self.directory.stage(iteration, stage), self._settings(stage, iteration)
         if _rank() == 0:
-            self.directory.claim(directory, self._settings(stage, iteration))
-        _barrier_free_wait(directory / "stage.json")
+            self.directory.claim(directory, settings)
+        # A claim of other settings may lie there until rank 0 replaces it.
+        _barrier_free_wait(directory / "stage.json", lambda: self.directory.changed(directory, settings) == [])
         return directory, self._upstream(directory)
 
     def _upstream(self, directory: Path) -> str:
-        return str(read_json(directory / "stage.json")["digest"])
+        return str(read_state(directory / "stage.json", state.Claim)["digest"])
 
     def _digest_of(self, policy: Path) -> str:
         return self._upstream(policy.parent) if (policy.parent / "stage.json").exists() else f"model {policy}"
@@ -165,18 +176,29 @@ class Pipeline:
             InputError: names the one that is wrong, or what the run as a whole would lack.
         """
         configs = [self.config.at(i) for i in range(self.config.iterations + 1)]
-        if self._heldout() and any(c.engine.kind == "http" and c.engine.command is None for c in configs):
+        heldout = self._heldout()
+        if heldout and any(c.engine.kind == "http" and c.engine.command is None for c in configs):
             raise InputError(
                 "engine.command: needed to measure held-out problems, since each policy that is trained must be "
                 "served; without data.heldout, one iteration can sample from a server started by hand"
             )
+        first = list(heldout[:1])
         for iteration, config in enumerate(configs[1:], 1):
             if iteration == 1 or config.data != configs[iteration - 1].data:
-                self.problems(iteration)
-            if config.critic.init not in ("actor", "scratch") and config.advantages.source == "critic":
-                self._check_critic_init(Path(config.critic.init))
-        if self.config.data.task is None or not self.has_sft():
+                first.append(self.problems(iteration)[0])
+        if self.config.model.path is not None or not self.has_sft():
             check_model_directory("model.path", Path(self._model_path()))
+        if self.config.sft.data is not None:
+            read_pairs(Path(self.config.sft.data))
+        tokenizer = self._tokenizer()
+        for problem in first:
+            check_prompt(problem, tokenizer, self.config.data.template)
+        for config in configs[1:]:
+            if config.critic.init not in ("actor", "scratch") and config.advantages.source == "critic":
+                self._check_critic_init(Path(config.critic.init), tokenizer)
+        tracker = self.config.parallel.tracker
+        if tracker != "none" and importlib.util.find_spec(tracker) is None:
+            raise InputError(f"parallel.tracker {tracker}: not installed (pip install {tracker})")
 
     def _warn_of_memory(self) -> None:
         """Say, before hours of sampling, that training what comes of it will not fit."""
@@ -190,15 +212,19 @@ class Pipeline:
         for line in sorted(said):
             log.warning("%s", line)
 
-    def _check_critic_init(self, path: Path) -> None:
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        path = self.config.model.path
+        return get_task(str(self.config.data.task)).tokenizer() if path is None else load_tokenizer(path)
+
+    def _check_critic_init(self, path: Path, ours: PreTrainedTokenizerBase) -> None:
         """A critic reads the policy's tokens: it must have been trained on the same vocabulary."""
-        check_model_directory("critic.init", path)
-        task = self.config.data.task
-        ours = load_tokenizer(self.config.model.path) if self.config.model.path else get_task(str(task)).tokenizer()
+        if not (path / "config.json").exists():
+            raise InputError(f"critic.init {path}: not a Hugging Face model directory (no config.json)")
         if load_tokenizer(path)(PROBE)["input_ids"] != ours(PROBE)["input_ids"]:
             raise InputError(
                 f"critic.init {path}: its tokenizer is not the policy's, whose tokens it would have to read"
             )
+        check_model_directory("critic.init", path)
 
     @contextmanager
     def _engine(self, policy: Path, config: Config) -> Iterator[Engine]:
@@ -230,6 +256,8 @@ class Pipeline:
     def sft(self, iteration: int = 0) -> Path:
         """Supervised start: from the built-in task's gold traces, or from ``sft.data``."""
         config = self.config
+        if config.sft.data is not None:
+            read_pairs(Path(config.sft.data))
         out, digest = self._claim("sft", 0)
         start: Path
         if config.model.path is None:
@@ -237,7 +265,7 @@ class Pipeline:
             start = out / "start"
             if _rank() == 0 and not (start / "config.json").exists():
                 _write_initial_model(task, start, config.seed)
-            _barrier_free_wait(start / "config.json")
+            _barrier_free_wait(start / "config.json", (start / "config.json").exists)
         else:
             start = Path(config.model.path)
         stream = None
@@ -312,14 +340,14 @@ class Pipeline:
         if needs_critic:
             self._need(critic / "done.json", "critic", iteration)
         out, digest = self._claim("advantages", iteration)
-        done = sealed_summary(out)
+        done = sealed_summary(out, state.AdvantagesDone)
         if done is not None:
             return done
         fill: Callable[[Sequence[Tree]], None] | None = None
         k = ASSUMED
         if needs_critic:
             fill = ValueFiller(critic / "model", config.model, config.advantages.pack_tokens)
-            k = read_json(critic / "done.json")["k"]
+            k = read_state(critic / "done.json", state.CriticDone)["k"]
         summary = compute_advantages(trees, out, config.advantages, fill, digest, k)
         del fill
         _free_memory()
@@ -330,8 +358,9 @@ class Pipeline:
         config = self.config.at(iteration)
         trees = self.directory.stage(iteration, "advantages")
         self._need(trees / "done.json", "advantages", iteration)
-        if not read_json(trees / "done.json")["kept"]:
-            raise NoContrastError(f"{trees}: {_why_no_state(read_json(trees / 'done.json'))}")
+        done = read_state(trees / "done.json", state.AdvantagesDone)
+        if not done["kept"]:
+            raise NoContrastError(f"{trees}: {_why_no_state(done)}")
         out, digest = self._claim("actor", iteration)
         return train_actor(
             trees,
@@ -355,7 +384,7 @@ class Pipeline:
         self._need(policy, "actor" if iteration else "sft", iteration)
         out, digest = self._claim("evaluate", iteration)
         if (out / "summary.json").exists():
-            return read_json(out / "summary.json")
+            return read_state(out / "summary.json", state.Evaluated)
         with self._engine(policy, config) as engine:
             return evaluate(
                 problems,
@@ -387,15 +416,22 @@ class Pipeline:
         if self.has_sft():
             self._stage("sft", 0)
         rows = [{"iteration": 0, "accepted": True, **(self._stage("evaluate", 0) or {})}]
-        write_json(self.directory.path / "results.json", rows)
+        self._write_results(rows)
         for iteration in range(1, self.config.iterations + 1):
             rows.append(self.iterate(iteration))
-            write_json(self.directory.path / "results.json", rows)
+            self._write_results(rows)
             if rows[-1].get("stopped"):
                 log.warning("iteration %d: %s; the policy stays as it was", iteration, rows[-1]["stopped"])
                 break
+        write_json(self.directory.path / RESULTS, rows)
         write_report(self.directory.path)
         return rows
+
+    def _write_results(self, rows: list[dict]) -> None:
+        """``rows`` so far; those of later iterations stay until the run has come to them again, which it may not."""
+        path = self.directory.path / RESULTS
+        before = read_rows(path) if path.exists() else []
+        write_json(path, rows + [row for row in before if row["iteration"] > rows[-1]["iteration"]])
 
     def iterate(self, iteration: int) -> dict:
         """Every stage of ``iteration``, and whether its policy is kept. Returns its row of the results table."""
@@ -416,9 +452,10 @@ class Pipeline:
         decision: dict[str, Any] = {"accepted": True, "reason": "not measured: no held-out problems"}
         if measured is not None:
             previous_iteration = next(i for i in reversed(range(iteration)) if i == 0 or self._accepted(i))
-            previous = read_json(self.directory.stage(previous_iteration, "evaluate") / "summary.json")
+            path = self.directory.stage(previous_iteration, "evaluate") / "summary.json"
+            previous = read_state(path, state.Evaluated)
             # The objective is the expected reward of the policy, so sampled accuracy decides where it was measured.
-            mode = "sampled" if "sampled" in measured else "greedy"
+            mode = "sampled" if "sampled" in measured and "sampled" in previous else "greedy"
             new, old = measured[mode], previous[mode]
             worse = new["high"] < old["low"]
             reason = f"{mode} accuracy {_interval(new)} after iteration {iteration}, {_interval(old)} before"
@@ -430,7 +467,8 @@ class Pipeline:
         return decision
 
     def _accepted(self, iteration: int) -> bool:
-        return bool(read_json(self.directory.path / f"iter{iteration}" / "decision.json")["accepted"])
+        decision = self.directory.path / f"iter{iteration}" / "decision.json"
+        return bool(read_state(decision, state.Decision)["accepted"])
 
     def _stage(self, name: str, iteration: int) -> Any:
         """Run a stage here, or under torchrun where training asks for several processes."""
@@ -443,7 +481,7 @@ class Pipeline:
             _free_memory()
             return result
         if name == "actor":
-            done = read_json(self.directory.stage(iteration, "advantages") / "done.json")
+            done = read_state(self.directory.stage(iteration, "advantages") / "done.json", state.AdvantagesDone)
             if not done["kept"]:
                 raise NoContrastError(_why_no_state(done))
         words = [name, str(self.directory.path), "--iteration", str(iteration)]
@@ -451,7 +489,7 @@ class Pipeline:
         if code:
             raise ChildFailedError(f"{name}: ended with exit code {code}; its messages are above", code)
         done = self.directory.stage(iteration, name) / "done.json"
-        return read_json(done)
+        return read_state(done, state.Done)
 
 
 def _interval(measured: dict) -> str:
@@ -514,12 +552,10 @@ def _one_process(stage: str) -> None:
         raise InputError(f"{stage}: runs in one process; only sft, critic and actor run under torchrun")
 
 
-def _barrier_free_wait(path: Path, seconds: float = 60.0) -> None:
+def _barrier_free_wait(path: Path, there: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait for a file that rank 0 writes before there is a process group."""
-    import time
-
     deadline = time.monotonic() + seconds
-    while not path.exists():
+    while not there():
         if time.monotonic() > deadline:
             raise InputError(f"{path}: rank 0 did not write it within {seconds:.0f} s; see its message")
         time.sleep(0.05)

@@ -6,19 +6,25 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
-from dapo_fast.config import Config, digest, load_config
-from dapo_fast.errors import InputError
+from dapo_fast import state
+from dapo_fast.config import Config, digest, load_config, wrong_keys
+from dapo_fast.errors import InputError, blaming
 
 # Settings that move work around or bound its size, and leave the mathematics as it is: they may change between a kill
 # and the resume, a batch of another pack size still being the same batch.
 _FREE = {"save_every", "keep_checkpoints", "pack_tokens", "attention", "device"}
+# What a stage leaves before it has a result: to other settings it goes, and what is said of the past stays.
+_PREPARED = {"stage.json", "claim.json", "timing.json", "start"}
+_SAID = {"config.yaml", "run.log", "server.log", "server.pid", ".lock", "tensorboard"}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -34,10 +40,32 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Read a file that ``write_json`` made; InputError names one that is not JSON."""
+    with blaming(path):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_state(path: Path, shape: type[BaseModel] | None = None) -> dict[str, Any]:
+    """The JSON object in ``path``; InputError names the file, and the keys that do not fit ``shape``."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object")
+    return _fitting(path, shape, value) if shape else value
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a results.json, one an iteration; InputError where it holds anything else."""
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: not a list of one row an iteration")
+    return [_fitting(path, state.Row, row) for row in rows]
+
+
+def _fitting(path: Path, shape: type[BaseModel], value: Any) -> Any:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable ({error})") from error
+        shape.model_validate(value)
+    except ValidationError as error:
+        raise InputError(f"{path}: not what a stage writes there ({wrong_keys(error)})") from error
+    return value
 
 
 def add_seconds(directory: Path, seconds: float) -> None:
@@ -48,7 +76,19 @@ def add_seconds(directory: Path, seconds: float) -> None:
 def seconds_of(directory: Path) -> float:
     """What ``add_seconds`` has added up; 0 where nothing was."""
     path = directory / "timing.json"
-    return float(read_json(path)["seconds"]) if path.exists() else 0.0
+    return float(read_state(path, state.Timing)["seconds"]) if path.exists() else 0.0
+
+
+def check_run_path(path: str | Path) -> Path:
+    """``path``, if a directory can have that name; an empty one would be the directory that one happens to be in."""
+    text = str(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = ""
+    if not text.strip() or "\0" in text:
+        raise InputError(f"run directory {str(path)!r}: not the name of a directory")
+    return Path(path)
 
 
 class RunDirectory:
@@ -64,7 +104,7 @@ class RunDirectory:
         Raises:
             InputError: no config is given and none, or no valid one, is saved.
         """
-        self.path = Path(path)
+        self.path = check_run_path(path)
         saved = self.path / "config.yaml"
         if config is None:
             if not saved.exists():
@@ -101,24 +141,52 @@ class RunDirectory:
         return self.path / "sft" if name == "sft" else self.path / f"iter{iteration}" / name
 
     def claim(self, directory: Path, settings: dict[str, Any]) -> str:
-        """Bind ``directory`` to ``settings`` and return their digest.
+        """Bind ``directory`` to ``settings`` and return their digest; a claim without results binds nobody.
 
         Raises:
             InputError: the directory holds results of other settings; names the keys that differ.
         """
-        settings = _without_free(json.loads(json.dumps(settings)))
+        self.check(directory, settings)
+        if self.changed(directory, settings) != []:
+            for name in _PREPARED:
+                left = directory / name
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            write_json(directory / "stage.json", {"digest": _digest(settings), "settings": _claimed(settings)})
+        return _digest(settings)
+
+    def check(self, directory: Path, settings: dict[str, Any]) -> None:
+        """Raise what ``claim`` would, and leave everything as it is."""
+        changed = self.changed(directory, settings)
+        if changed and _has_results(directory):
+            raise InputError(
+                f"{directory}: holds results of other settings: {', '.join(changed)}; "
+                "use a new run directory, or put the settings back"
+            )
+
+    def changed(self, directory: Path, settings: dict[str, Any]) -> list[str] | None:
+        """In which keys ``settings`` differ from those that ``directory`` is claimed for; None where it is not."""
         path = directory / "stage.json"
-        if path.exists():
-            before = read_json(path)["settings"]
-            changed = [f"{key} ({old!r}, now {new!r})" for key, old, new in _differences(before, settings)]
-            if changed:
-                raise InputError(
-                    f"{directory}: holds results of other settings: {', '.join(changed)}; "
-                    "use a new run directory, or put the settings back"
-                )
-        else:
-            write_json(path, {"digest": digest(settings), "settings": settings})
-        return digest(settings)
+        if not path.exists():
+            return None
+        before = read_state(path, state.Claim)["settings"]
+        return [f"{key} ({old!r}, now {new!r})" for key, old, new in _differences(before, _claimed(settings))]
+
+
+def _digest(settings: dict[str, Any]) -> str:
+    return digest(_claimed(settings))
+
+
+def _claimed(settings: dict[str, Any]) -> dict[str, Any]:
+    return _without_free(json.loads(json.dumps(settings)))
+
+
+def _has_results(directory: Path) -> bool:
+    for path in directory.rglob("*"):
+        parts = path.relative_to(directory).parts
+        unfinished = parts[0] in _PREPARED | _SAID or any(part.endswith(".tmp") for part in parts)
+        if not unfinished and path.is_file() and path.stat().st_size:
+            return True
+    return False
 
 
 def _without_free(value: Any) -> Any:
@@ -141,6 +209,13 @@ class _TqdmHandler(logging.StreamHandler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
+class _FileHandler(logging.FileHandler):
+    """The file is the screen's copy: a full disk must not put a traceback of logging's own beside every line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing: the line is on the screen."""
+
+
 def log_to(directory: Path | None, quiet: bool = False) -> None:
     """Send the project's log to stderr and to ``directory/run.log``."""
     logger = logging.getLogger("dapo_fast")
@@ -153,6 +228,6 @@ def log_to(directory: Path | None, quiet: bool = False) -> None:
     logger.addHandler(screen)
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(directory / "run.log")
+        file = _FileHandler(directory / "run.log")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logger.addHandler(file)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dapo_fast.data.formats import Format, recognise
 from dapo_fast.data.rows import Row, as_object, identity, kind, read_json
-from dapo_fast.errors import InputError
+from dapo_fast.errors import InputError, blaming
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -105,6 +105,10 @@ def _rows(source: str) -> Iterator[tuple[str, int, Row]]:
     if path.is_dir():
         return _directory_rows(path)
     if path.exists():
+        if not path.is_file():
+            raise InputError(
+                f"{source}: not a regular file; it is read more than once, which a pipe or device cannot be"
+            )
         return _array_rows(path) if path.suffix == ".json" else _line_rows(path)
     if source.lower() in BENCHMARKS:
         return _hub_rows(*BENCHMARKS[source.lower()])
@@ -230,7 +234,8 @@ def _chat(problem: Problem, tokenizer: PreTrainedTokenizerBase) -> str:
 
     def render(content: str) -> str:
         message = [{"role": "user", "content": content}]
-        return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+        with blaming(f"template chat: the chat template of {tokenizer.name_or_path}", "cannot be rendered"):
+            return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
 
     instruction = _INSTRUCTIONS.get(problem.kind)
     # Qwen2.5-Math's own system prompt asks for a box already.

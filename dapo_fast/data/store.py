@@ -16,10 +16,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
 from dapo_fast.errors import InputError
-from dapo_fast.rundir import read_json, write_json
+from dapo_fast.rundir import read_state, write_json
 
 SCHEMA_VERSION = "2"
 _VERSION_KEY = "dapo_fast.schema_version"
@@ -94,17 +95,24 @@ def seal(directory: Path, summary: Mapping[str, Any]) -> None:
     write_json(directory / _DONE, dict(summary) | {_SHARDS: shards})
 
 
-def sealed_summary(directory: Path) -> dict[str, Any] | None:
-    """What ``seal`` was given; None where the store is not finished."""
-    if not (directory / _DONE).exists():
+def sealed_summary(directory: Path, shape: type[BaseModel] | None = None) -> dict[str, Any] | None:
+    """What ``seal`` was given; None where the store is not finished.
+
+    Raises:
+        InputError: it does not fit ``shape``.
+    """
+    path = directory / _DONE
+    if not path.exists():
         return None
+    if shape is not None:
+        read_state(path, shape)
     return {key: value for key, value in _done(directory).items() if key != _SHARDS}
 
 
 def _done(directory: Path) -> dict[str, Any]:
     path = directory / _DONE
-    found = read_json(path) if path.exists() else {}
-    if not isinstance(found, dict) or not isinstance(found.get(_SHARDS, {}), dict):
+    found = read_state(path) if path.exists() else {}
+    if not isinstance(found.get(_SHARDS, {}), dict):
         raise InputError(f"{path}: not what a finished store holds")
     return found
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from dapo_fast.config import Config, load_config
 from dapo_fast.errors import InputError
-from dapo_fast.rundir import read_json
+from dapo_fast.rundir import read_rows, read_state
+from dapo_fast.state import Decision, Heldout, Measured, Timing
 
 
 @dataclass(slots=True)
@@ -101,63 +102,6 @@ class Run:
         return [*trained, *start, *given]
 
 
-class _Accuracy(BaseModel):
-    accuracy: float
-    low: float
-    high: float
-    n: int | None = None
-    samples: int = 1
-    tokens: float | None = None
-    truncated: float | None = None
-
-
-class _Measured(BaseModel):
-    greedy: _Accuracy | None = None
-    sampled: _Accuracy | None = None
-
-
-class _Bin(BaseModel):
-    low: float
-    high: float
-    states: int
-    predicted: float
-    observed: float
-
-
-class _Quality(BaseModel):
-    brier: float | None = None
-    auc: float | None = None
-    bce: float | None = None
-    bce_floor: float | None = None
-    squared_error: float | None = None
-    calibration: list[_Bin] = []
-    calibration_error: float | None = None
-
-
-class _Shrinkage(BaseModel):
-    k: float
-    fitted: bool
-    states: int
-    curve: list[tuple[float, float]] = []
-
-
-class _Heldout(BaseModel):
-    problems: int = 0
-    states: int = 0
-    critic: _Quality | None = None
-    constant: _Quality | None = None
-    shrinkage: _Shrinkage | None = None
-
-
-class _Timing(BaseModel):
-    seconds: float
-
-
-class _Decision(BaseModel):
-    accepted: bool
-    reason: str = ""
-
-
 _TRAINED = ("sft", "critic", "actor")
 _OF_ITERATION = ("collect", "critic", "advantages", "actor", "evaluate")
 
@@ -179,39 +123,27 @@ def _read_config(path: Path) -> Config:
 
 
 def _read_stopped(path: Path) -> dict[int, str]:
-    rows = read_json(path) if path.exists() else []
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and "iteration" in row for row in rows):
-        raise InputError(f"{path}: not a list of one row an iteration")
+    rows = read_rows(path) if path.exists() else []
     return {row["iteration"]: row["stopped"] for row in rows if row.get("stopped")}
 
 
 def _read_iteration(run: Path, number: int, stopped: str | None) -> Iteration:
     path = run / f"iter{number}"
     stages = {name: _read_stage(path / name, name, number) for name in _OF_ITERATION}
-    heldout = _read_object(path / "critic" / "heldout.json", _Heldout)
-    return Iteration(number, stages, heldout, _read_object(path / "decision.json", _Decision), stopped)
+    heldout = _read_object(path / "critic" / "heldout.json", Heldout)
+    return Iteration(number, stages, heldout, _read_object(path / "decision.json", Decision), stopped)
 
 
 def _read_stage(path: Path, name: str, iteration: int) -> Stage:
-    done = _read_object(path / "summary.json", _Measured) if name == "evaluate" else _read_object(path / "done.json")
-    timing = _read_object(path / "timing.json", _Timing)
+    done = _read_object(path / "summary.json", Measured) if name == "evaluate" else _read_object(path / "done.json")
+    timing = _read_object(path / "timing.json", Timing)
     metrics = read_metrics(path / "metrics.jsonl") if name in _TRAINED else []
     return Stage(name, iteration, path, done, metrics, timing["seconds"] if timing else None)
 
 
 def _read_object(path: Path, shape: type[BaseModel] | None = None) -> dict[str, Any] | None:
     """The JSON object in ``path``, which must fit ``shape``; None if it is not there."""
-    if not path.exists():
-        return None
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object")
-    try:
-        if shape is not None:
-            shape.model_validate(value)
-    except ValidationError as error:
-        raise InputError(f"{path}: not what the stage writes ({error})") from error
-    return value
+    return read_state(path, shape) if path.exists() else None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

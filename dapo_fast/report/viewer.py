@@ -9,6 +9,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
+from dapo_fast.errors import blaming
 from dapo_fast.report.read import Run
 from dapo_fast.report.trees import TreeSummary, gap
 
@@ -22,7 +23,8 @@ def load_tokenizer(run: Run, iteration: int) -> PreTrainedTokenizerBase | None:
     for directory in run.policy_directories(iteration):
         if (directory / "tokenizer_config.json").exists():
             log.info("report: step texts of iteration %d by the tokenizer in %s", iteration, directory)
-            return AutoTokenizer.from_pretrained(Path(directory))
+            with blaming(directory, "no readable tokenizer"):
+                return AutoTokenizer.from_pretrained(Path(directory))
     return None
 
 

@@ -7,9 +7,17 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
-from dapo_fast.errors import InputError
+from dapo_fast.data.problems import Problem, format_prompt
+from dapo_fast.errors import InputError, blaming
 
 log = logging.getLogger("dapo_fast.rollout")
 
@@ -17,20 +25,31 @@ MOST_TRUNCATED = 0.1  # share of responses that did not finish, above which accu
 
 
 def check_model_directory(setting: str, path: Path) -> None:
-    """InputError, naming ``setting``, where ``path`` holds no Hugging Face model."""
+    """InputError, naming ``setting``, where ``path`` holds no Hugging Face model, or one that cannot be built."""
     if not (path / "config.json").exists():
         raise InputError(f"{setting} {path}: not a Hugging Face model directory (no config.json)")
+    with blaming(f"{setting} {path}", "config.json describes no causal language model"):
+        config = AutoConfig.from_pretrained(path)
+        if not isinstance(config.architectures or [], list):
+            raise ValueError(f"architectures is {config.architectures!r}, not a list")
+        # Without memory, and so whatever the size: sizes that do not fit together fail here, not after an hour.
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config)
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer saved in ``directory``; InputError where there is none, or it has no end token."""
-    try:
+    with blaming(directory, "no readable tokenizer"):
         tokenizer = _tokenizer_class(Path(directory)).from_pretrained(directory)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{directory}: no readable tokenizer ({error})") from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"{directory}: the tokenizer has no end token, so no response could ever finish")
     return tokenizer
+
+
+def check_prompt(problem: Problem, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+    """InputError, naming ``template``, where it gives no prompt with this tokenizer."""
+    if not format_prompt(problem, tokenizer, template):
+        raise InputError(f"data.template {template}: the prompt of problem {problem.id} is empty")
 
 
 def _tokenizer_class(directory: Path) -> type:
@@ -38,7 +57,7 @@ def _tokenizer_class(directory: Path) -> type:
     # that says it is a plain tokenizers file is read as that.
     try:
         named = json.loads((directory / "tokenizer_config.json").read_text()).get("tokenizer_class")
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):  # which AutoTokenizer tells in its own words
         return AutoTokenizer
     plain = named in ("TokenizersBackend", "PreTrainedTokenizerFast") and (directory / "tokenizer.json").exists()
     return PreTrainedTokenizerFast if plain else AutoTokenizer

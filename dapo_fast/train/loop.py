@@ -24,8 +24,10 @@ from torch import Tensor, nn
 
 from dapo_fast.config import OptimSettings
 from dapo_fast.data.packing import Pack
-from dapo_fast.rundir import read_json, write_json
+from dapo_fast.errors import NonFiniteError
+from dapo_fast.rundir import read_state, write_json
 from dapo_fast.signals import handled
+from dapo_fast.state import Halted
 from dapo_fast.train.checkpoint import Checkpoints, training_state
 from dapo_fast.train.optim import clip_gradients, learning_rate, make_optimizer, set_rate
 from dapo_fast.train.parallel import World, last_of_batch
@@ -75,10 +77,6 @@ class Task(Protocol):
 
 
 HALTED = "halted.json"  # written where a task ended before its last step
-
-
-class NonFiniteError(ArithmeticError):
-    """A loss or gradient that is not a number."""
 
 
 def train(
@@ -164,7 +162,7 @@ def train(
 def _halted(directory: Path, steps: int) -> int:
     """How many steps there are to do: as many as planned, or where an earlier process halted the task."""
     path = directory / HALTED
-    return read_json(path)["step"] if path.exists() else steps
+    return min(steps, read_state(path, Halted)["step"]) if path.exists() else steps
 
 
 def _accumulate(task: Task, root: nn.Module, batch: Batch, world: World) -> tuple[Tensor, Tensor]:

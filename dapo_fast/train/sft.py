@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dapo_fast.config import ModelSettings, ParallelSettings, SftSettings
 from dapo_fast.data.packing import Pack, pack_sequences
-from dapo_fast.errors import InputError
+from dapo_fast.errors import InputError, blaming
 from dapo_fast.models.readpath import PolicyReader
 from dapo_fast.train.loop import Batch, train
 from dapo_fast.train.parallel import open_world
@@ -97,31 +97,37 @@ def _batches(count: int, size: int, seed: int, epoch: int) -> list[list[int]]:
     return [order[i : i + size] for i in range(0, count, size)]
 
 
-def _read_sequences(settings: SftSettings, start: Path, template: str) -> Sequences:
-    from transformers import AutoTokenizer
-
-    from dapo_fast.data.problems import Problem, format_prompt
-
-    path = Path(str(settings.data))
-    try:
+def read_pairs(path: Path) -> list[tuple[str, str]]:
+    """The (prompt, response) of every row of ``sft.data``; InputError names the file and the line that is wrong."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"sft.data {path}: not a readable text file (a directory, pipe or device)")
+    with blaming(f"sft.data {path}", "not a readable text file"):
         lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"sft.data {path}: not a readable text file ({error})") from error
-    tokenizer = AutoTokenizer.from_pretrained(start)
-    sequences: Sequences = []
+    pairs: list[tuple[str, str]] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             prompt, response = row["prompt"], row["response"]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f'{path}:{number}: not a JSON object with "prompt" and "response" ({error})') from error
         if not isinstance(prompt, str) or not isinstance(response, str):
             raise InputError(f'{path}:{number}: "prompt" and "response" are texts')
+        pairs.append((prompt, response))
+    if not pairs:
+        raise InputError(f"sft.data {path}: no rows")
+    return pairs
+
+
+def _read_sequences(settings: SftSettings, start: Path, template: str) -> Sequences:
+    from dapo_fast.data.problems import Problem, format_prompt
+    from dapo_fast.rollout.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(start)
+    sequences: Sequences = []
+    for number, (prompt, response) in enumerate(read_pairs(Path(str(settings.data))), 1):
         prompt_ids = format_prompt(Problem(id=str(number), prompt=prompt), tokenizer, template)
         response_ids = tokenizer(response, add_special_tokens=False)["input_ids"]
         sequences.append((list(prompt_ids), [*response_ids, tokenizer.eos_token_id]))
-    if not sequences:
-        raise InputError(f"{path}: no rows")
     return sequences

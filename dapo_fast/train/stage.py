@@ -26,7 +26,8 @@ from dapo_fast.models.loading import (
     value_model_skeleton,
 )
 from dapo_fast.models.readpath import PolicyReader, ValueReader
-from dapo_fast.rundir import read_json, write_json
+from dapo_fast.rundir import read_state, write_json
+from dapo_fast.state import Done
 from dapo_fast.train.loop import Batch
 from dapo_fast.train.parallel import World, prepare_blocks, shard
 from dapo_fast.train.weights import add_lora, export, load_sharded, reset_adapters
@@ -190,8 +191,8 @@ def finished(directory: Path, digest: str) -> dict[str, Any] | None:
     path = directory / "done.json"
     if not path.exists():
         return None
-    summary = read_json(path)
-    if summary.get("digest") != digest:
+    summary = read_state(path, Done)
+    if summary["digest"] != digest:
         raise InputError(f"{path}: made with other settings; use a new run directory")
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # of a process killed as it was dropping them
     return summary

@@ -4,7 +4,7 @@ import pytest
 
 from dapo_fast.config import Config, load_config, preset_names
 from dapo_fast.errors import InputError
-from dapo_fast.rundir import RunDirectory
+from dapo_fast.rundir import RunDirectory, write_json
 
 NEEDED = ["model.path=m", "data.problems=p"]
 
@@ -206,8 +206,39 @@ def test_a_stage_refuses_other_settings_and_names_them(tmp_path):
     directory = RunDirectory(tmp_path, Config.model_validate({"model": {"path": "m"}, "data": {"problems": "p"}}))
     first = directory.claim(tmp_path / "iter1" / "actor", {"actor": {"beta": 0.1, "pack_tokens": 100}})
     assert first == directory.claim(tmp_path / "iter1" / "actor", {"actor": {"beta": 0.1, "pack_tokens": 50}})
+    write_json(tmp_path / "iter1" / "actor" / "checkpoints" / "meta.json", {})
     with pytest.raises(InputError, match=r"actor\.beta \(0\.1, now 0\.2\)"):
         directory.claim(tmp_path / "iter1" / "actor", {"actor": {"beta": 0.2, "pack_tokens": 100}})
+
+
+@pytest.mark.parametrize("left", [(), ("stage.json.tmp",), ("claim.json", "start/config.json"), ("server.log",)])
+def test_a_claim_without_results_binds_nobody(tmp_path, left):
+    directory = RunDirectory(tmp_path, load_config(overrides=NEEDED))
+    stage = tmp_path / "iter1" / "collect"
+    directory.claim(stage, {"template": "chat"})
+    (stage / "greedy.jsonl").touch()
+    for name in left:
+        (stage / name).parent.mkdir(exist_ok=True)
+        (stage / name).write_text("left by what failed")
+    directory.check(stage, {"template": "none"})
+    assert directory.changed(stage, {"template": "chat"}) == []  # looking has changed nothing
+    directory.claim(stage, {"template": "none"})
+    assert directory.changed(stage, {"template": "none"}) == []
+    assert not (stage / "start").exists() and not (stage / "claim.json").exists()
+    assert (stage / "server.log").exists() == ("server.log" in left)
+
+
+@pytest.mark.parametrize("name", ["shard-00000.parquet", "done.json", "metrics.jsonl", "model/x.safetensors"])
+def test_results_bind_their_directory(tmp_path, name):
+    directory = RunDirectory(tmp_path, load_config(overrides=NEEDED))
+    stage = tmp_path / "iter1" / "collect"
+    directory.claim(stage, {"template": "chat"})
+    (stage / name).parent.mkdir(exist_ok=True)
+    (stage / name).write_text("measured")
+    for attempt in (directory.check, directory.claim):
+        with pytest.raises(InputError, match=r"template \('chat', now 'none'\)"):
+            attempt(stage, {"template": "none"})
+    assert directory.claim(stage, {"template": "chat"}) and (stage / name).read_text() == "measured"
 
 
 def test_two_processes_do_not_share_a_run(tmp_path):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from dapo_fast.config import load_config
+from dapo_fast.errors import InputError
 from dapo_fast.pipeline import Pipeline
 from dapo_fast.rundir import RunDirectory, write_json
 
@@ -51,3 +52,25 @@ def test_keep_best_off_keeps_it_all_the_same(pipeline):
 def test_greedy_decides_where_nothing_was_sampled(pipeline):
     write_json(pipeline.directory.path / "iter0" / "evaluate" / "summary.json", {"greedy": measured(0, 0.9)["greedy"]})
     assert not pipeline._decide(1, {"greedy": measured(0, 0.8)["greedy"]})["accepted"]
+
+
+def test_a_run_that_fails_on_the_way_keeps_the_rows_it_has_not_come_to(pipeline, monkeypatch):
+    path = pipeline.directory.path / "results.json"
+    rows = [{"iteration": i, "note": "before"} for i in range(4)]
+    write_json(path, rows)
+    monkeypatch.setattr(pipeline, "has_sft", lambda: False)
+    monkeypatch.setattr(pipeline, "_stage", lambda name, iteration: {})
+
+    def iterate(iteration):
+        if iteration == 2:
+            raise InputError("iteration 2: a file is corrupt")
+        return {"iteration": iteration}
+
+    monkeypatch.setattr(pipeline, "iterate", iterate)
+    with pytest.raises(InputError, match="corrupt"):
+        pipeline._run()
+    assert json.loads(path.read_text()) == [{"iteration": 0, "accepted": True}, {"iteration": 1}, *rows[2:]]
+    path.write_text("[3]")
+    with pytest.raises(InputError, match=r"results\.json: not what a stage writes there"):
+        pipeline._run()
+    assert path.read_text() == "[3]"
