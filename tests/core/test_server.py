@@ -132,15 +132,15 @@ def test_what_answers_already_is_not_taken_for_the_server(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("command", "words"),
+    ("command", "limit", "words"),
     [
-        ("/no/such/server {model}", "cannot start /no/such/server"),
-        (f"{sys.executable} -c 'raise SystemExit(7)' {{model}}", "code 7"),
-        (f"{sys.executable} -c 'import time; time.sleep(60)' {{model}}", "no answer"),
+        ("/no/such/server {model}", 300, "cannot start /no/such/server"),
+        (f"{sys.executable} -c 'raise SystemExit(7)' {{model}}", 300, "code 7"),
+        (f"{sys.executable} -c 'import time; time.sleep(600)' {{model}}", 1.5, "no answer"),
     ],
 )
-def test_a_server_that_does_not_come_up_is_one_clear_error(tmp_path, command, words):
-    server = settings(tmp_path, command, start_timeout_s=1.5)
+def test_a_server_that_does_not_come_up_is_one_clear_error(tmp_path, command, limit, words):
+    server = settings(tmp_path, command, start_timeout_s=limit)
     with pytest.raises(InputError, match=words), serving(server, "m", tmp_path / "server.log"):
         os.abort()
 
