@@ -32,6 +32,7 @@ _NAME = re.compile(
     r"(?:m?\\(?:angle|triangle)\s*)?"
     r"(?:[A-Z]{1,3}|[a-z]{1,2}|\\(?!frac|sqrt|pm|sin|cos|tan|cot|sec|csc|log|ln|exp|int|sum)[A-Za-z]+(?:\s*\{?[A-Za-z]{1,3}\}?)?|[A-Za-z]{3,20}(?:\s[A-Za-z]{1,20}){0,3})"
     r"(?:_(?:\w|\{[^{}]*\}))?'*(?:\^\{-1\})?(?:\s?\([^()=]{1,12}\))?\Z"
+    r"|\([A-Za-z](?:,\s?[A-Za-z]){1,3}\)\Z"
 )
 _BETWEEN = re.compile(
     r"\s*,?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*,?\s*|\s*\\(?:text|textrm|mathrm)\s*\{\s*,?\s*(?:and|or)\s*\}\s*|[,;]"

@@ -27,7 +27,7 @@ _UNIT_IN_DOLLARS = re.compile(
 )
 _UNIT_APART = re.compile(r"(\d)\s*\$\s*\$\s*(\^|\\%|\\(?:text|mathrm|mbox|rm)\b)")
 _NUMBER = re.compile(
-    r"(?<![\w.])[-−]?\s?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?(?:\s?%)?|(?<![\w.])[-−]?\.\d+"
+    r"(?<![\w.])[-−]?\s?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+\s\d+(?=/\d)|\d+)(?:\.\d+)?(?:/\d+)?(?:\s?%)?|(?<![\w.])[-−]?\.\d+"
 )
 _SEVERAL = re.compile(r"\d\s*(?:,\s|,?\s*\band\b|\bor\b)\s*(?:[A-Za-z]\s*=\s*)?[-−]?\d")
 _LATEX = re.compile(r"\\[A-Za-z]|[_^]")

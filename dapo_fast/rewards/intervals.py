@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from dapo_fast.rewards.normal import split_top_level
 
-_REALS = re.compile(r"\\mathbb\s*\{?R\}?|R|ℝ|all (?:the )?real(?: number)?s?|any real number|\\Re")
+_REALS = re.compile(r"\\mathbb\s*\{?R\}?|R|ℝ|[Aa]ll (?:the )?real(?: number)?s?|[Aa]ny real number|\\Re")
 _BUILDER = re.compile(r"\\\{\s*([A-Za-z])\s*(?:\\in\s*(?:\\mathbb\s*\{?R\}?|R|ℝ)\s*)?[|:,](.*)\\\}\Z", re.S)
 _MEMBER = re.compile(r"([A-Za-z])\s*\\in(?![A-Za-z])(.*)\Z", re.S)
 _UNION = re.compile(r"\\cup(?![A-Za-z])|\\(?:vee|lor)(?![A-Za-z])|(?<![A-Za-z\\]),?\s*or(?![A-Za-z])")

@@ -149,7 +149,7 @@ def _points(symbols: list) -> list[dict]:
     sizes = [
         [sympy.Rational(dice.randrange(300, high), 997) for _ in symbols] for high in (2_000, 2_000, 30_000, 30_000) * 2
     ]
-    signs = [[1 if index % 2 == 0 else dice.choice((-1, 1)) for _ in symbols] for index in range(_POINTS)]
+    signs = [[(1, -1, 1, dice.choice((-1, 1)))[index % 4] for _ in symbols] for index in range(_POINTS)]
     return [{symbol: size * sign for symbol, size, sign in zip(symbols, *place)} for place in zip(sizes, signs)]
 
 
