@@ -98,7 +98,7 @@ class Sandboxed:
             "cpu_seconds": math.ceil(limits.seconds),
         }
         self.process = subprocess.Popen(
-            _command(method, together),
+            _command(method, together, fds.get("stdin")),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -233,7 +233,7 @@ def _warn_insecure() -> None:
 _OWN_PROCESSES = {"bubblewrap": 3, "namespaces": 2, "none": 1}
 
 
-def _command(method: str, limits: dict[str, Any]) -> list[str]:
+def _command(method: str, limits: dict[str, Any], stdin: int | None) -> list[str]:
     """What to start. In namespaces the script forks its guard itself, else the guard starts the rest."""
     python = [os.path.realpath(sys._base_executable), "-I", "-S"]
     if method == "namespaces":
@@ -256,6 +256,8 @@ def _command(method: str, limits: dict[str, Any]) -> list[str]:
             wrapper += ["--symlink", os.readlink(source), target]
         else:
             wrapper += ["--dev-bind" if source.startswith("/dev/") else "--ro-bind", source, target]
+    if stdin is not None:
+        wrapper += ["--ro-bind-data", str(stdin), "/dev/stdin"]
     wrapper += ["--symlink", "/tmp", "/dev/shm", "--ro-bind", str(_SCRIPT), "/init.py"]
     return [*guard, *wrapper, "--dir", "/tmp", "--remount-ro", "/", *python, "/init.py"]
 

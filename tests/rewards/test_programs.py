@@ -37,6 +37,40 @@ SCRIPTS = {
         "import sys\nsys.setrecursionlimit(10**6)\ndef f(n):\n    return 0 if n == 0 else 1 + f(n - 1)\n"
         "assert f(50000) == 50000\n" + SUM
     ),
+    "deep recursion through C": (
+        "import functools, sys\nsys.setrecursionlimit(10**6)\n@functools.lru_cache(None)\n"
+        "def f(n):\n    return 0 if n == 0 else 1 + f(n - 1)\nassert f(50000) == 50000\n" + SUM
+    ),
+    "/dev/stdin": "import sys\nsys.stdin = open('/dev/stdin')\nprint(int(input()) + int(input()))",
+    "path": "from pathlib import Path\nprint(sum(map(int, Path('/dev/stdin').read_text().split())))",
+    "fileinput": "import fileinput\nprint(sum(map(int, fileinput.input())))",
+    "fstat": "import io, os\nprint(sum(map(int, io.BytesIO(os.read(0, os.fstat(0).st_size)))))",
+    "mmap": "import mmap\nprint(sum(map(int, mmap.mmap(0, 0, access=mmap.ACCESS_READ)[:].split())))",
+    "pool": (
+        "from multiprocessing import Pool\nif __name__ == '__main__':\n    with Pool() as pool:\n"
+        "        print(sum(pool.map(int, [input(), input()])))"
+    ),
+    "process and queue": (
+        "from multiprocessing import Process, Queue\ndef work(queue, x):\n    queue.put(int(x))\n"
+        "if __name__ == '__main__':\n    queue = Queue()\n"
+        "    for _ in range(2):\n        Process(target=work, args=(queue, input())).start()\n"
+        "    print(queue.get() + queue.get())"
+    ),
+    "executors": (
+        "from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor\n"
+        "with ThreadPoolExecutor() as threads, ProcessPoolExecutor() as processes:\n"
+        "    print(sum(processes.map(int, threads.map(str.strip, [input(), input()]))))"
+    ),
+    "asyncio": ("import asyncio\nasync def main():\n    print(int(input()) + int(input()))\nasyncio.run(main())"),
+    "subprocess": (
+        "import subprocess, sys\ncode = 'print(int(input()) + int(input()))'\n"
+        "print(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout)"
+    ),
+    "os._exit": "import os\nprint(int(input()) + int(input()), flush=True)\nos._exit(0)",
+    "standard output replaced": (
+        "import io, sys\nsys.stdout = io.StringIO()\nprint(int(input()) + int(input()))\n"
+        "sys.__stdout__.write(sys.stdout.getvalue())"
+    ),
 }
 FUNCTIONS = {
     "changed in place": ("def f(a):\n    a.sort()", ["a = [3, 1]\nf(a)\nassert a == [1, 3]"]),
@@ -57,6 +91,45 @@ FUNCTIONS = {
         ["assert f(1) == 1"],
     ),
     "exit at the end": ("def f(x):\n    return x\nexit()", ["assert f(1) == 1"]),
+    "pickle": (
+        "import pickle\nclass P:\n    def __init__(self, x):\n        self.x = x\n"
+        "def f(x):\n    return pickle.loads(pickle.dumps(P(x))).x",
+        ["assert f(1) == 1"],
+    ),
+    "pool": (
+        "from multiprocessing import Pool\ndef g(x):\n    return x + 1\n"
+        "def f(xs):\n    with Pool(2) as pool:\n        return pool.map(g, xs)",
+        ["assert f([1, 2]) == [2, 3]"],
+    ),
+    "thread": (
+        "import threading\ndef f(x):\n    got = []\n    t = threading.Thread(target=got.append, args=(x,))\n"
+        "    t.start()\n    t.join()\n    return got[0]",
+        ["assert f(1) == 1"],
+    ),
+    "large integers": ("def f(x):\n    return str(x * x)", ["assert f(10**5000) == str(10**10000)"]),
+    "large integers, by call": (
+        "def f(x):\n    return x, str(x)",
+        {"fn_name": "f", "inputs": [[10**5000]], "outputs": [[10**5000, "1" + "0" * 5000]]},
+    ),
+    "large integers, printed": (
+        "import sys\nsys.set_int_max_str_digits(0)\nprint(int(input()) + 1)",
+        {"inputs": [[10**5000]], "outputs": [10**5000 + 1]},
+    ),
+    "key of a lambda": ("def f(a, key):\n    return sorted(a, key=key)", ["assert f([1, 3], lambda x: -x) == [3, 1]"]),
+    "generator": ("def f(n):\n    yield from range(n)", ["assert next(f(2)) == 0 and list(f(3)) == [0, 1, 2]"]),
+    "named tuple": (
+        "from collections import namedtuple\nP = namedtuple('P', 'x y')\ndef f():\n    return P(1, [2])",
+        ["assert f() == (1, [2]) and f().y == [2]"],
+    ),
+    "class": (
+        "class Stack:\n    def __init__(self):\n        self.items = []\n    def push(self, x):\n"
+        "        self.items.append(x)\n    def __len__(self):\n        return len(self.items)",
+        ["s = Stack()\ns.push(3)\nassert len(s) == 1 and s.items == [3]"],
+    ),
+    "completion of a bare line": (
+        "def f(x):\n    return x + 1",
+        {"entry_point": "f", "prompt": "def f(x):\n", "test": "def check(c):\n    assert c(1) == 2"},
+    ),
     "LeetCode": (
         "class Solution:\n    def f(self, a: List[int]) -> int:\n        return max(Counter(a).values())",
         {"fn_name": "f", "inputs": [[[1, 1, 2]]], "outputs": [2]},
@@ -93,6 +166,16 @@ WRONG = {
         "x = 1",
         {"fn_name": "gcd", "inputs": [[4, 6]], "outputs": [2]},
     ),
+    "a named tuple that equals everything": (
+        "from collections import namedtuple\nclass T(namedtuple('T', 'x')):\n    __eq__ = lambda *_: True\n"
+        "def f(x):\n    return T(1)",
+        ["assert f(1) == (2,)"],
+    ),
+    "a real number inside, by call": (
+        "def f(x):\n    return {'a': [0.2]}",
+        {"fn_name": "f", "inputs": [[1]], "outputs": [{"a": [0.3]}]},
+    ),
+    "true is not one": ("def f(x):\n    return True", {"fn_name": "f", "inputs": [[1]], "outputs": [1]}),
     "close to a tiny number": (
         "def f(x): return 2e-7",
         {"fn_name": "f", "inputs": [[1]], "outputs": [1e-7]},

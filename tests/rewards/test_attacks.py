@@ -1,0 +1,99 @@
+"""No attack turns a wrong program into a right one, has an effect outside, or leaves a process behind."""
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from attacks import ATTACKS, PRINTS
+
+from dapo_fast.rewards import code, sandbox
+
+ASSERTS = ["assert f(1) == 2", "assert f(5) == 6"]
+PRINTED = {"inputs": ["5"], "outputs": ["6"]}
+
+
+def processes_of_sandboxes():
+    found = set()
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and str(sandbox._SCRIPT).encode() in (entry / "cmdline").read_bytes():
+                found.add(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def settled_below(before):
+    """Processes die asynchronously: wait for it, but not for ever."""
+    for _ in range(200):
+        if not processes_of_sandboxes() - before:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+FORK_BOMB = """
+import os, time
+def f(x):
+    made = 0
+    for _ in range(200):
+        try:
+            if os.fork() == 0:
+                time.sleep(1000)
+        except OSError:
+            return made
+        made += 1
+    return made
+"""
+LEFT_BEHIND = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        time.sleep(1000)
+    os._exit(0)
+def f(x): return x + 1
+"""
+
+
+UNTIED = """
+import ctypes, os, time
+ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)  # PR_SET_PDEATHSIG: no signal when the parent dies
+os.setsid()
+time.sleep(1000)
+"""
+
+
+def test_processes_are_bounded_and_none_is_left():
+    before = processes_of_sandboxes()
+    assert not code.verify(UNTIED, ASSERTS, timeout=1)
+    assert code.verify(FORK_BOMB, ["assert 1 <= f(0) < 40"])
+    assert not code.verify("import os\nwhile True: os.fork()", ASSERTS, timeout=1)
+    assert code.verify(LEFT_BEHIND, ASSERTS)
+    assert settled_below(before)
+
+
+@pytest.mark.parametrize(
+    ("isolation", "form"), [("namespaces", "called"), ("namespaces", "printed"), ("bubblewrap", "called")]
+)
+def test_attacks_are_contained(isolation, form, monkeypatch):
+    reason = sandbox._why_not(isolation)
+    if reason and not (isolation == "bubblewrap" and os.environ.get("DAPO_REQUIRE_BWRAP") == "1"):
+        pytest.skip(f"{isolation}: {reason}")
+    assert reason is None
+    monkeypatch.setenv("DAPO_TEST_SECRET", "1")
+    monkeypatch.setattr(sandbox.Limits, "memory_bytes", 2**28)
+    monkeypatch.setattr(sandbox, "_working_method", lambda: (isolation, ""))
+    if form == "called":
+        cases = {name: (program, ASSERTS) for name, program in ATTACKS.items()}
+    else:
+        cases = {name: (f"{program}\nprint(f(5))", PRINTED) for name, program in ATTACKS.items()}
+        cases |= {name: (program, PRINTED) for name, program in PRINTS.items()}
+    processes = processes_of_sandboxes()
+    # All at once, most of them asleep or at their limits.
+    with ThreadPoolExecutor(8) as pool:
+        found = dict(zip(cases, pool.map(lambda case: code.verify(*case, timeout=1), cases.values()), strict=True))
+    assert [name for name, right in found.items() if right] == []
+    assert settled_below(processes)
