@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import logging
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -63,12 +64,29 @@ def tree_block_mask(subtree_end: Tensor, block: int = BLOCK) -> BlockMask:
     )
 
 
-@functools.cache
-def _compiled() -> object:
-    # Each pack length once with and once without gradients, for the policy and for a critic of another shape: dynamo's
-    # own limit of 8 would be passed, and beyond it attention is computed the slow way, with all T×T scores.
+def allow_recompiles() -> None:
+    """Let dynamo compile each pack length once with and once without gradients, for the policy and for a critic.
+
+    Its own limit of 8 would be passed, and beyond it attention is computed the slow way, with all T×T scores.
+    """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    return torch.compile(flex_attention, dynamic=False)
+
+
+def compiled_region(function: Callable) -> Callable:
+    """``function`` compiled, as one operator that selective activation checkpointing sees and may keep.
+
+    Without that (torch before the option) it is opaque to checkpointing, and always computed again.
+    """
+    from torch._inductor import config
+
+    known = hasattr(config, "wrap_inductor_compiled_regions")
+    return torch.compile(function, dynamic=False, options={"wrap_inductor_compiled_regions": True} if known else None)
+
+
+@functools.cache
+def _compiled() -> Callable:
+    allow_recompiles()
+    return compiled_region(flex_attention)
 
 
 def flash_is_known(heads: Heads, device: torch.device) -> bool:
@@ -141,9 +159,11 @@ class TreeFlex:
         arguments = {"block_mask": self.mask, "scale": scale, "enable_gqa": query.shape[1] != key.shape[1]}
         if not query.is_cuda and torch.is_grad_enabled() and query.requires_grad:
             raise InputError("model.attention: 'flex' has no backward on a CPU; use 'tree_sdpa' or 'auto'")
+        attend = flex_attention  # which a compiled block around it takes as it is
         if query.is_cuda:
             options = self.options if query.dtype in (torch.bfloat16, torch.float16) else None
-            out = _compiled()(query, key, value, kernel_options=options, **arguments)
-        else:
-            out = flex_attention(query, key, value, **arguments)
+            arguments["kernel_options"] = options
+            if not torch.compiler.is_compiling():
+                attend = _compiled()
+        out = attend(query, key, value, **arguments)
         return out.transpose(1, 2)

@@ -99,6 +99,7 @@ class TreeSDPA:
         self.pack = pack
         self.blocks: dict[torch.dtype, list[Block]] = {}  # planned at the first layer, when the dtype is known
 
+    @torch.compiler.disable  # a plan per pack: nothing that a compiled block could keep
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """``query`` (1, Hq, T, D), ``key`` and ``value`` (1, Hkv, T, D) → (1, T, Hq, D)."""
         if query.dtype not in self.blocks:
