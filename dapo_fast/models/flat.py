@@ -22,9 +22,14 @@ from dapo_fast.models.variants import PLAIN, Variant
 log = logging.getLogger("dapo_fast.attention")
 
 
-@functools.cache
+@torch.compiler.assume_constant_result  # a compiled block does not trace into it; it would into a cached function
 def varlen_kernel(dtype: torch.dtype) -> str:
     """Which kernel flat packs of ``dtype`` use: ``"flash_attn"``, ``"torch_varlen"`` or ``"sdpa"``."""
+    return _chosen_kernel(dtype)
+
+
+@functools.cache
+def _chosen_kernel(dtype: torch.dtype) -> str:
     kernel = "sdpa"
     if torch.cuda.is_available() and dtype in (torch.float16, torch.bfloat16):
         if importlib.util.find_spec("flash_attn") is not None:
@@ -35,6 +40,13 @@ def varlen_kernel(dtype: torch.dtype) -> str:
             kernel = "torch_varlen"
     log.info("flat packs: %s attention", kernel)
     return kernel
+
+
+@torch.compiler.assume_constant_result
+def _varlen_arguments() -> tuple[str, ...]:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return tuple(inspect.signature(varlen_attn).parameters)
 
 
 class FlatVarlen:
@@ -96,7 +108,7 @@ class FlatVarlen:
         from torch.nn.attention.varlen import varlen_attn
 
         # The arguments grew from release to release; what a release lacks is done by hand.
-        known = inspect.signature(varlen_attn).parameters
+        known = _varlen_arguments()
         options: dict = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
         if "scale" in known:
             options["scale"] = scale

@@ -94,12 +94,29 @@ def _softcapped(softcap: float) -> Callable:
     return score
 
 
-@functools.cache
-def _compiled() -> object:
-    # Each pack length once with and once without gradients, for the policy and for a critic of another shape: dynamo's
-    # own limit of 8 would be passed, and beyond it attention is computed the slow way, with all T×T scores.
+def allow_recompiles() -> None:
+    """Let dynamo compile each pack length once with and once without gradients, for the policy and for a critic.
+
+    Its own limit of 8 would be passed, and beyond it attention is computed the slow way, with all T×T scores.
+    """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    return torch.compile(flex_attention, dynamic=False)
+
+
+def compiled_region(function: Callable) -> Callable:
+    """``function`` compiled, as one operator that selective activation checkpointing sees and may keep.
+
+    Without that (torch before the option) it is opaque to checkpointing, and always computed again.
+    """
+    from torch._inductor import config
+
+    known = hasattr(config, "wrap_inductor_compiled_regions")
+    return torch.compile(function, dynamic=False, options={"wrap_inductor_compiled_regions": True} if known else None)
+
+
+@functools.cache
+def _compiled() -> Callable:
+    allow_recompiles()
+    return compiled_region(flex_attention)
 
 
 def flash_is_known(heads: Heads, device: torch.device) -> bool:
@@ -194,13 +211,15 @@ class TreeFlex:
             arguments["return_lse"] = True
         if not query.is_cuda and torch.is_grad_enabled() and query.requires_grad:
             raise InputError("model.attention: 'flex' has no backward on a CPU; use 'tree_sdpa' or 'auto'")
+        attend = flex_attention  # which a compiled block around it takes as it is
         if query.is_cuda:
             # FlashAttention-4's kernels are used for what they are known to compute.
             known = variant == PLAIN and sinks is None and value.shape[-1] == query.shape[-1]
             known = known and query.dtype in (torch.bfloat16, torch.float16)
-            out = _compiled()(query, key, value, kernel_options=self.options if known else None, **arguments)
-        else:
-            out = flex_attention(query, key, value, **arguments)
+            arguments["kernel_options"] = self.options if known else None
+            if not torch.compiler.is_compiling():
+                attend = _compiled()
+        out = attend(query, key, value, **arguments)
         if sinks is not None:
             # A key without value takes its share of the weights: exp(lse) of exp(lse) + exp(sink).
             out, lse = out

@@ -142,6 +142,7 @@ class TreeSDPA:
         self.pack = pack
         self.blocks: dict[tuple[torch.dtype, Variant], list[Block]] = {}
 
+    @torch.compiler.disable  # a plan per pack: nothing that a compiled block could keep
     def __call__(
         self,
         query: Tensor,

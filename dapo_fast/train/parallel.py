@@ -26,6 +26,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from dapo_fast.config import ModelSettings, ParallelSettings
 from dapo_fast.errors import InputError
+from dapo_fast.models.tree_flex import allow_recompiles
 from dapo_fast.train.heartbeat import Heart, is_lost_peer
 
 log = logging.getLogger("dapo_fast.train")
@@ -140,6 +141,8 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 def prepare_blocks(model: nn.Module, settings: ParallelSettings) -> None:
     """Activation checkpointing and ``torch.compile``, block by block, in place; parameter names stay."""
+    if settings.compile:
+        allow_recompiles()
     for block in blocks(model):
         if settings.activation_checkpointing != "none":
             context = _keep_matmuls if settings.activation_checkpointing == "selective" else None
@@ -168,8 +171,10 @@ def _keep_matmuls() -> tuple:
         aten._scaled_dot_product_efficient_attention.default,
         aten._scaled_dot_product_cudnn_attention.default,
         aten._scaled_dot_product_flash_attention_for_cpu.default,
-        torch.ops.higher_order.flex_attention,
+        torch.ops.higher_order.flex_attention,  # within a block that is compiled
     }
+    if hasattr(torch.ops.higher_order, "inductor_compiled_code"):
+        attention.add(torch.ops.higher_order.inductor_compiled_code)  # FlexAttention, compiled by itself
     products = {aten.mm.default, aten.addmm.default}
     seen = {False: 0, True: 0}
 
