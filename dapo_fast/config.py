@@ -105,9 +105,7 @@ class OptimSettings(Section):
     warmup_steps: int = Field(0, ge=0)  # linear, from 0
     weight_decay: float = Field(0.0, ge=0)  # decoupled, as in AdamW
     adam_betas: tuple[Decay, Decay] = (0.9, 0.999)  # decay of the two moments
-    clip_norm: float = Field(
-        1.0, gt=0, allow_inf_nan=True
-    )  # most that the norm of a gradient may be; .inf: no clipping
+    clip_norm: float = Field(1.0, gt=0, allow_inf_nan=True)  # most that the gradient's norm may be; .inf: no clipping
     optimizer_state: Literal["float32", "bfloat16", "int8"] = "float32"  # what the two moments are kept in
     epochs: int = Field(1, ge=1)  # passes over the data
     steps: int | None = Field(None, ge=1)  # optimizer steps; None: as many as the epochs give
