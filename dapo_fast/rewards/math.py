@@ -11,9 +11,11 @@ def verify(response: str, answer: str) -> bool:
     r"""Whether ``response`` ends in ``answer``.
 
     The response's answer is its last ``\boxed{}``, else what follows its last ``####``, else its last "answer is",
-    else the last expression or number of its last line. It is compared as text, as an exact number, element by element
-    (tuples, intervals, sets, lists, matrices), and at last by math-verify in a worker process. Units, percent signs,
-    thousands separators and ``x =`` are no differences; decimals may be rounded (relative 1e-4), whole numbers not.
+    else the last expression, list or number of its last line. Both get one spelling (normal.py) and are compared
+    as sets of reals (intervals.py), as relations side by side, as exact numbers, words, or element by element
+    (equivalence.py), and at last by algebra in a worker process (algebra.py, symbolic.py), which uses math-verify's
+    parser. What is not understood as a whole is compared as text. Units, percent signs, thousands separators and
+    ``x =`` are no differences; a decimal may stand for what is no decimal, or be rounded elsewhere (relative 1e-4).
 
     Never raises on any response, never takes more than a few seconds of computing, and may be called from threads and
     processes.
