@@ -429,6 +429,7 @@ class Characters:
     """A tokenizer whose ids are characters."""
 
     chat_template = "yes"
+    name_or_path = "characters"
     system = ""
 
     def __call__(self, text, add_special_tokens=True):

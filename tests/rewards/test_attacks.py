@@ -91,6 +91,10 @@ def test_attacks_are_contained(isolation, form, monkeypatch):
     else:
         cases = {name: (f"{program}\nprint(f(5))", PRINTED) for name, program in ATTACKS.items()}
         cases |= {name: (program, PRINTED) for name, program in PRINTS.items()}
+    if isolation == "bubblewrap" and os.geteuid() == 0:
+        # Nothing counts root's processes, which is why root never gets this isolation.
+        for name in ("fork bomb", "many processes", "many threads"):
+            del cases[name]
     processes = processes_of_sandboxes()
     # All at once, most of them asleep or at their limits.
     with ThreadPoolExecutor(8) as pool:

@@ -178,7 +178,7 @@ def test_bad_input_is_refused_before_anything_is_sampled(tmp_path):
     class Silent:
         tokenizer = TOKENIZER
 
-    with pytest.raises(InputError, match="splitter"):
+    with pytest.raises(ValueError, match="splitter 'words': unknown"):
         gather(Silent(), tmp_path, splitter="words")
     with pytest.raises(InputError, match="no problems"):
         collect([], Silent(), SETTINGS, tmp_path, encode=encode, verify=lenient, seed=0, digest="")

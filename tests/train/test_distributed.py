@@ -154,7 +154,8 @@ def test_the_command_line_under_torchrun(base):
         for name in ("collect", "advantages"):
             cases.write_trees(run / "iter1" / name)
             write_json(run / "iter1" / name / "stage.json", {"digest": name, "settings": {}})
-            write_json(run / "iter1" / name / "done.json", {"digest": name, "kept": kept})
+            counts = {"kept": kept, "states": kept, "all_wrong": 0, "all_right": 0, "single": 0}
+            write_json(run / "iter1" / name / "done.json", {"digest": name} | counts)
         shutil.copytree(base / "policy", run / "sft" / "model")
         write_json(run / "sft" / "stage.json", {"digest": "sft", "settings": {}})
     for stage in ("critic", "actor"):
