@@ -74,12 +74,12 @@ def test_a_polite_stop_saves_the_step_and_a_killed_parent_keeps_its_lock(run, tm
 def test_a_closed_terminal_before_the_ranks_are_there_ends_all_of_them(run, tmp_path):
     with open(tmp_path / "log", "w+") as log:
         process = start(run, log)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while len(processes_of(run)) < 2:  # `run` itself, and torchrun
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.02)
         process.send_signal(signal.SIGHUP)
-        assert process.wait(120) == 128 + signal.SIGHUP
+        assert process.wait(600) == 128 + signal.SIGHUP
     assert not processes_of(run)
 
 
