@@ -23,6 +23,11 @@ def one_line(text: object) -> str:
     return line if len(line) <= _LONGEST else f"{line[:half]} … {line[-half:]}"
 
 
+def first_line(error: BaseException) -> str:
+    """The message of another library's error, which may go on for many lines."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def reason(error: BaseException) -> str:
     """What went wrong, on one line, for a message that says already where."""
     if isinstance(error, OSError) and error.strerror:

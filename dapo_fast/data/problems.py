@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dapo_fast.data.formats import Format, recognise
 from dapo_fast.data.rows import Row, as_object, identity, kind, read_json
-from dapo_fast.errors import InputError, blaming
+from dapo_fast.errors import InputError, blaming, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -162,8 +162,7 @@ def _hub_rows(dataset: str, configuration: str | None, split: str) -> Iterator[t
         table = load_dataset(dataset, configuration, split=split)
     except Exception as error:
         # datasets raises a dozen unrelated types: unknown id, no such split, no network, broken file.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{dataset} (split {split}): cannot be loaded from the hub: {reason}") from error
+        raise InputError(f"{dataset} (split {split}): cannot be loaded from the hub: {first_line(error)}") from error
     for number, row in enumerate(table, 1):
         yield f"{dataset}: row {number}", number, dict(row)
 

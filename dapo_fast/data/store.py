@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
-from dapo_fast.errors import InputError
+from dapo_fast.errors import InputError, first_line
 from dapo_fast.rundir import read_state, write_json
 
 SCHEMA_VERSION = "2"
@@ -162,7 +162,7 @@ def _open(path: str | Path) -> pa.Table:
     except InputError:
         raise
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise InputError(f"{path}: not a readable tree shard ({str(error).splitlines()[0]})") from error
+        raise InputError(f"{path}: not a readable tree shard ({first_line(error)})") from error
     version = metadata.get(_VERSION_KEY, "none")
     if version != SCHEMA_VERSION:
         raise InputError(

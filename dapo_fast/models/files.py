@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from dapo_fast.errors import InputError
+from dapo_fast.errors import InputError, first_line
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 _ROWS = 4096  # of two tied matrices, compared at a time
@@ -200,11 +200,6 @@ def is_finite(tensor: Tensor) -> bool:
 def not_finite(source: str | Path, stored: Mapping[str, Stored], name: str) -> str:
     """What to say of a tensor with such a value."""
     return f"{_file(source, stored, name)}: {name} holds values that are not finite"
-
-
-def first_line(error: Exception) -> str:
-    """The message of another library's error, which may go on for many lines."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _file(source: str | Path, stored: Mapping[str, Stored], name: str) -> str | Path:

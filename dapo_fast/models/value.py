@@ -21,8 +21,8 @@ from transformers import (
 )
 from transformers.modeling_layers import GenericForTokenClassification
 
-from dapo_fast.errors import InputError
-from dapo_fast.models.files import first_line, read_pretrained
+from dapo_fast.errors import InputError, first_line
+from dapo_fast.models.files import read_pretrained
 
 _ONE_LABEL = {"id2label": {0: "value"}, "label2id": {"value": 0}, "classifier_dropout": 0.0}
 

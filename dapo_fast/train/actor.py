@@ -17,8 +17,7 @@ from dapo_fast.config import ActorSettings, ModelSettings, ParallelSettings
 from dapo_fast.data.packing import Group, Pack, actor_batches, actor_groups, pack_actor
 from dapo_fast.data.store import read_trees
 from dapo_fast.data.tree import Tree
-from dapo_fast.errors import InputError
-from dapo_fast.models.files import first_line
+from dapo_fast.errors import InputError, first_line
 from dapo_fast.models.readpath import PackObjective, PolicyReader
 from dapo_fast.targets import beta_of, subtract_log_partition
 from dapo_fast.train.loop import Batch, train

@@ -14,6 +14,8 @@ import time
 
 import torch.distributed as dist
 
+from dapo_fast.errors import first_line
+
 log = logging.getLogger("dapo_fast.train")
 
 HEARTBEAT_S = 2.0
@@ -46,7 +48,7 @@ class Heart:
                         self.give_up(f"no sign of life from rank {rank} for {LOST_AFTER_S:.0f} s")
             except RuntimeError as error:
                 if not self._stopped.is_set():
-                    self.give_up(f"the launcher's store is gone: {str(error).splitlines()[0]}")
+                    self.give_up(f"the launcher's store is gone: {first_line(error)}")
 
     def stop(self) -> None:
         """This rank leaves in good order."""

@@ -25,7 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from dapo_fast.config import ModelSettings, ParallelSettings
-from dapo_fast.errors import InputError
+from dapo_fast.errors import InputError, first_line
 from dapo_fast.models.tree_flex import allow_recompiles
 from dapo_fast.train.heartbeat import Heart, is_lost_peer
 
@@ -123,7 +123,7 @@ def open_world(model: ModelSettings, parallel: ParallelSettings) -> Iterator[Wor
     except BaseException as error:
         heart.stop()
         if size > 1 and is_lost_peer(error):
-            heart.give_up(str(error).splitlines()[0])
+            heart.give_up(first_line(error))
         if size == 1 or isinstance(error, SystemExit | InputError):
             dist.destroy_process_group()
         # Elsewhere the others are in a collective that this rank has left: tearing down the group may hang.
