@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
 from dapo_fast import __version__
+from dapo_fast.rewards.cores import usable_cores
 
 _PACKAGES = (
     *("torch", "triton", "transformers", "liger-kernel", "safetensors", "pyarrow", "datasets", "math-verify"),
@@ -23,7 +23,7 @@ def describe() -> str:
         "dapo-fast": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cores": f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}",
+        "cores": f"{usable_cores()}",
     }
     facts |= {name: _version(name) for name in _PACKAGES}
     facts["cuda"] = f"{torch.version.cuda or 'none'}"

@@ -15,7 +15,6 @@ not depend on which rows happen to share a batch, apart from rounding.
 from __future__ import annotations
 
 import logging
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ from dapo_fast.config import ModelSettings
 from dapo_fast.errors import InputError
 from dapo_fast.models.attention import check_plugged_in, check_supported, without_plan
 from dapo_fast.models.dense import attend
-from dapo_fast.models.loading import load_causal_lm, load_config_of, resolve_device
+from dapo_fast.models.loading import device_bytes, load_causal_lm, load_config_of, resolve_device
 from dapo_fast.models.variants import PLAIN, Variant, variant_of
 from dapo_fast.rollout.engine import Progress, Sample, SamplingParams
 from dapo_fast.rollout.loading import load_tokenizer, within_context
@@ -333,12 +332,7 @@ def prefix_groups(prompts: Sequence[Sequence[int]]) -> list[tuple[int, list[int]
 
 
 def _memory(device: torch.device) -> float:
-    # Of the whole memory and not of what is free, so that the batch does not depend on the moment.
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-    else:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return total * _MEMORY_SHARE[device.type]
+    return device_bytes(device) * _MEMORY_SHARE[device.type]
 
 
 # --------------------------------------------------------------------------------------- the rows and their memory

@@ -6,7 +6,6 @@ backward of one decoder block keeps; kernels' workspace and the allocator's frag
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from torch import nn
 
 from dapo_fast.config import Config, OptimSettings
 from dapo_fast.errors import InputError
-from dapo_fast.models.loading import load_config_of, new_causal_lm
+from dapo_fast.models.loading import device_bytes, load_config_of, new_causal_lm
 from dapo_fast.models.value import ValueModel
 from dapo_fast.models.variants import head_size, largest
 from dapo_fast.train.optim import INT8_BLOCK
@@ -107,9 +106,7 @@ def _remedy(name: str, longest: int) -> str:
 
 def rank_memory_gib(device: torch.device, processes: int) -> float:
     """GiB that each of ``processes`` on this machine has: a GPU of its own, or its share of the main memory."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory / GIB
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB / processes
+    return device_bytes(device) / GIB / (1 if device.type == "cuda" else processes)
 
 
 def estimate(
@@ -128,7 +125,7 @@ def estimate(
     if processes % config.parallel.replicas:
         raise InputError(f"parallel.replicas {config.parallel.replicas}: does not divide {processes} processes")
     if device_gib is None and torch.cuda.is_available():
-        device_gib = torch.cuda.get_device_properties(0).total_memory / GIB
+        device_gib = device_bytes(torch.device("cuda", 0)) / GIB
     hf_config = load_config_of(model)
     with torch.device("meta"):
         policy = new_causal_lm(hf_config, 0, torch.device("meta"), torch.float32)
