@@ -156,8 +156,8 @@ def without_plan(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     if attention_mask is None:  # transformers leaves out a mask that is the causal one
-        ends = torch.arange(key.shape[2], device=query.device)
-        attention_mask = ends[None, :] <= ends[-query.shape[2] :, None]
+        rows = torch.arange(key.shape[2], device=query.device)
+        attention_mask = rows[None, :] <= rows[-query.shape[2] :, None]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return attend(query, key, value, scale, attention_mask, softcap, sinks).transpose(1, 2), None
 

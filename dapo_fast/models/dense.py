@@ -61,8 +61,8 @@ class Dense:
     ) -> Tensor:
         """``query`` (1, Hq, T, D), ``key`` (1, Hkv, T, D) and ``value`` (1, Hkv, T, Dv) → (1, T, Hq, Dv)."""
         mask = self.mask
-        oldest = None if self.depths is None else variant.oldest(self.depths)
-        if self.depths is not None and oldest is not None:
+        oldest = variant.oldest(self.depths)
+        if oldest is not None:
             mask = mask & (self.depths[None, :] >= oldest[:, None])
         if variant.softcap is not None or sinks is not None:
             out = attend(query, key, value, scale, mask, variant.softcap, sinks)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from dapo_fast.data.packing import Pack
-from dapo_fast.errors import InputError
+from dapo_fast.errors import InputError, first_line
 from dapo_fast.models.variants import PLAIN, Variant
 
 log = logging.getLogger("dapo_fast.attention")
@@ -138,7 +138,7 @@ def _tried_flash(heads: Heads, device: torch.device) -> bool:
         error = flash_error(heads, device)
         reason = "" if error <= 5e-2 else f"it differs by {error:.1e} from attention with a dense mask"
     except Exception as failure:  # whatever it is, there are kernels that work
-        reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
+        reason = first_line(failure)
     if reason:
         log.warning("FlexAttention backend: Triton; FlashAttention-4 is here, but failed on a small tree: %s", reason)
     else:
@@ -190,8 +190,10 @@ class TreeFlex:
         if variant not in self.masks:
             depths = self.pack.position_ids
             oldest = variant.oldest(depths)
-            depths = None if oldest is None else depths
-            self.masks[variant] = tree_block_mask(self.pack.subtree_end, depths=depths, oldest=oldest)
+            if oldest is None:  # a window hides nothing of so shallow a tree
+                self.masks[variant] = self.masks[PLAIN]
+            else:
+                self.masks[variant] = tree_block_mask(self.pack.subtree_end, depths=depths, oldest=oldest)
         return self.masks[variant]
 
     def __call__(
