@@ -29,6 +29,10 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 _OF_THE_RUN = {"seed", "iterations", "keep_best", "model", "sft", "by_iteration"}
 _DATA_OF_THE_RUN = {"task", "template", "heldout", "heldout_limit"}
 
+# What actor.beta "auto" stands for. The first policy has the most to gain and bears large targets; afterwards more of
+# what is left in Â is noise, and targets that large take a policy apart (docs/study.md).
+FIRST_BETA, LATER_BETA = "std/6", "std/2"
+
 
 class Section(BaseModel):
     """A group of settings: unknown keys and wrong types are errors, and so are true, infinity and NaN as numbers."""
@@ -222,8 +226,8 @@ class AdvantageSettings(Section):
 class ActorSettings(OptimSettings):
     """B.2, the squared loss."""
 
-    beta: float | str = "auto"  # auto: std(Â)/2; std/C: std(Â)/C; or a number
-    log_partition: bool = True  # subtract log E exp(Â/β) from each target: what a policy can meet
+    beta: float | str = "auto"  # auto: std(Â)/6 in the first iteration, std(Â)/2 after; std/C: std(Â)/C; or a number
+    log_partition: bool = False  # subtract log E exp(Â/β) from each target: feasible, but noise in Â makes it too large
     kl_budget: float | None = Field(None, gt=0)  # nats: stop the iteration when KL(π_ref ‖ π) of a step passes it
     lr: float = Field(5e-7, gt=0)  # learning rate, the peak of the schedule
     batch_pairs: int = Field(2048, ge=1)  # state-action pairs an optimizer step
@@ -240,7 +244,7 @@ class ActorSettings(OptimSettings):
         except (TypeError, ValueError):
             number = math.nan
         if not 0 < number < math.inf:
-            raise ValueError("a number above 0, auto (std(Â)/2), or std/C with C above 0")
+            raise ValueError("a number above 0, auto (by rule), or std/C with C above 0")
         return value if divisor is not value else number
 
 
@@ -314,10 +318,15 @@ class Config(Section):
         return self
 
     def at(self, iteration: int) -> Config:
-        """The settings in force in ``iteration`` (1 is the first, 0 before it): ``by_iteration`` merged in up to it."""
+        """The settings in force in ``iteration`` (1 is the first, 0 before it).
+
+        ``by_iteration`` is merged in up to it, and ``actor.beta`` is no longer ``"auto"``.
+        """
         merged = self.model_dump(exclude={"by_iteration"})
         for index in sorted(i for i in self.by_iteration if i <= iteration):
             merged = merge(merged, self.by_iteration[index])
+        if merged["actor"]["beta"] == "auto":
+            merged["actor"]["beta"] = FIRST_BETA if iteration < 2 else LATER_BETA
         return Config.model_validate(merged)
 
     def digest(self) -> str:
