@@ -40,7 +40,7 @@ def note_commit(commit: str, root: Path) -> None:
 def _row(study: Study, cell: Cell, result: dict, directory: Path) -> dict:
     label = _label(study, cell)
     measured = [row for row in result["rows"] if "sampled" in row]
-    row = {"suite": "study", "case": f"{cell.task}, seed {cell.seed}", "peer": label, "peer_version": "dapo-fast"}
+    row = {"suite": study.suite, "case": f"{cell.task}, seed {cell.seed}", "peer": label, "peer_version": "dapo-fast"}
     row |= {"task": cell.task, "seed": cell.seed, "variant": cell.variant, "group": cell.group}
     row["actor"] = merge(result["tuned"], cell.settings.get("actor", {}))
     row["heldout_problems"] = measured[-1]["greedy"]["n"]

@@ -116,5 +116,5 @@ def _chain(study: Study, cells: list[Cell], root: Path, measure: bool) -> None:
         log_to(cell.directory(root), quiet=True)
         tuned = tuned_settings(study, cell.task, root).get(cell.method or "", {})
         run_cell(study, cell, root, tuned)
-        if measure and cell.variant in EVIDENCE_OF:
+        if measure and study.truth and cell.variant in EVIDENCE_OF:
             measure_evidence(open_cell(study, cell, root, tuned), study.truth)
