@@ -24,7 +24,7 @@ def facts_of(directory: Path) -> dict:
     critics = [{k: i.heldout["critic"][k] for k in ("auc", "brier")}
                | {"constant_brier": i.heldout["constant"]["brier"], "states": i.heldout["states"]}
                for i in run.rounds if i.heldout and "critic" in i.heldout]  # fmt: skip
-    return {"stages": stages, "signals": signals, "critics": critics}
+    return {"lr": run.config.actor.lr, "stages": stages, "signals": signals, "critics": critics}
 
 
 def signal_of(iteration: Iteration) -> dict[str, int]:
