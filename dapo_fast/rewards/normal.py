@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 
 _ENVIRONMENT = re.compile(r"\\begin\{([pbvBV]?matrix|array)\}(?:\{[lcr|]*\})?(.*?)\\end\{\1\}", re.S)
@@ -11,10 +12,21 @@ _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|boldsymbol|mbox|operatorname|emph|bm|"
     rf"bold|underline)\s*\*?({_BRACES})"
 )
+
+
+def _plain(match: re.Match) -> str:
+    """Full width, raised and lowered characters as those they stand for."""
+    return unicodedata.normalize("NFKC", match[0])
+
+
 # Spellings, in order. Sizes and spaces that only typesetting needs, signs with several names, numbers said in words.
 _SPELLINGS = [
     (re.compile(pattern), ours)
     for pattern, ours in (
+        (r"[¼-¾⅐-⅞]", lambda match: r"\frac{{{}}}{{{}}}".format(*_plain(match).split("⁄"))),
+        (r"[²³¹⁰⁴-⁹⁻ⁿ]+", lambda match: f"^{{{_plain(match)}}}"),
+        (r"[₀-₉]+", lambda match: f"_{{{_plain(match)}}}"),
+        (r"[！-～]", _plain),
         (r"[−–‐]", "-"),
         (r"×|\\cdot(?![A-Za-z])", r"\\times "),
         (r"π", r"\\pi "),
@@ -34,11 +46,14 @@ _SPELLINGS = [
         (r"\\lbrace(?![A-Za-z])", r"\\{"),
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\\[lr]vert(?![A-Za-z])|\\mid(?![A-Za-z])|\\vert(?![A-Za-z])", "|"),
-        (r"\\(?:varnothing|oslash)(?![A-Za-z])|∅", r"\\emptyset "),
-        (r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])\s*\.?", ""),
+        (r"\\(?:varnothing|oslash)(?![A-Za-z])|∅|\\\{\s*\\\}", r"\\emptyset "),
+        (r"\\(?:left|right|middle|[bB]igg?[lr]?)(?![A-Za-z])\s*\.?", ""),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\\mod(?![A-Za-z])|\\bmod(?![A-Za-z])|(?<![A-Za-z\\])mod(?![A-Za-z])", r"\\mod "),
-        (r"\\pmod(?![A-Za-z])\s*\{([^{}]*)\}", r"(\\mod \1)"),
+        (r"\\[pb]?mod(?![A-Za-z])|(?<![A-Za-z\\])mod(?![A-Za-z])", r"\\mod "),
+        (r"\(\s*\\mod\s*([^()]*)\)|\\mod\s*\{([^{}]*)\}", r"\\mod \1\2"),
+        (r"\\frac\{\\(?:text|mathrm)\{([^{}]*)\}\}\{\\(?:text|mathrm)\{([^{}]*)\}(\^\d)?\}", r"\\text{ \1/\2}\3"),
+        (r"\\(?:lor|vee)(?![A-Za-z])\s*(?=[^\\]{1,9}(?:[=<>]|\\[lgn]e(?![A-Za-z])))", "or "),
+        (r"([\d})])\s*(?:\\q?quad(?![A-Za-z])\s*)+(?=[A-Za-z](?:_\w)?\s*=)", r"\1, "),
         (r"\^\s*\{?\\?(?:circ|degree)(?![A-Za-z])\s*\}?|\\(?:degree|circ)(?![A-Za-z])|°|º", ""),
         (r"\^\s*\{(?:\s*\\prime(?![A-Za-z]))+\s*\}|\^\s*\\prime(?![A-Za-z])", lambda m: "'" * m[0].count("\\prime")),
         (r"’|′", "'"),
@@ -52,7 +67,10 @@ _SPELLINGS = [
          r"|hspace\{[^{}]*\})|~|&nbsp;|\n", " "),
     )
 ]  # fmt: skip
-_NUMBER_WORDS = r"hundred|thousand|million|billion|trillion|dozen|half|quarter|third|double|twice|squared|cubed"
+_NUMBER_WORDS = (
+    r"(?:hundred|thousand|[mb]illion|trillion|third|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)th)s?|"
+    r"dozen|half|halves|quarter|double|twice|squared|cubed"
+)
 _NO_UNIT = re.compile(
     rf"\b(?:{_NUMBER_WORDS}|and|or|if|for|when|where|to|pi|sin|cos|tan|cot|sec(?=\s+\S)|csc|log|exp|sqrt|mod|choose|factorial|"
     r"plus|minus|times?(?=\s+\S)(?!\s+as\b)|over|below|under|above|negative|not|abc|less|than|least|most|between|with|except|[ieknxyz])\b",
@@ -127,7 +145,7 @@ def is_unit(text: str) -> bool:
 
 
 def _without_stop(text: str) -> str:
-    bare = text.rstrip(" .,;:")
+    bare = text.rstrip(" .,;:。")
     return (text[: len(bare) + 1] if bare.endswith("\\") else bare).strip()
 
 

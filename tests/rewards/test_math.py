@@ -208,6 +208,26 @@ SAME = [
     ("\\log _{2}(32)=5", "\\log_2 32 = 5"),
     ("$y_1=x$\n$y_2=x^2$", "y_1=x, y_2=x^2"),
     ("3630 ft^2", "3630\\text{ ft}^2"),
+    # characters for what they stand for
+    ("x^2+4x+20=0", "x²+4x+20=0"),
+    ("2³", "8"),
+    ("a²b", "a^2b"),
+    ("\\frac{1}{2}", "½"),
+    ("2½", "\\frac{5}{2}"),
+    ("x_1", "x₁"),
+    ("(1,2)", "（1，2）"),
+    # one sign, one relation, one set
+    ("(3,\\infty)", "\\left\\{x \\,\\middle|\\, x>3\\right\\}"),
+    ("2,3", "x=2 \\lor x=3"),
+    ("1,2", "x=1 \\quad x=2"),
+    ("n\\equiv 1\\pmod 4", "n \\equiv 1 \\mod 4"),
+    ("n \\equiv 1 \\pmod{4}", "n \\equiv 1 (\\bmod 4)"),
+    ("I=3t", "I(t)=3t"),
+    ("y=3x+1", "f(x)=3x+1"),
+    ("\\varnothing", "\\{\\}"),
+    ("25", "25 \\frac{\\text{m}}{\\text{s}}"),
+    ("6", "sum = 6"),
+    ("3", "3 quarters"),
 ]
 DIFFERENT = [
     ("5", "6"),
@@ -351,6 +371,20 @@ DIFFERENT = [
     ("It takes $\\frac{5}{2} \\approx 2.5$ minutes.", "It takes $\\frac{7}{2} \\approx 2.5$ minutes."),
     ("$y_1=1-x$\n$y_2=4x$", "$y_1=1+x$\n$y_2=4x$"),
     ("11.6\\text{ in}^2", "11.6\\text{ in}^3"),
+    # products of letters are no names
+    ("1", "xy=1"),
+    ("6", "xyz=6"),
+    ("2", "x=1 \\quad x=2"),
+    ("2", "2 thirds"),
+    ("3", "3 tenths"),
+    ("3", "3 hundredths"),
+    ("6", "2³"),
+    ("2", "½"),
+    ("p \\land q", "p \\lor q"),
+    ("f(x)=x^2", "g(x)=x^2"),
+    ("P(A)=1/2", "P(B)=1/2"),
+    ("n \\equiv 1 \\pmod 4", "n \\equiv 1 \\pmod 5"),
+    ("25", "25 \\frac{\\text{m}}{3}"),
 ]
 # (reference, response)
 RIGHT = [
@@ -416,6 +450,17 @@ RIGHT = [
     ("The length is $\\frac{117}{2} \\approx 58.5$.", "The answer is The length is $\\frac{117}{2} \\approx 58.5$."),
     ("5000 pens for a cost of $\\$ 200$.", "So.\n5000 pens for a cost of $\\$ 200$."),
     ("$a=1$\n$b=2$", "So.\n#### $a=1$\n$b=2$"),
+    ("12", "#### 12 (5 + 7)"),
+    ("12", "#### 12, which is even"),
+    ("12", "The answer is 12 (=5+7)."),
+    ("1, 2", "So x=1 or x=2."),
+    ("1, 2", "The solutions are 1 and 2."),
+    ("1000, 2", "They are 1,000 and 2."),
+    ("(1,2)", "Thus the point is (1, 2)."),
+    ("(-\\infty,-1)\\cup(1,\\infty)", "So $x<-1$ or $x>1$."),
+    ("A", "The correct option is A."),
+    ("A", "Therefore, the correct choice is **A**."),
+    ("5", "答案是5。"),
     ("2", "Since $x>0$, $x=2$."),
     ("7", "Therefore\n\\[\n\\begin{aligned} x &= 3+4 \\\\ &= 7 \\end{aligned}\n\\]"),
 ]
@@ -440,6 +485,13 @@ WRONG = [
     ("5", "The answer is $5$ or $6$."),
     ("5", "The answer is $a^2+b^2=5$."),
     ("cm^2", "The answer is 20 $\\text{cm}^2$."),
+    ("10", "#### 10 or 11"),
+    ("2", "#### 2 (3 + 4)"),
+    ("2", "The solutions are 1 and 2."),
+    ("2", "Thus the point is (1, 2)."),
+    ("7", "There are 8 apples (1 red, 7 green)."),
+    ("(-1,1)", "So $x<-1$ or $x>1$."),
+    ("5", "答案是6。"),
 ]
 
 
