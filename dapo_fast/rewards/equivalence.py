@@ -238,7 +238,9 @@ def _same_items(left: str, right: str, depth: int) -> bool | None:
         return names[0].keys() == names[1].keys() and all(
             _same(names[0][key], names[1][key], depth + 1) for key in names[1]
         )
-    if {left_brackets, right_brackets} <= {"", "{}"}:
+    named = left_brackets == right_brackets == "" and (names[0] or names[1] or {})
+    ordered = named and len({name[0] for name in named}) == len(named)  # x and y, but not the roots x_1 and x_2
+    if {left_brackets, right_brackets} <= {"", "{}"} and not ordered:
         return _matched(left_items, right_items, lambda found, wanted: _same(found, wanted, depth + 1))
     if left_brackets == right_brackets or {left_brackets, right_brackets} == {"()", ""}:
         return all(_same(a, b, depth + 1) for a, b in zip(left_items, right_items))

@@ -34,10 +34,13 @@ _NUMBER = re.compile(
 )
 _SEVERAL = re.compile(r"\d\s*(?:,\s|,?\s*\band\b|\bor\b)\s*(?:[A-Za-z]\s*=\s*)?[-−]?\d")
 _ITEM = r"(?<![\w.,/])(?:[A-Za-z](?:_\d)?\s*=\s*)?[-−]?\d[\d./]*(?:,\d{3})*(?!\w)"
-_ENDING = re.compile(rf"(?:{_ITEM}(?:\s*(?:,|,?\s+and|,?\s+or)\s+{_ITEM})+|(?<!\w)\([^()]*,[^()]*\))\s*\.?\Z")
+_LIST_OR_POINT_OR_RATIO = re.compile(
+    rf"(?:{_ITEM}(?:\s*(?:,|,?\s+and|,?\s+or)\s+{_ITEM})+|(?<!\w)\([^()]*,[^()]*\)|(?<![\w.,:])\d[\d.]*(?:\s?:\s?\d+)+)"
+    r"\s*\.?\Z"
+)
 _LATEX = re.compile(r"\\[A-Za-z]|[_^]")
 _ASIDE = re.compile(r",?\s+(?:which|because|since|i\.e\.|that is)\s|(?<=[\w$%])\s+\((?=[^()]*[A-Za-z]{3})[^()]*\)")
-_CALCULATION = re.compile(r"\s*\(\s*=?\s*([\d\s.]+(?:[-+*/×][\d\s.]+){1,8})(?:=[\d\s.]+)?\)\s*\Z")
+_CALCULATION = re.compile(r"\s*\(\s*=?\s*([\d\s.]+(?:[-+*/×][\d\s.]+){1,8})(?:=[\d\s.]+)?\)\s*\.?\Z")
 _LIST_MARK = re.compile(r"\s*(?:[,;]|,?\s*\band\b|,?\s*\bor\b)\s*")
 
 
@@ -185,7 +188,8 @@ def _last_run(line: str, inline: list[re.Match]) -> str:
     run, joint = [_content(inline[-1])], ", "
     for before, after in zip(reversed(inline[:-1]), reversed(inline[1:])):
         mark, item = line[before.end() : after.start()], _content(before)
-        alike = bool(_ASSIGNED.match(item)) == bool(_ASSIGNED.match(run[0])) and not _RELATED.search(item)
+        assigned = _ASSIGNED.match(item) is not None
+        alike = assigned == bool(_ASSIGNED.match(run[0])) and (assigned or not _RELATED.search(item))
         if not _LIST_MARK.fullmatch(mark) or not (alike or "or" in mark):
             break
         run.insert(0, item)
@@ -199,12 +203,13 @@ _RELATED = re.compile(r"=.*=|[<>]|\\(?:le|ge|ne)|[^\sA-Za-z].*=")
 
 def _number_of(line: str, last: bool) -> str:
     """The first or last number of plain words; the line itself where the number is only a part of something."""
-    if last and (ending := _ENDING.search(line)):
+    if last and (ending := _LIST_OR_POINT_OR_RATIO.search(line)):
         return ending.group()
     numbers = list(_NUMBER.finditer(line))
     if not numbers or (not last and as_number(normalise(line)) is not None):
         return line
-    found = numbers[-1 if last else 0]
+    reckoned = (number for number in numbers if _CALCULATION.match(line, number.end()))
+    found = next(reckoned, numbers[-1 if last else 0])
     number, before, after = found.group(), line[: found.start()], line[found.end() :]
     if sum_of := _CALCULATION.match(after):
         return number if _value(sum_of.group(1)) == as_number(number) else line

@@ -28,12 +28,16 @@ _SPELLINGS = [
         (r"[₀-₉]+", lambda match: f"_{{{_plain(match)}}}"),
         (r"[！-～]", _plain),
         (r"[−–‐]", "-"),
-        (r"×|\\cdot(?![A-Za-z])", r"\\times "),
+        # Of vectors it is another product than the dot.
+        (r"(\\nabla)\s*(?:×|\\times(?![A-Za-z]))|([A-Za-z}])\s*(?:×|\\times)(?=\s*\\(?:vec|hat|math|bold|bm|overr))",
+         r"\1\2\\cross "),
+        (r"×|\\times(?![A-Za-z])", r"\\cdot "),
         (r"π", r"\\pi "),
         (r"∞|\\inf(?![A-Za-z])|(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
         (r"≤|<=|\\leqslant(?![A-Za-z])|\\leq(?![A-Za-z])", r"\\le "),
         (r"≥|>=|\\geqslant(?![A-Za-z])|\\geq(?![A-Za-z])", r"\\ge "),
         (r"≠|(?<=\s)!=|\\neq(?![A-Za-z])", r"\\ne "),
+        (r"\\colon(?![A-Za-z])", ":"),
         (r"\\lt(?![A-Za-z])", "<"),
         (r"\\gt(?![A-Za-z])", ">"),
         (r"≡", r"\\equiv "),
@@ -87,7 +91,7 @@ _TEXT_UNIT = re.compile(
 _LEAD = re.compile(r"\A(?:(?:so|the|there|are|is|it|we|get|answer|final|total|exactly|:)\s+)+(?=[-\d\\.])", re.I)
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)\Z")
 _FRACTION = re.compile(r"([-+]?)\\frac\{([-+]?\d*\.?\d+)\}\{([-+]?\d*\.?\d+)\}\Z|([-+]?)(\d*\.?\d+\.?)/(\d*\.?\d+)\Z")
-_POWER = re.compile(r"([-+]?)(?:(\d*\.?\d+)\\times)?10\^(?:\{([-+]?\d{1,3})\}|(\d))\Z")
+_POWER = re.compile(r"([-+]?)(?:(\d*\.?\d+)\\cdot)?10\^(?:\{([-+]?\d{1,3})\}|(\d))\Z")
 _MIXED = re.compile(r"([-+]?)\((\d+)\+\\frac\{(\d+)\}\{(\d+)\}\)\Z")
 _THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?!\d)")
 
@@ -156,22 +160,23 @@ def _arguments(text: str) -> str:
     text = re.sub(rf"\\frac\s*({_BRACES})\s*([0-9a-zA-Z])", r"\\frac\1{\2}", text)
     text = re.sub(r"\\frac\s*\{\s*([^{}]*?)\s*\}\s*\{\s*([^{}]*?)\s*\}", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\log\s*_\s*(\d)(?![\d.])", r"\\log_{\1}", text)
+    text = re.sub(r"\\(vec|hat|bar|d?dot)\s+([A-Za-z])", r"\\\1{\2}", text)
     text = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     return re.sub(r"\\sqrt\s*([0-9a-zA-Z])", r"\\sqrt{\1}", text)
 
 
 def _numbers(text: str) -> str:
-    r"""``1e-6`` to ``1\times10^{-6}``, mixed numbers to ``(2+\frac{1}{4})``, ``10 000`` to ``10000``."""
+    r"""``1e-6`` to ``1\cdot10^{-6}``, mixed numbers to ``(2+\frac{1}{4})``, ``10 000`` to ``10000``."""
     text = re.sub(r"(?<![A-Za-z\d.])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?)0*(\d{1,3})(?![\d.A-Za-z])", _scientific, text)
     text = re.sub(r"(?<![\d.])(\d{0,9})\.(\d{0,9})\\(?:overline|bar|dot)\s*\{(\d{1,9})\}", _repeating, text)
-    text = re.sub(r"(\d)\s*(?:\*|x)\s*10\s*\^", r"\1\\times 10^", text)
+    text = re.sub(r"(\d)\s*(?:\*|x)\s*10\s*\^", r"\1\\cdot 10^", text)
     text = re.sub(r"(?<![\d.^_/])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}", _mixed, text)
     text = re.sub(r"(?<![\d.^_/])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", _mixed, text)
     return text.replace(" ", "") if re.fullmatch(r"\s*-?\d{1,3}(?: \d{3})+(?:\.\d+)?\s*", text) else text
 
 
 def _scientific(match: re.Match) -> str:
-    return rf"{match[1]}\times10^{{{match[2].replace('+', '')}{match[3]}}}"
+    return rf"{match[1]}\cdot10^{{{match[2].replace('+', '')}{match[3]}}}"
 
 
 def _repeating(match: re.Match) -> str:

@@ -228,6 +228,10 @@ SAME = [
     ("25", "25 \\frac{\\text{m}}{\\text{s}}"),
     ("6", "sum = 6"),
     ("3", "3 quarters"),
+    ("\\vec a \\times \\vec b", "\\vec{a} × \\vec{b}"),
+    ("3 × 4", "12"),
+    ("x_1=1,x_2=2", "2,1"),
+    ("x=1,y=2", "1,2"),
 ]
 DIFFERENT = [
     ("5", "6"),
@@ -385,6 +389,12 @@ DIFFERENT = [
     ("P(A)=1/2", "P(B)=1/2"),
     ("n \\equiv 1 \\pmod 4", "n \\equiv 1 \\pmod 5"),
     ("25", "25 \\frac{\\text{m}}{3}"),
+    # names keep the order; of vectors there are two products
+    ("x=1,y=2", "2,1"),
+    ("2,1", "x=1, y=2"),
+    ("\\vec a \\cdot \\vec b", "\\vec a \\times \\vec b"),
+    ("\\nabla \\cdot F=0", "\\nabla \\times F=0"),
+    ("\\mathbf{F}=q\\mathbf{v}\\times\\mathbf{B}", "\\mathbf{F}=q\\mathbf{v}\\cdot\\mathbf{B}"),
 ]
 # (reference, response)
 RIGHT = [
@@ -453,6 +463,7 @@ RIGHT = [
     ("12", "#### 12 (5 + 7)"),
     ("12", "#### 12, which is even"),
     ("12", "The answer is 12 (=5+7)."),
+    ("12", "So there are 12 (5 + 7)."),
     ("1, 2", "So x=1 or x=2."),
     ("1, 2", "The solutions are 1 and 2."),
     ("1000, 2", "They are 1,000 and 2."),
@@ -461,6 +472,8 @@ RIGHT = [
     ("A", "The correct option is A."),
     ("A", "Therefore, the correct choice is **A**."),
     ("5", "答案是5。"),
+    ("2, 3", "So $x_1=2$, $x_2=3$."),
+    ("2:3", "Thus the ratio is 2:3."),
     ("2", "Since $x>0$, $x=2$."),
     ("7", "Therefore\n\\[\n\\begin{aligned} x &= 3+4 \\\\ &= 7 \\end{aligned}\n\\]"),
 ]
@@ -492,6 +505,8 @@ WRONG = [
     ("7", "There are 8 apples (1 red, 7 green)."),
     ("(-1,1)", "So $x<-1$ or $x>1$."),
     ("5", "答案是6。"),
+    ("3", "So $x_1=2$, $x_2=3$."),
+    ("3", "Thus the ratio is 2:3."),
 ]
 
 
