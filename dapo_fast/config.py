@@ -13,17 +13,21 @@ import hashlib
 import json
 import math
 import shlex
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from dapo_fast.errors import InputError, blaming, one_line
+from dapo_fast.errors import InputError, blaming, one_line, refuse_pipe
 from dapo_fast.plain_yaml import read_yaml
 from dapo_fast.rollout.steps import compile_splitter
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Temperature = Annotated[float, Field(ge=1e-3)]  # below, logits over it are no numbers any more; greedy is evaluated too
+
+_LARGEST = 2**31 - 1  # counts are indices of tensors somewhere
 
 # What ``by_iteration`` cannot change: it is read once, or iterations could not be compared.
 _OF_THE_RUN = {"seed", "iterations", "keep_best", "model", "sft", "by_iteration"}
@@ -46,6 +50,10 @@ class Section(BaseModel):
         for item in value if isinstance(value, list | tuple) else [value]:
             if isinstance(item, bool) and bool not in kinds and kinds & {int, float}:
                 raise ValueError(f"a number, not {str(item).lower()}")
+            if isinstance(item, int) and abs(item) > _LARGEST and int in kinds and info.field_name != "seed":
+                raise ValueError(f"at most {_LARGEST}")
+            if isinstance(item, str) and not item.strip():  # as a path it would be the working directory
+                raise ValueError("empty")
             if isinstance(item, str) and not _printable(item):
                 raise ValueError(f"{item!r} has characters that are not text")
         return value
@@ -178,7 +186,7 @@ class CollectSettings(Section):
     kept: int = Field(6, ge=1)  # of which kept as trunks, correct and wrong balanced
     completions: int = Field(16, ge=0)  # from every state; 0: none, and every response is a trunk and its own evidence
     first_steps: int = Field(0, ge=0)  # candidate steps sampled alone from every state, without an outcome
-    temperature: float = Field(1.0, gt=0)  # of the sampled responses
+    temperature: Temperature = 1.0  # of the sampled responses
     top_p: float = Field(1.0, gt=0, le=1)  # nucleus; 1: all tokens
     max_tokens: int = Field(2048, ge=1)  # of a response, its end token included
     splitter: str = "line"  # "line", "blank_line", "sentence" or "regex:…"
@@ -264,7 +272,7 @@ class EvaluateSettings(Section):
 
     max_tokens: int = Field(2048, ge=1)  # of a response, its end token included
     samples: int = Field(0, ge=0)  # sampled responses a problem; 0: greedy only
-    temperature: float = Field(1.0, gt=0)  # of the sampled responses
+    temperature: Temperature = 1.0  # of the sampled responses
     top_p: float = Field(1.0, gt=0, le=1)  # nucleus; 1: all tokens
     batch_problems: int = Field(256, ge=1)  # problems between two saves
 
@@ -273,7 +281,7 @@ class Config(Section):
     """The whole of a run."""
 
     seed: int = Field(0, ge=0, lt=2**43)  # of everything random; what is derived from it must fit 64 bits
-    iterations: int = Field(1, ge=1)  # of Algorithm 1
+    iterations: int = Field(1, ge=1, le=10_000)  # of Algorithm 1
     keep_best: bool = True  # keep the previous policy where the new one is worse beyond its interval
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
@@ -375,6 +383,8 @@ def load_config(
     """
     values = {} if preset is None else preset_values(preset)
     if path is not None:
+        if not Path(path).is_relative_to("/dev/fd"):  # where a shell's <(…) is, which is filled for sure
+            refuse_pipe(Path(path))
         with blaming(path, "not a readable YAML file"):
             loaded = read_yaml(Path(path).read_text(encoding="utf-8"))
         if not isinstance(loaded, dict):
@@ -398,8 +408,20 @@ def _wrong_key(error: Any) -> str:
     if error["type"] == "string_type" and isinstance(error["input"], int | float):
         message += f", not {json.dumps(error['input'])}; quote it"
     if error["type"] == "extra_forbidden":
-        message = "there is no such setting"
+        message = f"there is no such setting{_meant(place)}"
     return one_line(f"{place}: {message}" if place else message)
+
+
+def _meant(place: str) -> str:
+    """A question after settings of the same name in other sections, or else of nearly the same name."""
+    known = []
+    for name, field in Config.model_fields.items():
+        kind = field.annotation
+        within = kind.model_fields if isinstance(kind, type) and issubclass(kind, Section) else ()
+        known += [name, *(f"{name}.{key}" for key in within)]
+    key = place.rpartition(".")[2]
+    found = [name for name in known if name.rpartition(".")[2] == key] or get_close_matches(place, known, 1)
+    return f"; did you mean {', '.join(found)}?" if found else ""
 
 
 def _blame(error: ValidationError, source: str, overrides: list[str]) -> str:
@@ -429,7 +451,7 @@ def _numbered(values: dict, source: str) -> dict:
         return values
     numbered: dict[Any, Any] = {}
     for key, change in changes.items():
-        number = int(key) if isinstance(key, str) and key.isdecimal() else key
+        number = int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 20 else key
         if isinstance(number, bool) or not isinstance(number, int) or number in numbered:
             raise InputError(f"{source}: by_iteration.{key}: an iteration is a number, and is there once")
         numbered[number] = change
