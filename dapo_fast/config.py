@@ -115,7 +115,7 @@ class OptimSettings(Section):
     lr: float = Field(5e-7, gt=0)  # learning rate, the peak of the schedule
     schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up
     warmup_steps: int = Field(0, ge=0)  # linear, from 0
-    weight_decay: float = Field(0.0, ge=0)  # decoupled, as in AdamW
+    weight_decay: float = Field(0.0, ge=0)  # decoupled, as in AdamW; of matrices, not of norms, biases, a value head
     adam_betas: tuple[Decay, Decay] = (0.9, 0.999)  # decay of the two moments
     clip_norm: float = Field(1.0, gt=0, allow_inf_nan=True)  # most that the gradient's norm may be; .inf: no clipping
     optimizer_state: Literal["float32", "bfloat16", "int8"] = "float32"  # what the two moments are kept in

@@ -106,7 +106,7 @@ def train(
     """
     root.eval()  # No dropout: the loss is of the policy's own log-probabilities.
     trained = [p for p in root.parameters() if p.requires_grad]
-    optimizer = make_optimizer(trained, settings)
+    optimizer = make_optimizer(model, settings)
     checkpoints = Checkpoints(directory / "checkpoints", world, settings.keep_checkpoints, digest)
     start = checkpoints.resume(training_state(model, optimizer, settings.optimizer_state))
     steps = _halted(directory, task.steps)
