@@ -4,6 +4,7 @@ import fcntl
 import json
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.study import __main__ as command  # noqa: E402
 from benchmarks.study.baselines import correct_responses, dpo, preference_trees  # noqa: E402
 from benchmarks.study.config import (  # noqa: E402
     changed_cells,
@@ -213,6 +215,15 @@ def test_study_of_a_given_model_and_problems(tmp_path):
     missing = run_study(tmp_path / "other", config)
     assert missing.returncode == 2 and "nowhere" in missing.stderr and "Traceback" not in missing.stderr
     assert not list((tmp_path / "other").glob("*/*/*"))
+
+
+def test_a_worker_that_was_killed_is_one_line(tmp_path, monkeypatch, capsys):
+    def broken(*_):
+        raise BrokenProcessPool("a process in the process pool was terminated abruptly")
+
+    monkeypatch.setattr(command, "run_study", broken)
+    assert command.main([str(tmp_path), "--no-record"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 WORKER = """
