@@ -57,9 +57,7 @@ def equivalent(given: str, reference: str) -> bool:
 
 
 def _same(given: str, reference: str, depth: int) -> bool:
-    powers = {
-        match.group(1) for match in (_UNIT_POWER.search(given[-60:]), _UNIT_POWER.search(reference[-60:])) if match
-    }
+    powers = {match[1] for text in (given, reference) if (match := _UNIT_POWER.search(text[-60:]))}
     if len(powers) > 1:  # square metres are not cubic metres
         return False
     left, right = normalise(given), normalise(reference)
@@ -274,11 +272,11 @@ def _closes_at_end(text: str) -> bool:
 
 
 def _plus_minus(text: str) -> list[str]:
-    if text.count(r"\pm") + text.count(r"\mp") + text.count("±") != 1:
+    signs = re.findall(r"\\(?:pm|mp)(?![A-Za-z])|±", text)
+    if len(signs) != 1:
         return [text]
-    plus = re.sub(r"(?:\\pm(?![A-Za-z])|±)\s*", "+", re.sub(r"\\mp(?![A-Za-z])\s*", "-", text))
-    minus = re.sub(r"(?:\\pm(?![A-Za-z])|±)\s*", "-", re.sub(r"\\mp(?![A-Za-z])\s*", "+", text))
-    return [plus.removeprefix("+"), minus.removeprefix("+")]
+    before, _, after = text.partition(signs[0])
+    return [f"{before}{sign}{after.lstrip()}".removeprefix("+") for sign in "+-"]
 
 
 def _names(items: list[str]) -> dict[str, str] | None:

@@ -225,14 +225,11 @@ def _value(calculation: str) -> Fraction | None:
     """Of a sum of products, such as ``5 + 7``; None if it is anything else."""
     total = Fraction()
     for sign, product in re.findall(r"(\A|[-+])([^-+]+)", calculation.replace("×", "*").replace(" ", "")):
-        factors = re.split(r"([*/])", product)
-        value = as_number(factors[0])
-        for mark, factor in zip(factors[1::2], factors[2::2]):
+        value = Fraction(-1 if sign == "-" else 1)
+        for mark, factor in re.findall(r"(\A|[*/])([^*/]+)", product):
             number = as_number(factor)
-            if value is None or number is None or (mark == "/" and not number):
+            if number is None or (mark == "/" and not number):
                 return None
-            value = value * number if mark == "*" else value / number
-        if value is None:
-            return None
-        total += -value if sign == "-" else value
+            value = value / number if mark == "/" else value * number
+        total += value
     return total
