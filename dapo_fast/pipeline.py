@@ -218,13 +218,11 @@ class Pipeline:
 
     def _check_critic_init(self, path: Path, ours: PreTrainedTokenizerBase) -> None:
         """A critic reads the policy's tokens: it must have been trained on the same vocabulary."""
-        if not (path / "config.json").exists():
-            raise InputError(f"critic.init {path}: not a Hugging Face model directory (no config.json)")
+        check_model_directory("critic.init", path)
         if load_tokenizer(path)(PROBE)["input_ids"] != ours(PROBE)["input_ids"]:
             raise InputError(
                 f"critic.init {path}: its tokenizer is not the policy's, whose tokens it would have to read"
             )
-        check_model_directory("critic.init", path)
 
     @contextmanager
     def _engine(self, policy: Path, config: Config) -> Iterator[Engine]:
