@@ -250,6 +250,8 @@ class ParallelSettings(Section):
     processes: int = Field(1, ge=1)  # ranks that `run` starts through torchrun for sft, critic and actor
     replicas: int = Field(1, ge=1)  # hybrid sharding: groups that each hold a whole copy
     activation_checkpointing: Literal["none", "selective", "full"] = "none"  # recompute in the backward pass
+    reshard_after_forward: bool = True  # false: weights stay gathered for the packs of a step; a whole copy a rank
+    defer_reduction: bool = False  # add gradients up over ranks once a step, not once a pack; a whole fp32 copy a rank
     compile: bool = False  # torch.compile each block
     cpu_offload: bool = False  # weights and optimizer states in host memory
     tracker: Literal["none", "wandb", "trackio"] = "none"  # beside metrics.jsonl and TensorBoard

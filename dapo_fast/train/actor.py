@@ -145,7 +145,7 @@ def train_actor(
         _fill_reference(trees, reader, dealer, world, out / "reference", digest)
         beta = _set_targets(trees, settings)
         task = ActorTask(reader, trees, settings, dealer, seed, beta, objective)
-        train(task, reader, reader.model, settings, world, out, seed, digest, parallel.tracker)
+        train(task, reader, reader.model, settings, world, out, seed, digest, parallel)
         _write_scores(out / "scores.parquet", trees[:SCORED_TREES], reader, dealer, world)
         pairs = sum(len(trees[t].states[s].candidates) for t, s in groups)
         summary = {"steps": task.steps, "states": len(groups), "pairs": pairs, "beta": beta}

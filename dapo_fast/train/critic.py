@@ -121,7 +121,7 @@ def train_critic(
         reader = value_reader(start, kind, settings, model, parallel, world, seed)
         dealer = Dealer(world, reader.model, settings.pack_tokens)
         task = CriticTask(reader, training, settings, dealer, seed)
-        train(task, reader, reader.model, settings, world, out, seed, digest, parallel.tracker)
+        train(task, reader, reader.model, settings, world, out, seed, digest, parallel)
         measured = _measure_heldout(heldout, training, reader, dealer, world)
         if world.rank == 0:
             write_json(out / "heldout.json", measured)

@@ -200,7 +200,13 @@ def shard(root: nn.Module, model: nn.Module, world: World, settings: ParallelSet
     policy = MixedPrecisionPolicy(param_dtype=world.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     offload = CPUOffloadPolicy() if settings.cpu_offload and world.device.type == "cuda" else OffloadPolicy()
     for block in blocks(model):
-        fully_shard(block, mesh=world.mesh, mp_policy=policy, offload_policy=offload)
+        fully_shard(
+            block,
+            mesh=world.mesh,
+            mp_policy=policy,
+            offload_policy=offload,
+            reshard_after_forward=settings.reshard_after_forward,
+        )
     fully_shard(root, mesh=world.mesh, mp_policy=policy, offload_policy=offload)
     for module in root.modules():
         if isinstance(module, FSDPModule):
@@ -209,8 +215,22 @@ def shard(root: nn.Module, model: nn.Module, world: World, settings: ParallelSet
             module.set_force_sum_reduction_for_comms(True)
 
 
-def last_of_batch(root: nn.Module, last: bool) -> None:
-    """Say whether the coming backward is the batch's last: replicas add up their gradients only then."""
+def last_of_batch(root: nn.Module, last: bool, settings: ParallelSettings) -> None:
+    """Say whether the coming backward is the batch's last.
+
+    Replicas add up their gradients only then, and so do the ranks of one with ``defer_reduction``; what
+    ``reshard_after_forward`` keeps gathered is let go then.
+    """
     if isinstance(root, FSDPModule):
         root.set_is_last_backward(last)
+        if settings.defer_reduction:
+            root.set_requires_gradient_sync(last)
         root.set_requires_all_reduce(last)
+        root.set_reshard_after_backward(last or settings.reshard_after_forward)
+
+
+def reshard(root: nn.Module) -> None:
+    """Let go of what a forward without a backward has left gathered: the parameters are the sharded ones again."""
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

@@ -88,7 +88,7 @@ def train_sft(
     with open_world(model, parallel) as world:
         reader = policy_reader(start, settings, model, parallel, world)
         task = SftTask(reader, stream, steps, Dealer(world, reader.model, settings.pack_tokens))
-        train(task, reader, reader.model, settings, world, out, seed, digest, parallel.tracker)
+        train(task, reader, reader.model, settings, world, out, seed, digest, parallel)
         return finish(out, digest, reader.model, start, world, {"steps": steps})
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import PreTrainedModel
 
 from dapo_fast.config import ModelSettings, OptimSettings, ParallelSettings
@@ -29,7 +29,7 @@ from dapo_fast.models.readpath import PolicyReader, ValueReader
 from dapo_fast.rundir import read_state, write_json
 from dapo_fast.state import Done
 from dapo_fast.train.loop import Batch
-from dapo_fast.train.parallel import World, prepare_blocks, shard
+from dapo_fast.train.parallel import World, prepare_blocks, reshard, shard
 from dapo_fast.train.weights import add_lora, export, load_sharded, reset_adapters
 
 log = logging.getLogger("dapo_fast.train")
@@ -114,7 +114,7 @@ def _try_trees(reader: PolicyReader | ValueReader, source: Path, world: World) -
 
     def error() -> float:
         found = world.broadcast(reader.tree_error())
-        reader.reshard()  # as in read_values
+        reshard(reader)
         return found
 
     check_trees(reader.model, str(source), world.dtype, error)
@@ -176,9 +176,7 @@ def read_values(
         found = read(pack.to(world.device, non_blocking=True))
         values[place : place + found.numel()] = found
         place += found.numel()
-    if isinstance(reader, FSDPModule):
-        # The root stays gathered after a forward that no backward follows: its parameters are not the sharded ones.
-        reader.reshard()
+    reshard(reader)
     return world.all_sum(values).cpu()
 
 
