@@ -11,15 +11,9 @@ import torch
 from torch import Tensor
 
 from dapo_fast.config import CriticSettings, ModelSettings, ParallelSettings
-from dapo_fast.data.packing import (
-    Group,
-    Pack,
-    critic_batches,
-    critic_groups,
-    pack_candidates,
-    pack_critic,
-    pad_lengths,
-)
+from dapo_fast.data.batches import Group, critic_batches, critic_groups
+from dapo_fast.data.pack import Pack, pad_lengths
+from dapo_fast.data.packing import pack_candidates, pack_critic
 from dapo_fast.data.store import read_trees
 from dapo_fast.data.tree import Tree, is_heldout
 from dapo_fast.errors import InputError
@@ -57,7 +51,7 @@ class CriticTask:
 
     def batch(self, step: int) -> Batch:
         """The states of ``step``."""
-        packs = pack_critic(self._trees, self._batches[step], self._dealer.pack_tokens, self._dealer.lengths)
+        packs = self._dealer.packs(pack_critic, self._trees, self._batches[step])
         return self._dealer(packs, int(sum(pack.value_weights.sum().item() for pack in packs)))
 
     def items(self, pack: Pack) -> int:
@@ -145,7 +139,7 @@ def _measure_heldout(
     if not groups:
         log.warning("critic: no held-out state (%d held-out problems); its quality is not measured", len(heldout))
         return {"problems": len(heldout), "states": 0}
-    batch = dealer(pack_critic(heldout, groups, dealer.pack_tokens, dealer.lengths), 1)
+    batch = dealer(dealer.packs(pack_critic, heldout, groups), 1)
     values = read_values(reader, batch, world, reader.values)
     keys = torch.cat([pack.value_keys for pack in batch.packs]).tolist()
     states = [heldout[tree].states[state] for tree, state, _ in keys]

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from dapo_fast.config import OptimSettings, ParallelSettings
-from dapo_fast.data.packing import Pack
+from dapo_fast.data.pack import Pack
 from dapo_fast.errors import NonFiniteError
 from dapo_fast.rundir import read_state, write_json
 from dapo_fast.signals import handled

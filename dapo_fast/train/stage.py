@@ -15,7 +15,8 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import PreTrainedModel
 
 from dapo_fast.config import ModelSettings, OptimSettings, ParallelSettings
-from dapo_fast.data.packing import Pack, deal, pad_lengths
+from dapo_fast.data.dealing import Ranks, deal
+from dapo_fast.data.pack import Pack, pad_lengths
 from dapo_fast.errors import InputError
 from dapo_fast.models.attention import check_trees, tree_error
 from dapo_fast.models.loading import (
@@ -121,18 +122,41 @@ def _try_trees(reader: PolicyReader | ValueReader, source: Path, world: World) -
     del reader.tree_error
 
 
+# Tokens of a pack below which a step takes no less time: a GPU reads weights (or waits for them from other ranks) for
+# about as long as it computes a thousand tokens or two, a core is busy with a few rows.
+BUSY_TOKENS = {"cuda": 2048, "cpu": 64}
+
+
 class Dealer:
-    """Turns the packs of a batch into the ``Batch`` of this world."""
+    """Cuts what a step reads into packs that fill the ranks of this world, and deals them."""
 
     def __init__(self, world: World, model: PreTrainedModel, pack_tokens: int) -> None:
-        self.pack_tokens = pack_tokens
-        self.lengths = pad_lengths(pack_tokens, world.device)
-        self._size = world.size
-        self._hidden = model.config.get_text_config().hidden_size
+        """``pack_tokens``: of a pack at most."""
+        self._most = pack_tokens
+        self._lengths = pad_lengths(pack_tokens, world.device)
+        busy = min(pack_tokens, BUSY_TOKENS[world.device.type])
+        self._ranks = Ranks(world.size, busy, model.config.get_text_config().hidden_size)
+        self._said = False
+
+    def packs(self, pack: Callable[..., list[Pack]], *what: Any) -> list[Pack]:
+        """What ``pack`` (one of ``data.packing``) makes of ``what``."""
+        packs = pack(*what, self._most, self._lengths, ranks=self._ranks)
+        long = [p.tokens for p in packs if p.tokens > self._most]
+        if long and not self._said:
+            self._said = True
+            log.warning(
+                "%d of %d packs are over pack_tokens %d, the longest has %d tokens: a path is never divided, and the "
+                "branches of a long one share its pack; said once",
+                len(long),
+                len(packs),
+                self._most,
+                max(long),
+            )
+        return packs
 
     def __call__(self, packs: Sequence[Pack], count: int) -> Batch:
         """``packs`` over the ranks, their loss to be divided by ``count``."""
-        return Batch(deal(packs, self._size, self._hidden, self.lengths), count)
+        return Batch(deal(packs, self._ranks, self._lengths), count)
 
 
 class Epochs(Generic[Item]):

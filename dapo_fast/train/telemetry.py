@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dapo_fast.data.packing import Pack, pack_cost
+from dapo_fast.data.pack import Pack, pack_cost
 from dapo_fast.errors import InputError
 from dapo_fast.models.variants import head_size, largest
 from dapo_fast.train.parallel import World

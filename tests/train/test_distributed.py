@@ -95,6 +95,8 @@ def test_every_world_size_gives_what_one_process_gives(base):
     assert_same(base / "lora-2", base / "lora-1")
     for name in ("actor-4", "actor-2x2"):
         assert_same(base / name, base / "actor-1")
+    # A batch that one pack would hold is cut in two for two ranks.
+    assert sum(curve(base / "actor-2", "packs")) > sum(curve(base / "actor-1", "packs"))
     heldout = [json.loads((base / f"critic-{n}" / "heldout.json").read_text())["critic"]["bce"] for n in (1, 2)]
     assert heldout[0] == pytest.approx(heldout[1], abs=1e-5)
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from dapo_fast.config import ActorSettings, ParallelSettings
-from dapo_fast.data.packing import actor_batches
+from dapo_fast.data.batches import actor_batches
 from dapo_fast.data.store import write_shard
 from dapo_fast.errors import InputError
 from dapo_fast.train.actor import train_actor
