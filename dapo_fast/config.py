@@ -218,7 +218,7 @@ class AdvantageSettings(Section):
     shrink: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"  # k: outcomes that the critic is worth; 0: Q is V
     trunk_steps: bool = True  # the steps that trunks take are candidates too
     source: Literal["critic", "mc", "response"] = "critic"  # who says Q: the critic, MC values, the trunk's reward
-    pack_tokens: int = Field(16384, ge=16)  # token budget of one forward pass
+    pack_tokens: int = Field(16384, ge=16)  # most tokens of one forward pass
 
 
 class ActorSettings(OptimSettings):
@@ -249,7 +249,7 @@ class ActorSettings(OptimSettings):
 class ParallelSettings(Section):
     """How a model is laid over devices. The mathematics does not depend on it."""
 
-    processes: int = Field(1, ge=1)  # ranks that `run` starts through torchrun for sft, critic and actor
+    processes: int = Field(1, ge=1)  # ranks that `run` starts through torchrun to train, and for the critic's Q
     replicas: int = Field(1, ge=1)  # hybrid sharding: groups that each hold a whole copy
     activation_checkpointing: Literal["none", "selective", "full"] = "none"  # recompute in the backward pass
     reshard_after_forward: bool = True  # false: weights stay gathered for the packs of a step; a whole copy a rank

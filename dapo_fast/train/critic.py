@@ -12,19 +12,18 @@ from torch import Tensor
 
 from dapo_fast.config import CriticSettings, ModelSettings, ParallelSettings
 from dapo_fast.data.batches import Group, critic_batches, critic_groups
-from dapo_fast.data.pack import Pack, pad_lengths
+from dapo_fast.data.pack import Pack
 from dapo_fast.data.packing import pack_candidates, pack_critic
 from dapo_fast.data.store import read_trees
 from dapo_fast.data.tree import Tree, is_heldout
 from dapo_fast.errors import InputError
 from dapo_fast.evidence import ASSUMED, fit_shrinkage
-from dapo_fast.models.loading import load_value_model, resolve_device
 from dapo_fast.models.readpath import ValueReader
 from dapo_fast.rundir import write_json
 from dapo_fast.train.calibration import measure
 from dapo_fast.train.loop import Batch, train
 from dapo_fast.train.parallel import World, open_world
-from dapo_fast.train.stage import Dealer, Epochs, finish, finished, read_values, value_reader
+from dapo_fast.train.stage import Dealer, Epochs, finish, finished, read_values, saved_value_reader, value_reader
 
 log = logging.getLogger("dapo_fast.train")
 
@@ -157,30 +156,27 @@ def _measure_heldout(
 
 
 class ValueFiller:
-    """Reads V of every state and of what every candidate leads to with a trained critic, in this process."""
+    """Reads V of every state and of what every candidate leads to with a trained critic, on all ranks."""
 
-    def __init__(self, critic: Path, model: ModelSettings, pack_tokens: int) -> None:
-        """Load the critic in ``critic`` onto ``model.device``.
+    def __init__(
+        self, critic: Path, model: ModelSettings, parallel: ParallelSettings, world: World, pack_tokens: int
+    ) -> None:
+        """Lay the critic in ``critic`` over the processes of ``world``.
 
         Args:
-            pack_tokens: Token budget of one forward pass.
+            pack_tokens: Most tokens of one forward pass.
         """
-        self._device = resolve_device(model.device)
-        self._reader = ValueReader(load_value_model(critic, self._device, model.dtype, model.attention))
-        self._pack_tokens = pack_tokens
+        self._reader = saved_value_reader(critic, model, parallel, world)
+        self._dealer = Dealer(world, self._reader.model, pack_tokens)
+        self._world = world
 
     def __call__(self, trees: Sequence[Tree]) -> None:
-        """Set ``value`` of every state, and of every candidate that does not end its response."""
-        lengths = pad_lengths(self._pack_tokens, self._device)
-        for pack in pack_candidates(trees, self._pack_tokens, lengths):
-            values = self._reader.values(pack.to(self._device)).tolist()
-            for (tree, state, candidate), value in zip(pack.value_keys.tolist(), values, strict=True):
-                if candidate < 0:
-                    trees[tree].states[state].value = value
-                else:
-                    trees[tree].states[state].candidates[candidate].value = value
-
-
-def fill_values(trees: Sequence[Tree], critic: Path, model: ModelSettings, pack_tokens: int) -> None:
-    """``ValueFiller`` for one set of trees."""
-    ValueFiller(critic, model, pack_tokens)(trees)
+        """Set ``value`` of every state, and of every candidate that does not end its response, on every rank."""
+        batch = self._dealer(self._dealer.packs(pack_candidates, trees), 1)
+        values = read_values(self._reader, batch, self._world, self._reader.values).tolist()
+        keys = [key for pack in batch.packs for key in pack.value_keys.tolist()]
+        for (tree, state, candidate), value in zip(keys, values, strict=True):
+            if candidate < 0:
+                trees[tree].states[state].value = value
+            else:
+                trees[tree].states[state].candidates[candidate].value = value

@@ -79,6 +79,9 @@ class World:
         return box
 
 
+ALONE = World(0, 1, torch.device("cpu"), torch.float32, None)
+
+
 @contextlib.contextmanager
 def open_world(model: ModelSettings, parallel: ParallelSettings) -> Iterator[World]:
     """Join the processes that torchrun started, or be alone; leave them at the end.

@@ -69,6 +69,15 @@ def value_reader(
     return _dress(ValueReader(skeleton), settings, parallel, world, directory, fresh_head=init == "causal_lm")
 
 
+def saved_value_reader(directory: Path, model: ModelSettings, parallel: ParallelSettings, world: World) -> ValueReader:
+    """A critic that was trained, to read values with: held in what it computes in, since nothing is added to it."""
+    if world.mesh is None:
+        return ValueReader(load_value_model(directory, world.device, world.dtype, model.attention))
+    reader = ValueReader(value_model_skeleton(directory, model.attention))
+    reader.requires_grad_(False)
+    return _dress(reader, OptimSettings(), parallel, world, directory)
+
+
 def _dress(
     reader: Reader,
     settings: OptimSettings,
@@ -83,11 +92,11 @@ def _dress(
         use_liger(model, world.device)
     if settings.lora_rank:
         add_lora(model, settings)
-        if world.mesh is not None:
-            for parameter in model.parameters():
-                if not parameter.requires_grad:
-                    # Nothing is ever added to a frozen weight: what it computes in is precise enough to hold it.
-                    parameter.data = parameter.data.to(world.dtype)
+    if world.mesh is not None:
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                # Nothing is ever added to a frozen weight: what it computes in is precise enough to hold it.
+                parameter.data = parameter.data.to(world.dtype)
     prepare_blocks(model, parallel)
     shard(reader, model, world, parallel)
     if source is not None:
