@@ -256,6 +256,7 @@ class ParallelSettings(Section):
     defer_reduction: bool = False  # add gradients up over ranks once a step, not once a pack; a whole fp32 copy a rank
     compile: bool = False  # torch.compile each block
     cpu_offload: bool = False  # weights and optimizer states in host memory
+    timeout_s: float = Field(600.0, gt=0)  # most that a rank waits for the others in one collective
     tracker: Literal["none", "wandb", "trackio"] = "none"  # beside metrics.jsonl and TensorBoard
 
 

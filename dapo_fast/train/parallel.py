@@ -114,7 +114,9 @@ def open_world(model: ModelSettings, parallel: ParallelSettings) -> Iterator[Wor
     store: dist.Store = next(rendezvous("env://"))[0] if launched else dist.HashStore()
     store = dist.PrefixStore(f"dapo-fast-{next(_generation)}", store)
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(minutes=10))
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=parallel.timeout_s)
+    )
     mesh = init_device_mesh(kind, (parallel.replicas, size // parallel.replicas), mesh_dim_names=("replicate", "shard"))
     if rank == 0:
         shape = f"{parallel.replicas} × {size // parallel.replicas}" if parallel.replicas > 1 else str(size)
