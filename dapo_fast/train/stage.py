@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch.distributed.fsdp import register_fsdp_forward_method
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 
 from dapo_fast.config import ModelSettings, OptimSettings, ParallelSettings
 from dapo_fast.data.dealing import Ranks, deal
@@ -31,7 +31,7 @@ from dapo_fast.rundir import read_state, write_json
 from dapo_fast.state import Done
 from dapo_fast.train.loop import Batch
 from dapo_fast.train.parallel import World, prepare_blocks, reshard, shard
-from dapo_fast.train.weights import add_lora, export, load_sharded, reset_adapters
+from dapo_fast.train.weights import add_lora, export, load_sharded, reset_adapters, trained_from
 
 log = logging.getLogger("dapo_fast.train")
 
@@ -42,7 +42,11 @@ Item = TypeVar("Item")
 def policy_reader(
     directory: Path, settings: OptimSettings, model: ModelSettings, parallel: ParallelSettings, world: World
 ) -> PolicyReader:
-    """The policy in ``directory`` as a trainable reader, laid over the processes of ``world``."""
+    """The policy in ``directory`` as a trainable reader, laid over the processes of ``world``.
+
+    An earlier training that computed in less than fp32 has left its fp32 weights (``weights.trained_from``).
+    """
+    directory = trained_from(directory)
     if world.mesh is None:
         policy = load_causal_lm(directory, world.device, torch.float32, model.attention)
         return _dress(PolicyReader(policy), settings, parallel, world, None)
@@ -234,10 +238,21 @@ def finish(
 ) -> dict[str, Any]:
     """Export the model to ``directory/model``, write ``done.json``, and drop the checkpoints, which nobody needs now.
 
+    A policy keeps its fp32 weights: the next iteration trains on from them.
+
+    Args:
+        source: The policy that this one was, or whose tokens a critic reads.
+
     Returns:
-        What ``done.json`` holds: digest, steps, the last step's metrics and ``summary``.
+        What ``done.json`` holds: digest, steps, the last step's metrics, ``summary``, and for a policy the share of its
+        weights that ``changed``.
     """
-    export(model, directory / "model", source, world.dtype, world)
+    policy = isinstance(model, GenerationMixin)
+    changed = export(model, directory / "model", source, world.dtype, world, master=policy)
+    if policy:
+        summary = summary | {"changed": changed}
+        kind = str(world.dtype).removeprefix("torch.")
+        log.info("%s: %.1f%% of the weights have changed, as %s", directory / "model", 100 * changed, kind)
     result: dict[str, Any] = {}
     if world.rank == 0:
         lines = (directory / "metrics.jsonl").read_text().splitlines()
