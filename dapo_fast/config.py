@@ -121,7 +121,9 @@ class OptimSettings(Section):
     optimizer_state: Literal["float32", "bfloat16", "int8"] = "float32"  # what the two moments are kept in
     epochs: int = Field(1, ge=1)  # passes over the data
     steps: int | None = Field(None, ge=1)  # optimizer steps; None: as many as the epochs give
-    pack_tokens: int = Field(16384, ge=16)  # token budget of one pack: one forward and backward on a rank
+    pack_tokens: int = Field(
+        16384, ge=16
+    )  # most tokens of a pack (one forward and backward); less where it fills the ranks
     save_every: int = Field(50, ge=1)  # optimizer steps between checkpoints
     keep_checkpoints: int = Field(2, ge=1)  # how many of the newest stay
     lora_rank: int = Field(0, ge=0)  # 0: full training
@@ -228,7 +230,7 @@ class AdvantageSettings(Section):
     shrink: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"  # k: outcomes that the critic is worth; 0: Q is V
     trunk_steps: bool = True  # the steps that trunks take are candidates too
     source: Literal["critic", "mc", "response"] = "critic"  # who says Q: the critic, MC values, the trunk's reward
-    pack_tokens: int = Field(16384, ge=16)  # token budget of one forward pass
+    pack_tokens: int = Field(16384, ge=16)  # most tokens of one forward pass
 
 
 class ActorSettings(OptimSettings):
@@ -259,11 +261,14 @@ class ActorSettings(OptimSettings):
 class ParallelSettings(Section):
     """How a model is laid over devices. The mathematics does not depend on it."""
 
-    processes: int = Field(1, ge=1)  # ranks that `run` starts through torchrun for sft, critic and actor
+    processes: int = Field(1, ge=1)  # ranks that `run` starts through torchrun to train, and for the critic's Q
     replicas: int = Field(1, ge=1)  # hybrid sharding: groups that each hold a whole copy
     activation_checkpointing: Literal["none", "selective", "full"] = "none"  # recompute in the backward pass
+    reshard_after_forward: bool = True  # false: weights stay gathered for the packs of a step; a whole copy a rank
+    defer_reduction: bool = False  # add gradients up over ranks once a step, not once a pack; a whole fp32 copy a rank
     compile: bool = False  # torch.compile each block
     cpu_offload: bool = False  # weights and optimizer states in host memory
+    timeout_s: float = Field(600.0, gt=0)  # most that a rank waits for the others in one collective
     tracker: Literal["none", "wandb", "trackio"] = "none"  # beside metrics.jsonl and TensorBoard
 
 

@@ -27,7 +27,8 @@ from benchmarks.study.config import (  # noqa: E402
 )
 from benchmarks.study.rows import rows_of  # noqa: E402
 from dapo_fast.config import load_config  # noqa: E402
-from dapo_fast.data.packing import actor_groups, pack_actor  # noqa: E402
+from dapo_fast.data.batches import actor_groups  # noqa: E402
+from dapo_fast.data.packing import pack_actor  # noqa: E402
 from dapo_fast.data.tree import Tree, Trunk  # noqa: E402
 from dapo_fast.errors import InputError  # noqa: E402
 from dapo_fast.models.readpath import PolicyReader  # noqa: E402
