@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dapo_kernels import checks
+from dapo_kernels.call import Backend, choose_triton, on_device
 from dapo_kernels.gradients import save_gradients, scaled
-from dapo_kernels.segment_loss import Backend, choose_triton, on_device
 
 
 class ValueLoss(NamedTuple):
