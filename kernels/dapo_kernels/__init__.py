@@ -6,7 +6,8 @@ segments (a reasoning step, a sequence, a preference pair) is known before its c
 """
 
 from dapo_kernels import custom_ops  # noqa: F401  registers the operators
-from dapo_kernels.hf import LinearHead, hidden_states_and_weight
+from dapo_kernels.cross_entropy import linear_cross_entropy
+from dapo_kernels.hf import LinearHead, hidden_states_and_weight, use_fused_loss
 from dapo_kernels.logprobs import (
     TokenStatistics,
     linear_step_logprobs,
@@ -19,7 +20,6 @@ from dapo_kernels.objectives import (
     CrossEntropy,
     DirectAdvantage,
     DirectAdvantageLoss,
-    linear_cross_entropy,
     linear_direct_advantage_loss,
 )
 from dapo_kernels.segment_loss import SegmentLoss, linear_segment_loss
@@ -43,4 +43,5 @@ __all__ = [
     "linear_token_logprobs",
     "linear_token_statistics",
     "linear_value_loss",
+    "use_fused_loss",
 ]

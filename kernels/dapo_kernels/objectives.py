@@ -195,28 +195,3 @@ def linear_direct_advantage_loss(
     )  # fmt: skip
     out = segment_loss(call, cu_steps, DirectAdvantage(advantages, ref_logps, beta, normalizer), 1)
     return DirectAdvantageLoss(out.loss, out.segment_logps, out.entropies, out.lses)
-
-
-def linear_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    normalizer: float | Tensor | None = None,
-    *,
-    bias: Tensor | None = None,
-    rows: Tensor | None = None,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-    ignore_index: int = -100,
-    chunk_rows: int | None = None,
-    backend: Backend = "auto",
-) -> Tensor:
-    """−Σ log π(token) / normalizer, a scalar; None: the number of tokens that are not ignored (at least 1).
-
-    Arguments and errors as in linear_segment_loss.
-    """
-    checks.linear(hidden, weight, targets, bias, rows, softcap, temperature, ignore_index)
-    if normalizer is None:
-        normalizer = (targets != ignore_index).sum().clamp(min=1)
-    call = Call(hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu")
-    return segment_loss(call, None, CrossEntropy(normalizer), 1).loss
