@@ -104,6 +104,11 @@ def token_statistics(call: Call) -> TokenStatistics:
             call.ignore_index, call.chunk_rows, call.backend, call.statistics,
         )  # fmt: skip
         return TokenStatistics(logps, entropies.detach(), lses.detach())
+    if torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(
+            "linear_token_logprobs: makes its gradients in backward, which torch.func's transforms cannot trace; use "
+            "an objective of linear_segment_loss there, or torch.autograd.grad"
+        )
     return TokenStatistics(*_TokenLogprobs.apply(call.hidden, call.weight, call.bias, call))
 
 

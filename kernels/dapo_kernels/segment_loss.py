@@ -110,7 +110,7 @@ def segment_loss(call: Call, cu_segments: Tensor | None, objective: Objective, p
         tokens = [t.detach() for t in tokens] if call.statistics else [tokens[0].detach(), None, None]
         return SegmentLoss(loss, segments.detach(), *tokens)
     return SegmentLoss(
-        *_SegmentLoss.apply(call.hidden, call.weight, call.bias, call, cu_segments, objective, per_group, needs)
+        *_SegmentLoss.apply(call.hidden, call.weight, call.bias, call, cu_segments, objective, per_group, needs)[:5]
     )
 
 
@@ -133,9 +133,10 @@ def objective_of(
 
 
 class _SegmentLoss(torch.autograd.Function):
+    """The gradients that forward makes are results of its own: what torch.func can hand on to backward."""
+
     @staticmethod
     def forward(
-        ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -144,14 +145,17 @@ class _SegmentLoss(torch.autograd.Function):
         objective: Objective,
         per_group: int,
         needs: tuple[bool, bool, bool],
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor | None, ...]:
+        call.hidden, call.weight, call.bias = hidden, weight, bias  # torch.func has unwrapped these
         with torch.autocast(hidden.device.type, enabled=False), on_device(hidden):
             loss, segments, tokens, gradients = compute(call, cu_segments, objective, per_group, needs)
-        save_gradients(ctx, gradients, (hidden, weight, bias))
-        metrics = (segments, tokens.logps, tokens.entropies, tokens.lses)
-        ctx.mark_non_differentiable(*(t for t in metrics if t is not None))
+        return loss, segments, tokens.logps, tokens.entropies, tokens.lses, *gradients
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor | None, ...]) -> None:
+        save_gradients(ctx, output[-3:], inputs[:3])
+        ctx.mark_non_differentiable(*(t for t in output[1:] if t is not None))
         ctx.set_materialize_grads(False)
-        return loss, *metrics
 
     @staticmethod
     @torch.autograd.function.once_differentiable
