@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import roofline
 from study import pretrained
 from study import tables as study_tables
 
@@ -201,10 +202,16 @@ def cost() -> str:
     )
 
 
+def counted() -> str:
+    """The roofline of the fused loss at the shapes that the benchmark measures on a GPU."""
+    return table(*roofline.rows(roofline.GPU_SHAPES))
+
+
 Block = Callable[[], str]
 BLOCKS: dict[Path, dict[str, Block]] = {
     ROOT / "README.md": {"study": lambda: study(study_summary)},
     DOCS / "benchmarks.md": {"results": end_to_end, "cost": cost, "benchmarks": benchmarks},
+    DOCS / "kernels.md": {"roofline": counted},
     DOCS / "study.md": {
         "methods": lambda: study(lambda rows: study_tables.compared(rows, "methods")),
         "iterations": lambda: study(study_tables.iterations),

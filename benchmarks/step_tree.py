@@ -30,6 +30,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from roofline import peak_of
 from torch.optim import AdamW
 from transformers import Qwen2Config
 
@@ -42,7 +43,6 @@ from dapo_fast.models.readpath import PolicyReader
 
 BETA = 0.01
 PADDED_BATCH = 8  # sequences
-H200_FLOPS = 990e12  # dense bf16
 
 SHAPES = {
     "tiny": Qwen2Config(
@@ -405,6 +405,7 @@ def compare(
     """
     peers, model, pairs = peers_of(shape, trees, device, pack_tokens)
     cuda = device.type == "cuda"
+    peak = peak_of(torch.cuda.get_device_name()) if cuda else None
     # Its learning rate is 0, so that every round computes the same.
     optimizer = AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=True) if cuda else None
     flat_tokens = pack_stats(pack_actor(trees, actor_groups(trees), pack_tokens))["flat_tokens"]
@@ -439,7 +440,7 @@ def compare(
             "ratio": medians["padded"] / medians[peer.name],
             "cpu_ratio": None if cuda else cpu["padded"] / cpu[peer.name],
             "peak_bytes": memory[peer.name],
-            "mfu": peer.flops / medians[peer.name] / H200_FLOPS if cuda else None,
+            "mfu": peer.flops / medians[peer.name] / peak.flops if peak else None,
             "shares": time_shares(peer.run, device) if peer.name == "tree" else None,
             "rounds": rounds,
             "threads": None if cuda else torch.get_num_threads(),

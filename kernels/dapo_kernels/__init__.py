@@ -6,15 +6,20 @@ segments (a reasoning step, a sequence, a preference pair) is known before its c
 """
 
 from dapo_kernels import custom_ops  # noqa: F401  registers the operators
-from dapo_kernels.hf import LinearHead, hidden_states_and_weight
-from dapo_kernels.logprobs import linear_step_logprobs, linear_token_logprobs
+from dapo_kernels.cross_entropy import linear_cross_entropy
+from dapo_kernels.hf import LinearHead, hidden_states_and_weight, use_fused_loss
+from dapo_kernels.logprobs import (
+    TokenStatistics,
+    linear_step_logprobs,
+    linear_token_logprobs,
+    linear_token_statistics,
+)
 from dapo_kernels.objectives import (
     DPO,
     ClippedPolicyGradient,
     CrossEntropy,
     DirectAdvantage,
     DirectAdvantageLoss,
-    linear_cross_entropy,
     linear_direct_advantage_loss,
 )
 from dapo_kernels.segment_loss import SegmentLoss, linear_segment_loss
@@ -28,6 +33,7 @@ __all__ = [
     "DirectAdvantageLoss",
     "LinearHead",
     "SegmentLoss",
+    "TokenStatistics",
     "ValueLoss",
     "hidden_states_and_weight",
     "linear_cross_entropy",
@@ -35,5 +41,7 @@ __all__ = [
     "linear_segment_loss",
     "linear_step_logprobs",
     "linear_token_logprobs",
+    "linear_token_statistics",
     "linear_value_loss",
+    "use_fused_loss",
 ]

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from dapo_kernels.plan import Piece
 
+ENTROPY_ELEMENTS = 1 << 20  # probabilities held at once while entropies are summed
+
 
 def project(x: Tensor, weight: Tensor, out: Tensor) -> None:
     """out[U, V] = x[U, H] @ weight[V, H].T, accumulated and stored in out's dtype."""
@@ -55,6 +57,13 @@ def spread(segments: Tensor, offsets: Tensor | None, tokens: int) -> Tensor:
     return segments if offsets is None else segments.repeat_interleave(offsets.diff(), output_size=tokens)
 
 
+def entropies(log_p: Tensor) -> Tensor:
+    """(U,) −Σ p log p of the rows of log_p (U, V), some rows at a time; a word with p = 0 adds nothing."""
+    rows = max(1, ENTROPY_ELEMENTS // log_p.shape[1])
+    found = torch.cat([torch.special.entr(part.exp()).sum(1) for part in log_p.split(rows)])
+    return found.clamp_(min=0)  # rounding; NaN stays NaN
+
+
 class TorchLogits:
     """A reusable buffer of logits of up to `rows` hidden rows."""
 
@@ -67,9 +76,10 @@ class TorchLogits:
         ignore_index: int,
         rows: int,
         dtype: torch.dtype,  # of the logits: fp32, or fp64 for fp64 inputs
+        statistics: bool,  # forward also leaves each row's entropy and log-sum-exp (U,) in `entropy` and `lse`
     ) -> None:
         self.weight, self.bias, self.softcap, self.temperature = weight, bias, softcap, temperature
-        self.ignore_index = ignore_index
+        self.ignore_index, self.statistics = ignore_index, statistics
         self.buffer = torch.empty(rows, weight.shape[0], dtype=dtype, device=weight.device)
         self.slope_buffer: Tensor | None = None
 
@@ -88,7 +98,10 @@ class TorchLogits:
             logits.mul_(self.softcap)
         if self.temperature != 1.0:
             logits.div_(self.temperature)
+        highest = logits.amax(1) if self.statistics else None
         torch.log_softmax(logits, 1, out=logits)
+        if highest is not None:
+            self.lse, self.entropy = highest - logits.amax(1), entropies(logits)
         self.logits = logits
         vocabulary = logits.shape[1]
         self.ignored = targets == self.ignore_index

@@ -23,10 +23,12 @@ class TritonLogits:
         ignore_index: int,
         rows: int,
         dtype: torch.dtype,
+        statistics: bool,
     ) -> None:
         width = padded_width(weight.shape[0])
         self.weight, self.bias = weight, bias if bias is None else F.pad(bias, (0, width - bias.numel()))
         self.softcap, self.temperature, self.ignore_index = softcap, temperature, ignore_index
+        self.statistics = statistics
         self.buffer = torch.empty(rows, width, dtype=dtype, device=weight.device)
 
     def forward(self, x: Tensor, targets: Tensor, piece: Piece, keep: bool) -> Tensor:
@@ -34,7 +36,7 @@ class TritonLogits:
         self.logits = self.buffer[: x.shape[0], : self.weight.shape[0]]
         project(x, self.weight, self.logits)
         self.targets, self.piece = targets.contiguous(), piece
-        logps, self.picked, self.lse = logprob(
+        logps, self.picked, self.lse, self.entropy = logprob(
             self.logits,
             self.bias,
             self.targets,
@@ -43,6 +45,7 @@ class TritonLogits:
             self.softcap,
             self.temperature,
             self.ignore_index,
+            self.statistics,
         )
         return logps
 

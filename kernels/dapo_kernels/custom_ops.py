@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from dapo_kernels import checks, logprobs, value
+from dapo_kernels.call import Call, on_device
 from dapo_kernels.chunk_torch import spread
 from dapo_kernels.objectives import FIXED
-from dapo_kernels.segment_loss import Call, compute, objective_of, on_device
+from dapo_kernels.segment_loss import compute, objective_of
 
 # --------------------------------------------------------------------------------------------- losses of an objective
 
@@ -41,24 +42,27 @@ def objective_loss(
     chunk_rows: int | None,
     backend: str,
     cu_name: str,
+    statistics: bool,
     needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Loss, segment and token log-probabilities, and the gradients of hidden, weight and bias (empty: not needed)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Loss, segment and token log-probabilities, entropies and log-sum-exps (empty: not asked for), and the gradients
+    of hidden, weight and bias (empty: not needed)."""
     call = _checked(
-        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, cu_name, dtype
-    )
+        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, cu_name,
+        statistics, dtype,
+    )  # fmt: skip
     if cu_segments is not None:
         checks.cu_segments(cu_name, cu_segments, targets.numel(), hidden)
     with torch.autocast(hidden.device.type, enabled=False), on_device(hidden):
         loss, segments, tokens, gradients = compute(
             call, cu_segments, objective_of(FIXED, objective, (first, second, third), numbers), per_group, tuple(needs)
         )
-    return loss, segments, tokens, *_or_empty(gradients, hidden)
+    return loss, segments, *tokens.results(), *_or_empty(gradients, hidden)
 
 
 @objective_loss.register_fake
 def _(hidden, weight, bias, targets, cu_segments, rows, objective, first, second, third, numbers, per_group, dtype,
-      softcap, temperature, ignore_index, chunk_rows, backend, cu_name, needs):  # fmt: skip
+      softcap, temperature, ignore_index, chunk_rows, backend, cu_name, statistics, needs):  # fmt: skip
     total = _logits_dtype(dtype)
     segments = targets.shape[0] if cu_segments is None else cu_segments.shape[0] - 1
     like = (
@@ -67,12 +71,12 @@ def _(hidden, weight, bias, targets, cu_segments, rows, objective, first, second
         None if bias is None else bias.new_empty(bias.shape, dtype=total),
     )
     gradients = _or_empty([g if need else None for g, need in zip(like, needs)], hidden)
-    results = (hidden.new_empty(shape, dtype=total) for shape in ((), (segments,), (targets.shape[0],)))
-    return *results, *gradients
+    results = (hidden.new_empty(shape, dtype=total) for shape in ((), (segments,)))
+    return *results, *_fake_tokens(targets, hidden, dtype, statistics), *gradients
 
 
 def _keep_gradients(ctx: Any, inputs: tuple, output: tuple) -> None:
-    ctx.save_for_backward(*output[3:])
+    ctx.save_for_backward(*output[-3:])
     ctx.dtypes = [None if t is None or not need else t.dtype for t, need in zip(inputs[:3], inputs[-1])]
     ctx.others = len(inputs) - 3
     ctx.set_materialize_grads(False)
@@ -104,18 +108,21 @@ def token_logprobs(
     ignore_index: int,
     chunk_rows: int | None,
     backend: str,
-) -> Tensor:
-    """(N,) token log-probabilities; see linear_token_logprobs."""
+    statistics: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(N,) token log-probabilities, entropies and log-sum-exps (empty: not asked for); see linear_token_statistics."""
     call = _checked(
-        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu", dtype
-    )
+        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu", statistics,
+        dtype,
+    )  # fmt: skip
     with torch.autocast(hidden.device.type, enabled=False), on_device(hidden):
-        return logprobs.forward(call)
+        return logprobs.forward(call).results()
 
 
 @token_logprobs.register_fake
-def _(hidden, weight, bias, targets, rows, dtype, *_):
-    return hidden.new_empty((targets.shape[0],), dtype=_logits_dtype(dtype))
+def _(hidden, weight, bias, targets, rows, dtype, softcap, temperature, ignore_index, chunk_rows, backend,
+      statistics):  # fmt: skip
+    return _fake_tokens(targets, hidden, dtype, statistics)
 
 
 @torch.library.custom_op("dapo_kernels::token_logprobs_backward", mutates_args=())
@@ -136,7 +143,7 @@ def token_logprobs_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of hidden, weight and bias (empty: not needed)."""
     call = Call(
-        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu", dtype
+        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu", dtype=dtype
     )
     with torch.autocast(hidden.device.type, enabled=False), on_device(hidden):
         return _or_empty(logprobs.backward(call, upstream, tuple(needs)), hidden)
@@ -149,15 +156,15 @@ def _(upstream, hidden, weight, bias, targets, rows, dtype, softcap, temperature
     return _or_empty(like, hidden)
 
 
-def _keep_arguments(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _keep_arguments(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.save_for_backward(*inputs[:5])
-    ctx.options = inputs[5:]
+    ctx.options = inputs[5:-1]
 
 
-def _redo(ctx: Any, upstream: Tensor) -> tuple:
+def _redo(ctx: Any, upstream: Tensor, *_: Any) -> tuple:
     needs = list(ctx.needs_input_grad[:3])
     found = torch.ops.dapo_kernels.token_logprobs_backward(upstream, *ctx.saved_tensors, *ctx.options, needs)
-    return *(g if need else None for g, need in zip(found, needs)), *[None] * 8
+    return *(g if need else None for g, need in zip(found, needs)), *[None] * 9
 
 
 token_logprobs.register_autograd(_redo, setup_context=_keep_arguments)
@@ -234,6 +241,11 @@ def _checked(*arguments: Any) -> Call:
         call.ignore_index, call.dtype,
     )  # fmt: skip
     return call
+
+
+def _fake_tokens(targets, hidden, dtype, statistics):
+    sizes = (targets.shape[0] if wanted else 0 for wanted in (True, statistics, statistics))
+    return tuple(hidden.new_empty((size,), dtype=_logits_dtype(dtype)) for size in sizes)
 
 
 def _logits_dtype(dtype: torch.dtype) -> torch.dtype:

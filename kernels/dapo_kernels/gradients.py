@@ -9,7 +9,7 @@ from dapo_kernels.chunk_torch import add_outer, project_back
 from dapo_kernels.plan import Piece
 
 if TYPE_CHECKING:
-    from dapo_kernels.segment_loss import Call
+    from dapo_kernels.call import Call
 
 
 class Gradients:

@@ -1,11 +1,15 @@
 """From a Hugging Face causal LM to what the fused functions take: hidden states and lm_head weight, no logits.
 
-Reads the model by its attributes only; transformers is never imported.
+Reads the model by its attributes only; transformers is imported by models that are given the fused loss, and no others.
 """
 
+import functools
+import inspect
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+
+from dapo_kernels.cross_entropy import linear_cross_entropy
 
 
 class LinearHead(NamedTuple):
@@ -50,3 +54,38 @@ def hidden_states_and_weight(model: nn.Module, **inputs: Any) -> LinearHead:
         raise ValueError(f"model: {type(model).__name__} both scales and softcaps its logits; their order is unknown")
     hidden = decoder(**inputs).last_hidden_state
     return LinearHead(hidden, head.weight, getattr(head, "bias", None), softcap, temperature)
+
+
+def use_fused_loss(model: nn.Module) -> nn.Module:
+    """Give a Hugging Face causal LM the fused loss: `model(…, labels=…)`, in training mode, then makes no logits.
+
+    The loss is the model's own: labels are shifted by one, -100 is ignored, the sum is divided by num_items_in_batch
+    where a trainer passes it. The output's `logits` are None then; without labels, in eval mode, and with
+    return_dict=False nothing changes. Returns the same model; `del model.forward` takes it back.
+
+    Raises ValueError naming `model`, here or when it runs, for a head that hidden_states_and_weight refuses, and where
+    config.output_router_logits asks for a router's loss as well.
+    """
+    if "forward" in vars(model):
+        raise ValueError(f"model: the forward of this {type(model).__name__} is replaced already")
+    if getattr(model.config, "output_router_logits", False):
+        raise ValueError(f"model: {type(model).__name__} adds a router's loss (config.output_router_logits)")
+    plain = model.forward
+    names = list(inspect.signature(plain).parameters)
+
+    @functools.wraps(plain)
+    def forward(*args: Any, **inputs: Any) -> Any:
+        from transformers.modeling_outputs import CausalLMOutputWithPast
+
+        inputs |= zip(names, args)
+        if inputs.get("labels") is None or not model.training or inputs.get("return_dict") is False:
+            return plain(**inputs)
+        labels, items = inputs.pop("labels"), inputs.pop("num_items_in_batch", None)
+        for unused in ("return_dict", "logits_to_keep"):
+            inputs.pop(unused, None)
+        head = hidden_states_and_weight(model, **{"use_cache": False} | inputs)
+        loss = linear_cross_entropy(head.hidden, head.weight, labels, items, shift=1, **head.options)
+        return CausalLMOutputWithPast(loss=loss)
+
+    model.forward = forward
+    return model

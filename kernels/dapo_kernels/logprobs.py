@@ -1,14 +1,24 @@
 """Log-probabilities of tokens and steps from hidden states and the lm_head weight, without the N×V logits."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dapo_kernels import checks
+from dapo_kernels.call import Backend, Call, choose_triton, gather_rows, on_device
 from dapo_kernels.chunk_torch import segment_sums, spread
 from dapo_kernels.gradients import Gradients
-from dapo_kernels.segment_loss import Backend, Call, choose_triton, gather_rows, on_device
+from dapo_kernels.tokens import Tokens
+
+
+class TokenStatistics(NamedTuple):
+    """What linear_token_statistics returns: (N,) fp32 each, 0 for ignored targets."""
+
+    logps: Tensor  # never positive; differentiable in hidden, weight and bias
+    entropies: Tensor  # detached: −Σ p log p over the vocabulary, in nats
+    lses: Tensor  # detached: log Σ exp(logits)
 
 
 def linear_token_logprobs(
@@ -31,7 +41,33 @@ def linear_token_logprobs(
     """
     checks.linear(hidden, weight, targets, bias, rows, softcap, temperature, ignore_index)
     call = Call(hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu")
-    return _tokens(call)
+    return token_statistics(call).logps
+
+
+def linear_token_statistics(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    rows: Tensor | None = None,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    ignore_index: int = -100,
+    chunk_rows: int | None = None,
+    backend: Backend = "auto",
+) -> TokenStatistics:
+    """linear_token_logprobs with each token's entropy and log-sum-exp, from the same pass over the logits.
+
+    Of the distribution that the log-probabilities are of: after softcap and temperature. Not finite where the hidden
+    row or all logits are not.
+    """
+    checks.linear(hidden, weight, targets, bias, rows, softcap, temperature, ignore_index)
+    call = Call(
+        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu",
+        statistics=True,
+    )  # fmt: skip
+    return token_statistics(call)
 
 
 def linear_step_logprobs(
@@ -54,38 +90,44 @@ def linear_step_logprobs(
     call = Call(
         hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu_steps"
     )
-    tokens = _tokens(call)
+    tokens = token_statistics(call).logps
     if torch.compiler.is_compiling():
         return torch.ops.dapo_kernels.segment_sums(tokens, cu_steps, backend)
     return _SegmentSums.apply(tokens, cu_steps.to(hidden.device, non_blocking=True), call)
 
 
-def _tokens(call: Call) -> Tensor:
+def token_statistics(call: Call) -> TokenStatistics:
+    """linear_token_statistics after its checks; without statistics of the call, log-probabilities alone."""
     if torch.compiler.is_compiling():
-        return torch.ops.dapo_kernels.token_logprobs(
+        logps, entropies, lses = torch.ops.dapo_kernels.token_logprobs(
             call.hidden, call.weight, call.bias, call.targets, call.rows, call.dtype, call.softcap, call.temperature,
-            call.ignore_index, call.chunk_rows, call.backend,
+            call.ignore_index, call.chunk_rows, call.backend, call.statistics,
         )  # fmt: skip
-    return _TokenLogprobs.apply(call.hidden, call.weight, call.bias, call)
+        return TokenStatistics(logps, entropies.detach(), lses.detach())
+    if torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(
+            "linear_token_logprobs: makes its gradients in backward, which torch.func's transforms cannot trace; use "
+            "an objective of linear_segment_loss there, or torch.autograd.grad"
+        )
+    return TokenStatistics(*_TokenLogprobs.apply(call.hidden, call.weight, call.bias, call))
 
 
-def forward(call: Call) -> Tensor:
-    """(N,) token log-probabilities, no gradients."""
-    token_logps = torch.empty(call.targets.numel(), dtype=call.logits_dtype, device=call.hidden.device)
+def forward(call: Call) -> Tokens:
+    """Token log-probabilities, no gradients."""
+    tokens = Tokens(call)
     chunks = call.chunks(None, 1)
     hidden, weight, bias = call.operands()
     logits = call.logits(weight, bias, chunks)
     for piece in (piece for chunk in chunks for piece in chunk.pieces):
-        x = gather_rows(hidden, piece, weight.dtype)
-        targets = call.targets[piece.start : piece.stop]
-        token_logps[piece.start : piece.stop] = logits.forward(x, targets, piece, False)
-    return token_logps
+        tokens.read(logits, gather_rows(hidden, piece, weight.dtype), piece, False)
+    return tokens
 
 
 def backward(
     call: Call, upstream: Tensor, needs: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of hidden, weight and bias, by those (N,) of the token log-probabilities."""
+    call = replace(call, statistics=False)
     gradients = Gradients(call, needs)
     chunks = call.chunks(None, 1)
     hidden, weight, bias = call.operands()
@@ -109,18 +151,21 @@ def sums(tokens: Tensor, offsets: Tensor, backend: Backend) -> Tensor:
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, call: Call) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, call: Call
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         ctx.call = call
         ctx.save_for_backward(hidden, weight, bias)
         with torch.autocast(hidden.device.type, enabled=False), on_device(hidden):
-            token_logps = forward(call)
+            tokens = forward(call)
         # Kept through save_for_backward alone, whose hooks may offload or recompute them.
         call.hidden = call.weight = call.bias = None
-        return token_logps
+        ctx.mark_non_differentiable(*(t for t in (tokens.entropies, tokens.lses) if t is not None))
+        return tokens.logps, tokens.entropies, tokens.lses
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         call = ctx.call
         call.hidden, call.weight, call.bias = ctx.saved_tensors
         with torch.autocast(upstream.device.type, enabled=False), on_device(upstream):

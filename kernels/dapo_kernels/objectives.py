@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dapo_kernels import checks
-from dapo_kernels.segment_loss import Backend, Call, segment_loss
+from dapo_kernels.call import Backend, Call
+from dapo_kernels.segment_loss import segment_loss
 
 
 class _Operator:
@@ -148,6 +149,8 @@ class DirectAdvantageLoss(NamedTuple):
 
     loss: Tensor  # 0-d, differentiable in hidden, weight and bias
     step_logps: Tensor  # (S,) fp32, detached: log π(a|s)
+    entropies: Tensor | None = None  # (N,) as in SegmentLoss
+    lses: Tensor | None = None  # (N,)
 
 
 def linear_direct_advantage_loss(
@@ -167,6 +170,7 @@ def linear_direct_advantage_loss(
     ignore_index: int = -100,
     chunk_rows: int | None = None,
     backend: Backend = "auto",
+    statistics: bool = False,
 ) -> DirectAdvantageLoss:
     """The actor's loss of Direct Advantage-Based Policy Optimization: ½ Σ_s (Â_s/β − u_s)² / normalizer.
 
@@ -186,32 +190,8 @@ def linear_direct_advantage_loss(
     if normalizer is None:
         normalizer = max(steps, 1)
     call = Call(
-        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu_steps"
-    )
+        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu_steps",
+        statistics,
+    )  # fmt: skip
     out = segment_loss(call, cu_steps, DirectAdvantage(advantages, ref_logps, beta, normalizer), 1)
-    return DirectAdvantageLoss(out.loss, out.segment_logps)
-
-
-def linear_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    normalizer: float | Tensor | None = None,
-    *,
-    bias: Tensor | None = None,
-    rows: Tensor | None = None,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-    ignore_index: int = -100,
-    chunk_rows: int | None = None,
-    backend: Backend = "auto",
-) -> Tensor:
-    """−Σ log π(token) / normalizer, a scalar; None: the number of tokens that are not ignored (at least 1).
-
-    Arguments and errors as in linear_segment_loss.
-    """
-    checks.linear(hidden, weight, targets, bias, rows, softcap, temperature, ignore_index)
-    if normalizer is None:
-        normalizer = (targets != ignore_index).sum().clamp(min=1)
-    call = Call(hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu")
-    return segment_loss(call, None, CrossEntropy(normalizer), 1).loss
+    return DirectAdvantageLoss(out.loss, out.segment_logps, out.entropies, out.lses)

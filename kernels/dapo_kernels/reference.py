@@ -12,6 +12,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def logits(
+    hidden: Tensor,  # (N, H), or (T, H) with rows
+    weight: Tensor,  # (V, H)
+    bias: Tensor | None = None,
+    rows: Tensor | None = None,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+) -> Tensor:
+    """(N, V) what the softmax sees."""
+    raw = (hidden if rows is None else hidden[rows]) @ weight.T
+    if bias is not None:
+        raw = raw + bias
+    if softcap is not None:
+        raw = softcap * torch.tanh(raw / softcap)
+    return raw / temperature
+
+
 def token_logprobs(
     hidden: Tensor,  # (N, H), or (T, H) with rows
     weight: Tensor,  # (V, H)
@@ -24,15 +41,20 @@ def token_logprobs(
     ignore_index: int = -100,
 ) -> Tensor:
     """(N,) log softmax(logits)[target], 0 where ignored."""
-    logits = (hidden if rows is None else hidden[rows]) @ weight.T
-    if bias is not None:
-        logits = logits + bias
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    log_p = torch.log_softmax(logits / temperature, dim=-1)
+    log_p = torch.log_softmax(logits(hidden, weight, bias, rows, softcap, temperature), dim=-1)
     ignored = targets == ignore_index
     picked = log_p.gather(1, targets.long().masked_fill(ignored, 0)[:, None])[:, 0]
     return picked.masked_fill(ignored, 0)
+
+
+def token_statistics(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100, **options: object
+) -> tuple[Tensor, Tensor]:
+    """(N,) entropies −Σ p log p and log-sum-exps of the logits, 0 where ignored."""
+    z = logits(hidden, weight, **options)
+    ignored = targets == ignore_index
+    entropies = torch.special.entr(z.softmax(-1)).sum(-1)
+    return entropies.masked_fill(ignored, 0), z.logsumexp(-1).masked_fill(ignored, 0)
 
 
 def step_logprobs(token_logps: Tensor, cu_steps: Tensor) -> Tensor:

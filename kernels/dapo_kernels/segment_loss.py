@@ -1,24 +1,19 @@
 """The segment-aligned engine: hidden states, lm_head weight and an objective over segments → loss and gradients."""
 
-import logging
-import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dapo_kernels import checks
-from dapo_kernels.chunk_torch import TorchLogits, segment_sums, spread
+from dapo_kernels.call import Backend, Call, gather_rows, log, on_device
+from dapo_kernels.chunk_torch import spread
 from dapo_kernels.compiling import breaks_graph
 from dapo_kernels.gradients import Gradients, save_gradients, scaled
-from dapo_kernels.plan import Chunk, Piece, default_chunk_rows, make_chunks
+from dapo_kernels.plan import Chunk
+from dapo_kernels.tokens import Tokens
 
-log = logging.getLogger("dapo_fast.kernels")
-
-Backend = Literal["auto", "triton", "torch"]
 Objective = Callable[[Tensor, Tensor, int, int], Tensor]
 OWN_OBJECTIVE = (
     "dapo_kernels.linear_segment_loss: the objective is a Python function of one's own, which runs between two graphs; "
@@ -32,6 +27,8 @@ class SegmentLoss(NamedTuple):
     loss: Tensor  # 0-d, differentiable in hidden, weight and bias
     segment_logps: Tensor  # (S,) fp32, detached: for metrics
     token_logps: Tensor  # (N,) fp32, detached
+    entropies: Tensor | None = None  # (N,) fp32, detached, in nats; None without `statistics`
+    lses: Tensor | None = None  # (N,) fp32, detached: log Σ exp(logits); None without `statistics`
 
 
 def linear_segment_loss(
@@ -49,6 +46,7 @@ def linear_segment_loss(
     segments_per_group: int | None = None,
     chunk_rows: int | None = None,
     backend: Backend = "auto",
+    statistics: bool = False,
 ) -> SegmentLoss:
     """A loss over log-probabilities of segments, with its gradients, never holding the N×V logits.
 
@@ -70,6 +68,9 @@ def linear_segment_loss(
     On a GPU, keep cu_segments and rows on the CPU if you can: cutting chunks reads them on the host.
     Same inputs, same bits, on the same device and thread count.
 
+    `statistics`: also each token's entropy −Σ p log p over the vocabulary and log-sum-exp of the logits, from the pass
+    that makes its log-probability; 0 for ignored targets, not finite where the hidden row or all logits are not.
+
     Under torch.compile this is one operator in the graph where the objective is one of this package's; any other
     function breaks the graph.
 
@@ -80,7 +81,7 @@ def linear_segment_loss(
         return breaks_graph(linear_segment_loss, OWN_OBJECTIVE)(
             hidden, weight, targets, cu_segments, objective, bias=bias, rows=rows, softcap=softcap,
             temperature=temperature, ignore_index=ignore_index, segments_per_group=segments_per_group,
-            chunk_rows=chunk_rows, backend=backend,
+            chunk_rows=chunk_rows, backend=backend, statistics=statistics,
         )  # fmt: skip
     checks.linear(hidden, weight, targets, bias, rows, softcap, temperature, ignore_index)
     if cu_segments is not None:
@@ -88,100 +89,10 @@ def linear_segment_loss(
     if segments_per_group is None:
         segments_per_group = getattr(objective, "segments_per_group", 1)
     call = Call(
-        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu_segments"
-    )
+        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu_segments",
+        statistics,
+    )  # fmt: skip
     return segment_loss(call, cu_segments, objective, segments_per_group)
-
-
-@dataclass
-class Call:
-    """The arguments that every linear function has, checked."""
-
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    targets: Tensor
-    rows: Tensor | None
-    softcap: float | None
-    temperature: float
-    ignore_index: int
-    chunk_rows: int | None
-    backend: Backend
-    cu_name: str
-    dtype: torch.dtype | None = None  # of the products; None: autocast's, or hidden's
-
-    def __post_init__(self) -> None:
-        if self.chunk_rows is not None and self.chunk_rows < 1:
-            raise ValueError(f"chunk_rows: must be at least 1, got {self.chunk_rows}")
-        if self.dtype is None:
-            device = self.hidden.device.type
-            autocast = torch.is_autocast_enabled(device)
-            self.dtype = torch.get_autocast_dtype(device) if autocast else self.hidden.dtype
-        self.logits_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
-        if not torch.compiler.is_compiling():  # else the operator chooses, when it runs
-            self.triton = choose_triton(self.backend, self.hidden.device, self.dtype)
-
-    def chunks(self, cu_segments: Tensor | None, per_group: int) -> list[Chunk]:
-        rows = self.chunk_rows or default_chunk_rows(self.weight.shape[0], self.hidden.device)
-        return make_chunks(
-            cu_segments, self.rows, self.targets.numel(), rows, per_group, self.hidden.device, self.cu_name
-        )
-
-    def operands(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """hidden, weight and bias as the GEMMs read them."""
-        hidden, weight = self.hidden.to(self.dtype), self.weight.to(self.dtype)
-        if not self.triton and hidden.device.type == "cpu":
-            # A CPU has no GEMM from low precision into fp32: widen the weight once, and each chunk of hidden.
-            weight = weight.to(self.logits_dtype)
-        bias = None if self.bias is None else self.bias.to(self.logits_dtype)
-        return hidden, weight, bias
-
-    def sums(self, tokens: Tensor, offsets: Tensor | None) -> Tensor:
-        """Token log-probabilities (n,) to those of segments, by the backend."""
-        if self.triton and offsets is not None:
-            from dapo_kernels.ops.segment_sum import segment_sum
-
-            return segment_sum(tokens, offsets)
-        return segment_sums(tokens, offsets)
-
-    def logits(self, weight: Tensor, bias: Tensor | None, chunks: list[Chunk]) -> "TorchLogits":
-        """The backend's buffer, large enough for the largest piece."""
-        pieces = [piece for chunk in chunks for piece in chunk.pieces]
-        size = max((p.stop - p.start if p.rows is None else p.rows.numel() for p in pieces), default=0)
-        kind = TorchLogits
-        if self.triton:
-            from dapo_kernels.chunk_triton import TritonLogits as kind
-        return kind(weight, bias, self.softcap, self.temperature, self.ignore_index, size, self.logits_dtype)
-
-
-def choose_triton(backend: Backend, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the Triton kernels run: on a GPU, in up to fp32; elsewhere only in their interpreter."""
-    if backend not in ("auto", "triton", "torch"):
-        raise ValueError(f"backend: expected auto, triton or torch, got {backend!r}")
-    possible = device.type == "cuda" or os.environ.get("TRITON_INTERPRET", "0") == "1"
-    if backend == "triton" and not possible:
-        raise ValueError(f"backend: triton needs a GPU (or TRITON_INTERPRET=1), but hidden is on {device}")
-    if backend == "triton" and dtype == torch.float64:
-        raise ValueError("backend: the Triton kernels reduce in fp32; fp64 runs on the torch path")
-    chosen = backend == "triton" or (backend == "auto" and device.type == "cuda" and dtype != torch.float64)
-    log.debug("linear log-probabilities on the %s path (%s)", "triton" if chosen else "torch", device)
-    return chosen
-
-
-def on_device(tensor: Tensor) -> AbstractContextManager:
-    """Triton launches on the current device, which need not be the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
-
-
-def gather_rows(hidden: Tensor, piece: Piece, dtype: torch.dtype) -> Tensor:
-    """The hidden rows (U, H) that the piece's entries read, each once."""
-    if piece.rows is None:
-        rows = hidden[piece.start : piece.stop]
-    else:
-        # On a GPU a wrong row is found only when debugging; clamped, it still never reads out of bounds.
-        index = piece.rows.clamp(0, hidden.shape[0] - 1) if hidden.is_cuda else piece.rows
-        rows = hidden.index_select(0, index)
-    return rows.to(dtype)
 
 
 def segment_loss(call: Call, cu_segments: Tensor | None, objective: Objective, per_group: int) -> SegmentLoss:
@@ -190,15 +101,16 @@ def segment_loss(call: Call, cu_segments: Tensor | None, objective: Objective, p
         torch.is_grad_enabled() and t is not None and t.requires_grad for t in (call.hidden, call.weight, call.bias)
     )
     if torch.compiler.is_compiling():
-        loss, segments, tokens, *_ = torch.ops.dapo_kernels.objective_loss(
+        loss, segments, *tokens, _, _, _ = torch.ops.dapo_kernels.objective_loss(
             call.hidden, call.weight, call.bias, call.targets, cu_segments, call.rows,
             *objective_arguments(objective), per_group, call.dtype, call.softcap, call.temperature,
             call.ignore_index, call.chunk_rows, call.backend,
-            call.cu_name, needs,
+            call.cu_name, call.statistics, needs,
         )  # fmt: skip
-        return SegmentLoss(loss, segments.detach(), tokens.detach())
+        tokens = [t.detach() for t in tokens] if call.statistics else [tokens[0].detach(), None, None]
+        return SegmentLoss(loss, segments.detach(), *tokens)
     return SegmentLoss(
-        *_SegmentLoss.apply(call.hidden, call.weight, call.bias, call, cu_segments, objective, per_group, needs)
+        *_SegmentLoss.apply(call.hidden, call.weight, call.bias, call, cu_segments, objective, per_group, needs)[:5]
     )
 
 
@@ -221,9 +133,10 @@ def objective_of(
 
 
 class _SegmentLoss(torch.autograd.Function):
+    """The gradients that forward makes are results of its own: what torch.func can hand on to backward."""
+
     @staticmethod
     def forward(
-        ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -232,13 +145,17 @@ class _SegmentLoss(torch.autograd.Function):
         objective: Objective,
         per_group: int,
         needs: tuple[bool, bool, bool],
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor | None, ...]:
+        call.hidden, call.weight, call.bias = hidden, weight, bias  # torch.func has unwrapped these
         with torch.autocast(hidden.device.type, enabled=False), on_device(hidden):
             loss, segments, tokens, gradients = compute(call, cu_segments, objective, per_group, needs)
-        save_gradients(ctx, gradients, (hidden, weight, bias))
-        ctx.mark_non_differentiable(segments, tokens)
+        return loss, segments, tokens.logps, tokens.entropies, tokens.lses, *gradients
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor | None, ...]) -> None:
+        save_gradients(ctx, output[-3:], inputs[:3])
+        ctx.mark_non_differentiable(*(t for t in output[1:] if t is not None))
         ctx.set_materialize_grads(False)
-        return loss, segments, tokens
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -250,14 +167,14 @@ class _SegmentLoss(torch.autograd.Function):
 
 def compute(
     call: Call, cu_segments: Tensor | None, objective: Objective, per_group: int, needs: tuple[bool, bool, bool]
-) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
-    """Loss, (S,) segment and (N,) token log-probabilities, and the gradients of hidden, weight and bias."""
+) -> tuple[Tensor, Tensor, Tokens, tuple[Tensor | None, Tensor | None, Tensor | None]]:
+    """Loss, (S,) segment log-probabilities, the tokens', and the gradients of hidden, weight and bias."""
     chunks = call.chunks(cu_segments, per_group)
     hidden, weight, bias = call.operands()
     logits = call.logits(weight, bias, chunks)
     gradients = Gradients(call, needs)
     segments_total = call.targets.numel() if cu_segments is None else cu_segments.numel() - 1
-    token_logps = torch.empty(call.targets.numel(), dtype=call.logits_dtype, device=hidden.device)
+    of_tokens = Tokens(call)
     segment_logps = torch.zeros(segments_total, dtype=call.logits_dtype, device=hidden.device)
     loss = torch.zeros((), dtype=call.logits_dtype, device=hidden.device)
     cu = None if cu_segments is None else cu_segments.to(hidden.device, non_blocking=True)
@@ -269,9 +186,8 @@ def compute(
             log.debug("segments %d:%d are longer than a chunk: logits computed twice", chunk.start, chunk.stop)
         for piece in pieces:
             x = gather_rows(hidden, piece, weight.dtype)
-            targets = call.targets[piece.start : piece.stop]
-            token_logps[piece.start : piece.stop] = logits.forward(x, targets, piece, training)
-        tokens = token_logps[pieces[0].start : pieces[-1].stop] if pieces else token_logps[:0]
+            of_tokens.read(logits, x, piece, training)
+        tokens = of_tokens.logps[pieces[0].start : pieces[-1].stop] if pieces else of_tokens.logps[:0]
         offsets = None if cu is None else cu[chunk.start : chunk.stop + 1]
         if offsets is not None and pieces:
             offsets = offsets - pieces[0].start
@@ -289,7 +205,7 @@ def compute(
                 logits.forward(x, call.targets[piece.start : piece.stop], piece, True)
             share = coefficients[piece.start - pieces[0].start : piece.stop - pieces[0].start]
             gradients.add(logits.backward(share, weight.dtype), x, weight, piece)
-    return loss, segment_logps, token_logps, gradients.finished()
+    return loss, segment_logps, of_tokens, gradients.finished()
 
 
 def evaluate(

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dapo_kernels import checks
+from dapo_kernels.call import Backend, choose_triton, on_device
 from dapo_kernels.gradients import save_gradients, scaled
-from dapo_kernels.segment_loss import Backend, choose_triton, on_device
 
 
 class ValueLoss(NamedTuple):
@@ -72,7 +72,8 @@ def linear_value_loss(
             hidden, weight, bias, rows, targets, weights, normalizer, kind, backend, needs
         )
         return ValueLoss(loss, values.detach(), logits.detach())
-    return ValueLoss(*_ValueLoss.apply(hidden, weight, bias, rows, targets, weights, normalizer, kind, backend, needs))
+    arguments = (hidden, weight, bias, rows, targets, weights, normalizer, kind, backend, needs)
+    return ValueLoss(*_ValueLoss.apply(*arguments)[:3])
 
 
 def check_values(hidden: Tensor, rows: Tensor, targets: Tensor, weights: Tensor | None) -> None:
@@ -117,7 +118,6 @@ def _sum_or_one(weights: Tensor) -> Tensor:
 class _ValueLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -128,15 +128,17 @@ class _ValueLoss(torch.autograd.Function):
         kind: str,
         backend: Backend,
         needs: tuple[bool, bool, bool],
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor | None, ...]:
         loss, logits, gradients = compute(
             hidden, weight, bias, rows, targets, weights, normalizer, kind, backend, needs
         )
-        values = logits.sigmoid()
-        save_gradients(ctx, gradients, (hidden, weight, bias))
-        ctx.mark_non_differentiable(values, logits)
+        return loss, logits.sigmoid(), logits, *gradients
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor | None, ...]) -> None:
+        save_gradients(ctx, output[-3:], inputs[:3])
+        ctx.mark_non_differentiable(*(t for t in output[1:] if t is not None))
         ctx.set_materialize_grads(False)
-        return loss, values, logits
 
     @staticmethod
     @torch.autograd.function.once_differentiable

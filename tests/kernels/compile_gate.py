@@ -29,6 +29,7 @@ F32, I32, I64 = "*fp32", "*i32", "*i64"
 HEAD = {"V": "i32", "softcap": "fp32", "inverse_temperature": "fp32", "ignore_index": "i32"}
 ENTRIES = {"bias_ptr": F32, "targets_ptr": I64, "order_ptr": I64, "starts_ptr": I32}
 LOGPROB = {"logits_ptr": F32, "row_stride": "i32", "logps_ptr": F32, "picked_ptr": F32, "lse_ptr": F32}
+LOGPROB |= {"entropy_ptr": F32}
 DLOGITS = {"logits_ptr": F32, "row_stride": "i32", "out_stride": "i32", "gradient_ptr": F32} | {
     "picked_ptr": F32,
     "lse_ptr": F32,
@@ -37,6 +38,11 @@ ALL = {"HAS_BIAS": True, "HAS_SOFTCAP": True, "HAS_ORDER": True, "ALIGN": final_
 PLAIN = ALL | {"HAS_BIAS": False, "HAS_SOFTCAP": False, "HAS_ORDER": False}
 # Sizes that the kernels may be specialised on are multiples of 16; a gate named "odd" compiles the other form.
 SIZES = ("V", "H")
+
+
+def logprob_gate(flags, entropy):
+    constants = {**flags, "HAS_ENTROPY": entropy, "BLOCK": logprob.BLOCK}
+    return logprob.logprob_kernel, {**LOGPROB, **ENTRIES, **HEAD}, constants, logprob.WARPS
 
 
 def dlogits_gate(dtype, flags):
@@ -57,13 +63,10 @@ def value_gate(dtype, bce, weights):
 
 # name → (kernel, argument types, constants, warps): every way a kernel is launched that makes different code.
 GATES = {
-    "logprob plain": (logprob.logprob_kernel, {**LOGPROB, **ENTRIES, **HEAD}, {**PLAIN, "BLOCK": logprob.BLOCK}, 8),
-    "logprob bias softcap rows": (
-        logprob.logprob_kernel,
-        {**LOGPROB, **ENTRIES, **HEAD},
-        {**ALL, "BLOCK": logprob.BLOCK},
-        logprob.WARPS,
-    ),
+    "logprob plain": logprob_gate(PLAIN, False),
+    "logprob bias softcap rows": logprob_gate(ALL, False),
+    "logprob plain entropy": logprob_gate(PLAIN, True),
+    "logprob bias softcap rows entropy": logprob_gate(ALL, True),
     **{f"dlogits {dtype} plain": dlogits_gate(dtype, PLAIN) for dtype in ("bf16", "fp16", "fp32")},
     **{f"dlogits {dtype} bias softcap rows": dlogits_gate(dtype, ALL) for dtype in ("bf16", "fp16", "fp32")},
     "segment_sum": (
@@ -144,7 +147,13 @@ def vectors(compiled):
 
 
 # name → accesses of 16 bytes in its PTX: the logits (and bias) read in blocks of 16 a thread, whatever V is.
-VECTORS = {"logprob plain": 4, "logprob bias softcap rows": 8, "dlogits bf16 plain": 6, "dlogits fp32 plain": 8}
+VECTORS = {
+    "logprob plain": 4,
+    "logprob plain entropy": 4,
+    "logprob bias softcap rows": 8,
+    "dlogits bf16 plain": 6,
+    "dlogits fp32 plain": 8,
+}
 VECTORS |= {"value bf16 bce": 4}  # of a hidden size that is a multiple of 16
 
 

@@ -6,7 +6,17 @@ import torch
 from kernel_cases import make_case
 from torch.library import opcheck
 
-LOSSES = ["direct_advantage", "cross_entropy", "mean_cross_entropy", "clipped", "dpo", "tokens", "steps", "value"]
+LOSSES = [
+    "direct_advantage",
+    "cross_entropy",
+    "mean_cross_entropy",
+    "clipped",
+    "dpo",
+    "tokens",
+    "statistics",
+    "steps",
+    "value",
+]
 
 
 def loss_of(name, case, hidden, weight, bias, backend, **changes):
@@ -14,12 +24,16 @@ def loss_of(name, case, hidden, weight, bias, backend, **changes):
     options = case.options | {"bias": bias, "chunk_rows": 6, "backend": backend} | changes
     arguments = (hidden, weight, case.targets)
     if name == "direct_advantage":
-        out = dk.linear_direct_advantage_loss(*arguments, case.cu, case.advantages, case.ref_logps, 0.3, **options)
-        return out.loss, out.step_logps
+        data = (case.cu, case.advantages, case.ref_logps, 0.3)
+        out = dk.linear_direct_advantage_loss(*arguments, *data, **options, statistics=True)
+        return out.loss, torch.cat([out.step_logps, out.entropies, out.lses])
     if name == "mean_cross_entropy":
         return dk.linear_cross_entropy(*arguments, **options), None
     if name == "tokens":
         return dk.linear_token_logprobs(*arguments, **options).square().sum(), None
+    if name == "statistics":
+        out = dk.linear_token_statistics(*arguments, **options)
+        return out.logps.square().sum(), torch.stack([out.entropies, out.lses])
     if name == "steps":
         return dk.linear_step_logprobs(*arguments, case.cu, **options).square().sum(), None
     if name == "value":
@@ -143,9 +157,10 @@ def test_operators_keep_their_promises(path):
         objective = ("DirectAdvantage/ttnn", case.advantages, case.ref_logps, None, [0.3, 3.0])
         if cu is None:
             objective = ("CrossEntropy/n", None, None, None, [3.0])
-        options = (1, *head, 3, backend, "cu", [True, True, True])
+        options = (1, *head, 3, backend, "cu", cu is None, [True, True, True])
         opcheck(operators.objective_loss, (*leaves, case.targets, cu, rows, *objective, *options))
-    opcheck(operators.token_logprobs, (*leaves, case.targets, case.rows, *head, 3, backend))
+    for statistics in (False, True):
+        opcheck(operators.token_logprobs, (*leaves, case.targets, case.rows, *head, 3, backend, statistics))
     upstream = torch.ones(6, device=path[1])
     arguments = (upstream, *leaves, case.targets, case.rows, *head, 3, backend, [True, False, True])
     opcheck(operators.token_logprobs_backward, arguments, test_utils=("test_schema", "test_faketensor"))

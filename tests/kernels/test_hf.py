@@ -85,3 +85,44 @@ def test_refuses_an_adapter_on_the_head():
     on_head = peft.get_peft_model(tiny("Llama"), peft.LoraConfig(target_modules=["lm_head"]))
     with pytest.raises(ValueError, match=r"^model: its output head is"):
         dk.hidden_states_and_weight(on_head, input_ids=ids)
+
+
+def labelled():
+    ids = torch.randint(3, 61, (2, 9), generator=torch.Generator().manual_seed(1))
+    labels = ids.clone()
+    labels[0, :4] = labels[1, 7:] = -100
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma2", "Cohere", "Granite"])
+@pytest.mark.parametrize("items", [None, 5])
+def test_the_fused_loss_is_the_models_own(family, items):
+    batch = labelled() | ({} if items is None else {"num_items_in_batch": torch.tensor(items)})
+    losses = []
+    for change in (lambda model: model, dk.use_fused_loss):
+        model = change(tiny(family).train())
+        loss = model(**batch).loss
+        loss.backward()
+        losses.append((loss.detach(), {name: p.grad for name, p in model.named_parameters()}))
+    torch.testing.assert_close(losses[1][0], losses[0][0], atol=1e-4, rtol=1e-4)
+    for name, gradient in losses[0][1].items():
+        torch.testing.assert_close(losses[1][1][name], gradient, atol=1e-4, rtol=1e-3)
+
+
+def test_the_fused_loss_makes_no_logits_and_leaves_the_rest_alone():
+    model = dk.use_fused_loss(tiny("Llama").train())
+    called, batch = [], labelled()
+    model.lm_head.register_forward_hook(lambda *_: called.append(1))
+    ids, labels = batch["input_ids"], batch["labels"]
+    assert model(ids, labels=labels).logits is None and not called  # positional, as well
+    assert model(input_ids=ids).logits.shape == (2, 9, 61)
+    assert model(ids, labels=labels, return_dict=False)[1].shape == (2, 9, 61)
+    model.eval()
+    assert model(input_ids=ids, labels=labels).logits is not None
+    with pytest.raises(ValueError, match=r"^model: the forward .* is replaced already"):
+        dk.use_fused_loss(model)
+    del model.forward
+    assert model.train()(input_ids=ids, labels=labels).logits is not None
+    model.config.output_router_logits = True
+    with pytest.raises(ValueError, match=r"^model: .*router"):
+        dk.use_fused_loss(model)

@@ -12,7 +12,7 @@ import torch
 
 HERE = Path(__file__).parent
 # The tests that run once more on the Triton kernels.
-THROUGH_TRITON = ("segment_loss", "logprobs", "value", "nonfinite", "passes", "triton")
+THROUGH_TRITON = ("segment_loss", "logprobs", "statistics", "value", "nonfinite", "passes", "triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -82,7 +82,7 @@ else:
         values = torch.randn(rows, vocabulary)
         logits.copy_(values)
         targets = torch.tensor([3, 49, 7])
-        logps, picked, lse = logprob(logits, None, targets, None, None, None, 1.0, -100)
+        logps, picked, lse, _ = logprob(logits, None, targets, None, None, None, 1.0, -100, False)
         exact = values.double().log_softmax(1)
         torch.testing.assert_close(logps.double(), exact[range(3), targets], atol=1e-5, rtol=0)
         gradient = torch.tensor([1.0, -2.0, 0.5])
@@ -102,7 +102,7 @@ else:
         logits = guarded[1:3, :50]  # its rows own the columns up to 64
         logits.copy_(torch.randn(2, 50))
         targets = torch.tensor([wrong, 3])
-        logps, picked, lse = logprob(logits, None, targets, None, None, None, 1.0, -100)
+        logps, picked, lse, _ = logprob(logits, None, targets, None, None, None, 1.0, -100, False)
         assert torch.isfinite(logps).all()
         dlogits(logits, logits, None, targets, None, None, torch.ones(2), picked, lse, None, 1.0, -100)
         assert torch.isfinite(logits).all() and guarded[[0, 3]].isnan().all()

@@ -1,4 +1,4 @@
-"""Logits → log-sum-exp of each row and log-probability of each row's targets, in one pass over the logits."""
+"""Logits → log-sum-exp (and entropy) of each row and log-probability of its targets, in one pass over the logits."""
 
 import torch
 import triton
@@ -13,7 +13,9 @@ BLOCK, WARPS = 4096, 8
 
 # What varies from chunk to chunk is not specialised on: each new alignment would be compiled in the midst of training.
 @triton.jit(
-    do_not_specialize=["targets_ptr", "order_ptr", "starts_ptr", "logps_ptr", "picked_ptr", "lse_ptr", "V"],
+    do_not_specialize=[
+        *("targets_ptr", "order_ptr", "starts_ptr", "logps_ptr", "picked_ptr", "lse_ptr", "entropy_ptr", "V"),
+    ],
 )
 def logprob_kernel(
     logits_ptr,  # (U, V) fp32, raw, in rows whose memory is readable up to the next multiple of ALIGN columns
@@ -25,6 +27,7 @@ def logprob_kernel(
     logps_ptr,  # (n,) fp32 out
     picked_ptr,  # (n,) fp32 out: the targets' final logits
     lse_ptr,  # (U,) fp32 out
+    entropy_ptr,  # (U,) fp32 out
     V,
     softcap,
     inverse_temperature,
@@ -32,6 +35,7 @@ def logprob_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_ORDER: tl.constexpr,  # False: entry u is row u's only one
+    HAS_ENTROPY: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -40,6 +44,7 @@ def logprob_kernel(
     logits = logits_ptr + row.to(tl.int64) * row_stride
     highest = float("-inf")
     total = 0.0
+    moment = 0.0  # Σ exp(z − highest)·(z − highest): around the highest, so that large logits do not cancel
     # A mask that ends at any V would make scalar loads of vector loads; one that ends at a multiple of ALIGN does not.
     readable = tl.cdiv(V, ALIGN) * ALIGN
     for start in range(0, V, BLOCK):
@@ -51,10 +56,18 @@ def logprob_kernel(
         new = tl.maximum(highest, tl.max(z, 0))  # drops NaN on a GPU; the total keeps it
         # Words masked out by a bias of -inf: no difference of infinities while nothing finite has come.
         origin = tl.where(new == float("-inf"), 0.0, new)
+        if HAS_ENTROPY:
+            # exp is 0 where a difference is −inf (nothing yet, or a masked word), and so is their product.
+            down = tl.where(highest == float("-inf"), 0.0, highest - origin)
+            of_block = tl.where(z == float("-inf"), 0.0, tl.exp(z - origin) * (z - origin))
+            moment = tl.exp(down) * (moment + down * total) + tl.sum(of_block, 0)
         total = total * tl.exp(highest - origin) + tl.sum(tl.exp(z - origin), 0)
         highest = new
     lse = highest + tl.log(total)
     tl.store(lse_ptr + row, lse)
+    if HAS_ENTROPY:
+        entropy = tl.log(total) - moment / total
+        tl.store(entropy_ptr + row, tl.where(entropy < 0, 0.0, entropy))  # rounding; NaN stays NaN
 
     first = row
     last = row + 1
@@ -84,12 +97,14 @@ def logprob(
     softcap: float | None,
     temperature: float,
     ignore_index: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities (n,), the targets' final logits (n,), and log-sum-exps (U,)."""
+    statistics: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Log-probabilities (n,), the targets' final logits (n,), log-sum-exps (U,) and, for statistics, entropies (U,)."""
     rows, vocabulary = logits.shape
     logps = torch.empty(targets.numel(), dtype=torch.float32, device=logits.device)
     picked = torch.empty_like(logps)
     lse = torch.empty(rows, dtype=torch.float32, device=logits.device)
+    entropy = torch.empty_like(lse) if statistics else None
     if rows:
         logprob_kernel[(rows,)](
             logits,
@@ -101,6 +116,7 @@ def logprob(
             logps,
             picked,
             lse,
+            entropy,
             vocabulary,
             softcap or 1.0,
             1 / temperature,
@@ -108,8 +124,9 @@ def logprob(
             HAS_BIAS=bias is not None,
             HAS_SOFTCAP=softcap is not None,
             HAS_ORDER=order is not None,
+            HAS_ENTROPY=statistics,
             ALIGN=ALIGN,
             BLOCK=min(BLOCK, triton.next_power_of_2(vocabulary)),
             num_warps=WARPS,
         )
-    return logps, picked, lse
+    return logps, picked, lse, entropy

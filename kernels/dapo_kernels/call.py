@@ -1,0 +1,111 @@
+"""The arguments of a fused function as the engine reads them: operands, chunks, the buffer of logits, the backend."""
+
+import logging
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dapo_kernels.chunk_torch import TorchLogits, segment_sums
+from dapo_kernels.plan import Chunk, Piece, default_chunk_rows, make_chunks
+
+log = logging.getLogger("dapo_fast.kernels")
+
+Backend = Literal["auto", "triton", "torch"]
+
+
+@dataclass
+class Call:
+    """The arguments that every linear function has, checked."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    targets: Tensor
+    rows: Tensor | None
+    softcap: float | None
+    temperature: float
+    ignore_index: int
+    chunk_rows: int | None
+    backend: Backend
+    cu_name: str
+    statistics: bool = False
+    dtype: torch.dtype | None = None  # of the products; None: autocast's, or hidden's
+
+    def __post_init__(self) -> None:
+        if self.chunk_rows is not None and self.chunk_rows < 1:
+            raise ValueError(f"chunk_rows: must be at least 1, got {self.chunk_rows}")
+        if self.dtype is None:
+            device = self.hidden.device.type
+            autocast = torch.is_autocast_enabled(device)
+            self.dtype = torch.get_autocast_dtype(device) if autocast else self.hidden.dtype
+        self.logits_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        if not torch.compiler.is_compiling():  # else the operator chooses, when it runs
+            self.triton = choose_triton(self.backend, self.hidden.device, self.dtype)
+
+    def chunks(self, cu_segments: Tensor | None, per_group: int) -> list[Chunk]:
+        rows = self.chunk_rows or default_chunk_rows(self.weight.shape[0], self.hidden.device)
+        return make_chunks(
+            cu_segments, self.rows, self.targets.numel(), rows, per_group, self.hidden.device, self.cu_name
+        )
+
+    def operands(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """hidden, weight and bias as the GEMMs read them."""
+        hidden, weight = self.hidden.to(self.dtype), self.weight.to(self.dtype)
+        if not self.triton and hidden.device.type == "cpu":
+            # A CPU has no GEMM from low precision into fp32: widen the weight once, and each chunk of hidden.
+            weight = weight.to(self.logits_dtype)
+        bias = None if self.bias is None else self.bias.to(self.logits_dtype)
+        return hidden, weight, bias
+
+    def sums(self, tokens: Tensor, offsets: Tensor | None) -> Tensor:
+        """Token log-probabilities (n,) to those of segments, by the backend."""
+        if self.triton and offsets is not None:
+            from dapo_kernels.ops.segment_sum import segment_sum
+
+            return segment_sum(tokens, offsets)
+        return segment_sums(tokens, offsets)
+
+    def logits(self, weight: Tensor, bias: Tensor | None, chunks: list[Chunk]) -> "TorchLogits":
+        """The backend's buffer, large enough for the largest piece."""
+        pieces = [piece for chunk in chunks for piece in chunk.pieces]
+        size = max((p.stop - p.start if p.rows is None else p.rows.numel() for p in pieces), default=0)
+        kind = TorchLogits
+        if self.triton:
+            from dapo_kernels.chunk_triton import TritonLogits as kind
+        return kind(
+            weight, bias, self.softcap, self.temperature, self.ignore_index, size, self.logits_dtype, self.statistics
+        )
+
+
+def choose_triton(backend: Backend, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the Triton kernels run: on a GPU, in up to fp32; elsewhere only in their interpreter."""
+    if backend not in ("auto", "triton", "torch"):
+        raise ValueError(f"backend: expected auto, triton or torch, got {backend!r}")
+    possible = device.type == "cuda" or os.environ.get("TRITON_INTERPRET", "0") == "1"
+    if backend == "triton" and not possible:
+        raise ValueError(f"backend: triton needs a GPU (or TRITON_INTERPRET=1), but hidden is on {device}")
+    if backend == "triton" and dtype == torch.float64:
+        raise ValueError("backend: the Triton kernels reduce in fp32; fp64 runs on the torch path")
+    chosen = backend == "triton" or (backend == "auto" and device.type == "cuda" and dtype != torch.float64)
+    log.debug("linear log-probabilities on the %s path (%s)", "triton" if chosen else "torch", device)
+    return chosen
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager:
+    """Triton launches on the current device, which need not be the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def gather_rows(hidden: Tensor, piece: Piece, dtype: torch.dtype) -> Tensor:
+    """The hidden rows (U, H) that the piece's entries read, each once."""
+    if piece.rows is None:
+        rows = hidden[piece.start : piece.stop]
+    else:
+        # On a GPU a wrong row is found only when debugging; clamped, it still never reads out of bounds.
+        index = piece.rows.clamp(0, hidden.shape[0] - 1) if hidden.is_cuda else piece.rows
+        rows = hidden.index_select(0, index)
+    return rows.to(dtype)
