@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,12 +69,47 @@ def blaming(culprit: object, what: str = "not readable") -> Iterator[None]:
 _READERS = ("pyarrow", "safetensors", "safetensors_rust", "tokenizers", "jinja2", "httpx", "huggingface_hub", "yaml")
 
 
+# A full disk, a quota, a limit on a file's size. Writers that are not Python say it in words only.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """``error`` and all that led to it, what any rank says of a checkpoint included."""
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        cause = waiting.pop()
+        if cause is None or id(cause) in seen:
+            continue
+        seen.add(id(cause))
+        yield cause
+        failures = getattr(cause, "failures", None)
+        waiting += [failed[0] for failed in failures.values()] if isinstance(failures, dict) else []
+        waiting += [cause.__context__, cause.__cause__]
+
+
+def _no_room(error: BaseException, place: object) -> str | None:
+    for cause in _causes(error):
+        name = cause.filename if isinstance(cause, OSError) else None
+        number = cause.errno if isinstance(cause, OSError) else None
+        words = [os.strerror(n) for n in _NO_ROOM if n == number or os.strerror(n) in str(cause)]
+        if any(sign in str(cause) for sign in ("PytorchStreamWriter", "inline_container", "iostream error")):
+            # torch's writer keeps the reason to itself
+            words.append("a file could not be written, as on a full disk")
+        if words:
+            return f"{one_line(name) if name else place}: {words[0]}; make room, and the same command goes on"
+    return None
+
+
 def from_outside(error: BaseException, place: object) -> str | None:
     """One line about an error that the system or a reader of files raised; None where it may be a bug of ours.
 
     Args:
         place: Names where, if the error does not know the file.
     """
+    full = _no_room(error, place)
+    if full is not None:
+        return full
     if isinstance(error, OSError):
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
         return f"{one_line(' to '.join(names)) or place}: {reason(error)}"
@@ -81,8 +118,7 @@ def from_outside(error: BaseException, place: object) -> str | None:
         # Of all ranks, each with its traceback: the first is what happened.
         cause = next(iter(failures.values()))[0]
         return from_outside(cause, place) or f"{place}: {reason(cause)}"
-    written_by_torch = isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)
     written_in_rust = "(os error " in str(error)  # tokenizers raises a plain Exception
-    if written_by_torch or written_in_rust or type(error).__module__.partition(".")[0] in _READERS:
+    if written_in_rust or type(error).__module__.partition(".")[0] in _READERS:
         return f"{place}: {reason(error)}"
     return None
