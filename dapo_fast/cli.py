@@ -115,6 +115,8 @@ def main(argv: list[str] | None = None) -> int:
         SystemExit: 128 + the signal after SIGTERM, or after either signal in training, which saves the step first.
     """
     args = _parse(argv)
+    if "" not in sys.path:
+        sys.path.append("")  # the working directory may hold a module:function; last, so that it shadows nothing
     code = 1
     # Ranks have nothing to stop on the way out, and one that waits for a dead peer must die of the signal itself.
     numbers = () if "RANK" in os.environ else (signal.SIGTERM,)
@@ -261,14 +263,15 @@ def _evaluate_model(args: argparse.Namespace) -> int:
         raise InputError("evaluate: no settings")
     from dapo_fast.data.problems import format_prompt, load_problems
     from dapo_fast.evaluate import evaluate
-    from dapo_fast.rewards import verifier_for
-    from dapo_fast.rollout.engine import make_engine
+    from dapo_fast.parts import Parts
     from dapo_fast.rollout.loading import check_model_directory, check_prompt, load_tokenizer
     from dapo_fast.rollout.server import serving
 
     directory = RunDirectory(args.out, config)
     out = directory.path
     problems = load_problems(args.benchmark, limit=args.limit)
+    parts = Parts(config)
+    reward = parts.reward(problems)
     check_model_directory("--model", Path(args.model))
     check_prompt(problems[0], load_tokenizer(args.model), config.data.template)
     directory.lock()
@@ -282,16 +285,18 @@ def _evaluate_model(args: argparse.Namespace) -> int:
         "seed": config.seed,
         "evaluate": config.evaluate.model_dump(),
     }
+    if config.reward is not None:
+        settings["reward"] = config.reward
     digest = directory.claim(out, settings)
     with serving(config.engine, args.model, out / "server.log") as server:
-        engine = make_engine(config.engine, args.model, config.model, server)
+        engine = parts.engine(Path(args.model), config, server)
         summary = evaluate(
             problems,
             engine,
             config.evaluate,
             out,
             encode=lambda problem: format_prompt(problem, engine.tokenizer, config.data.template),
-            verify=verifier_for(problems[0].kind),
+            verify=reward,
             seed=config.seed,
             digest=digest,
         )
