@@ -13,23 +13,31 @@ import json
 import math
 import os
 import shlex
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from dapo_fast.errors import InputError, blaming, one_line
+from dapo_fast.errors import InputError, blaming, one_line, refuse_pipe
 from dapo_fast.hashing import digest
 from dapo_fast.names import check_name
 from dapo_fast.plain_yaml import read_yaml
 from dapo_fast.rollout.steps import compile_splitter
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Temperature = Annotated[float, Field(ge=1e-3)]  # below, logits over it are no numbers any more; greedy is evaluated too
+
+_LARGEST = 2**31 - 1  # counts are indices of tensors somewhere
 
 # What ``by_iteration`` cannot change: it is read once, or iterations could not be compared.
 _OF_THE_RUN = {"seed", "iterations", "keep_best", "reward", "objective", "model", "sft", "by_iteration"}
 _DATA_OF_THE_RUN = {"task", "template", "heldout", "heldout_limit"}
+
+# What actor.beta "auto" stands for. The first policy has the most to gain and bears large targets; afterwards more of
+# what is left in Â is noise, and targets that large take a policy apart (docs/study.md).
+FIRST_BETA, LATER_BETA = "std/6", "std/2"
 
 
 class Section(BaseModel):
@@ -46,6 +54,10 @@ class Section(BaseModel):
         for item in value if isinstance(value, list | tuple) else [value]:
             if isinstance(item, bool) and bool not in kinds and kinds & {int, float}:
                 raise ValueError(f"a number, not {str(item).lower()}")
+            if isinstance(item, int) and abs(item) > _LARGEST and int in kinds and info.field_name != "seed":
+                raise ValueError(f"at most {_LARGEST}")
+            if isinstance(item, str) and not item.strip():  # as a path it would be the working directory
+                raise ValueError("empty")
             if isinstance(item, str) and not _printable(item):
                 raise ValueError(f"{item!r} has characters that are not text")
         return value
@@ -107,13 +119,15 @@ class OptimSettings(Section):
     lr: float = Field(5e-7, gt=0)  # learning rate, the peak of the schedule
     schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up
     warmup_steps: int = Field(0, ge=0)  # linear, from 0
-    weight_decay: float = Field(0.0, ge=0)  # decoupled, as in AdamW
+    weight_decay: float = Field(0.0, ge=0)  # decoupled, as in AdamW; of matrices, not of norms, biases, a value head
     adam_betas: tuple[Decay, Decay] = (0.9, 0.999)  # decay of the two moments
     clip_norm: float = Field(1.0, gt=0, allow_inf_nan=True)  # most that the gradient's norm may be; .inf: no clipping
     optimizer_state: Literal["float32", "bfloat16", "int8"] = "float32"  # what the two moments are kept in
     epochs: int = Field(1, ge=1)  # passes over the data
     steps: int | None = Field(None, ge=1)  # optimizer steps; None: as many as the epochs give
-    pack_tokens: int = Field(16384, ge=16)  # token budget of one pack: one forward and backward on a rank
+    pack_tokens: int = Field(
+        16384, ge=16
+    )  # most tokens of a pack (one forward and backward); less where it fills the ranks
     save_every: int = Field(50, ge=1)  # optimizer steps between checkpoints
     keep_checkpoints: int = Field(2, ge=1)  # how many of the newest stay
     lora_rank: int = Field(0, ge=0)  # 0: full training
@@ -187,7 +201,7 @@ class CollectSettings(Section):
     kept: int = Field(6, ge=1)  # of which kept as trunks, correct and wrong balanced
     completions: int = Field(16, ge=0)  # from every state; 0: none, and every response is a trunk and its own evidence
     first_steps: int = Field(0, ge=0)  # candidate steps sampled alone from every state, without an outcome
-    temperature: float = Field(1.0, gt=0)  # of the sampled responses
+    temperature: Temperature = 1.0  # of the sampled responses
     top_p: float = Field(1.0, gt=0, le=1)  # nucleus; 1: all tokens
     max_tokens: int = Field(2048, ge=1)  # of a response, its end token included
     splitter: str = "line"  # "line", "blank_line", "sentence" or "regex:…"
@@ -229,14 +243,14 @@ class AdvantageSettings(Section):
     shrink: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"  # k: outcomes that the critic is worth; 0: Q is V
     trunk_steps: bool = True  # the steps that trunks take are candidates too
     source: Literal["critic", "mc", "response"] = "critic"  # who says Q: the critic, MC values, the trunk's reward
-    pack_tokens: int = Field(16384, ge=16)  # token budget of one forward pass
+    pack_tokens: int = Field(16384, ge=16)  # most tokens of one forward pass
 
 
 class ActorSettings(OptimSettings):
     """B.2, the squared loss."""
 
-    beta: float | str = "auto"  # auto: std(Â)/2; std/C: std(Â)/C; or a number
-    log_partition: bool = True  # subtract log E exp(Â/β) from each target: what a policy can meet
+    beta: float | str = "auto"  # auto: std(Â)/6 in the first iteration, std(Â)/2 after; std/C: std(Â)/C; or a number
+    log_partition: bool = False  # subtract log E exp(Â/β) from each target: feasible, but noise in Â makes it too large
     kl_budget: float | None = Field(None, gt=0)  # nats: stop the iteration when KL(π_ref ‖ π) of a step passes it
     lr: float = Field(5e-7, gt=0)  # learning rate, the peak of the schedule
     batch_pairs: int = Field(2048, ge=1)  # state-action pairs an optimizer step
@@ -253,18 +267,21 @@ class ActorSettings(OptimSettings):
         except (TypeError, ValueError):
             number = math.nan
         if not 0 < number < math.inf:
-            raise ValueError("a number above 0, auto (std(Â)/2), or std/C with C above 0")
+            raise ValueError("a number above 0, auto (by rule), or std/C with C above 0")
         return value if divisor is not value else number
 
 
 class ParallelSettings(Section):
     """How a model is laid over devices. The mathematics does not depend on it."""
 
-    processes: int = Field(1, ge=1)  # ranks that `run` starts through torchrun for sft, critic and actor
+    processes: int = Field(1, ge=1)  # ranks that `run` starts through torchrun to train, and for the critic's Q
     replicas: int = Field(1, ge=1)  # hybrid sharding: groups that each hold a whole copy
     activation_checkpointing: Literal["none", "selective", "full"] = "none"  # recompute in the backward pass
+    reshard_after_forward: bool = True  # false: weights stay gathered for the packs of a step; a whole copy a rank
+    defer_reduction: bool = False  # add gradients up over ranks once a step, not once a pack; a whole fp32 copy a rank
     compile: bool = False  # torch.compile each block
     cpu_offload: bool = False  # weights and optimizer states in host memory
+    timeout_s: float = Field(600.0, gt=0)  # most that a rank waits for the others in one collective
     tracker: Literal["none", "wandb", "trackio"] = "none"  # beside metrics.jsonl and TensorBoard
 
 
@@ -273,7 +290,7 @@ class EvaluateSettings(Section):
 
     max_tokens: int = Field(2048, ge=1)  # of a response, its end token included
     samples: int = Field(0, ge=0)  # sampled responses a problem; 0: greedy only
-    temperature: float = Field(1.0, gt=0)  # of the sampled responses
+    temperature: Temperature = 1.0  # of the sampled responses
     top_p: float = Field(1.0, gt=0, le=1)  # nucleus; 1: all tokens
     batch_problems: int = Field(256, ge=1)  # problems between two saves
 
@@ -282,7 +299,7 @@ class Config(Section):
     """The whole of a run."""
 
     seed: int = Field(0, ge=0, lt=2**43)  # of everything random; what is derived from it must fit 64 bits
-    iterations: int = Field(1, ge=1)  # of Algorithm 1
+    iterations: int = Field(1, ge=1, le=10_000)  # of Algorithm 1
     keep_best: bool = True  # keep the previous policy where the new one is worse beyond its interval
     reward: str | dict[str, float] | None = None  # "math", "code", module:function, or {name: weight}; None: by problem
     objective: str | None = None  # module:function, the actor's loss (docs/objectives.md); None: the squared loss
@@ -349,10 +366,15 @@ class Config(Section):
             raise InputError(f"{source}: model.path: needed, since only a task brings its own model")
 
     def at(self, iteration: int) -> Config:
-        """The settings in force in ``iteration`` (1 is the first, 0 before it): ``by_iteration`` merged in up to it."""
+        """The settings in force in ``iteration`` (1 is the first, 0 before it).
+
+        ``by_iteration`` is merged in up to it, and ``actor.beta`` is no longer ``"auto"``.
+        """
         merged = self.model_dump(exclude={"by_iteration"})
         for index in sorted(i for i in self.by_iteration if i <= iteration):
             merged = merge(merged, self.by_iteration[index])
+        if merged["actor"]["beta"] == "auto":
+            merged["actor"]["beta"] = FIRST_BETA if iteration < 2 else LATER_BETA
         return Config.model_validate(merged)
 
     def digest(self) -> str:
@@ -396,6 +418,8 @@ def load_config(
     """
     values = {} if preset is None else preset_values(preset)
     if path is not None:
+        if not Path(path).is_relative_to("/dev/fd"):  # where a shell's <(…) is, which is filled for sure
+            refuse_pipe(Path(path))
         with blaming(path, "not a readable YAML file"):
             loaded = read_yaml(Path(path).read_text(encoding="utf-8"))
         if not isinstance(loaded, dict):
@@ -422,8 +446,20 @@ def _wrong_key(error: Any) -> str:
     if error["type"] == "string_type" and isinstance(error["input"], int | float):
         message += f", not {json.dumps(error['input'])}; quote it"
     if error["type"] == "extra_forbidden":
-        message = "there is no such setting"
+        message = f"there is no such setting{_meant(place)}"
     return one_line(f"{place}: {message}" if place else message)
+
+
+def _meant(place: str) -> str:
+    """A question after settings of the same name in other sections, or else of nearly the same name."""
+    known = []
+    for name, field in Config.model_fields.items():
+        kind = field.annotation
+        within = kind.model_fields if isinstance(kind, type) and issubclass(kind, Section) else ()
+        known += [name, *(f"{name}.{key}" for key in within)]
+    key = place.rpartition(".")[2]
+    found = [name for name in known if name.rpartition(".")[2] == key] or get_close_matches(place, known, 1)
+    return f"; did you mean {', '.join(found)}?" if found else ""
 
 
 def _blame(error: ValidationError, source: str, overrides: list[str]) -> str:
@@ -453,7 +489,7 @@ def _numbered(values: dict, source: str) -> dict:
         return values
     numbered: dict[Any, Any] = {}
     for key, change in changes.items():
-        number = int(key) if isinstance(key, str) and key.isdecimal() else key
+        number = int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 20 else key
         if isinstance(number, bool) or not isinstance(number, int) or number in numbered:
             raise InputError(f"{source}: by_iteration.{key}: an iteration is a number, and is there once")
         numbered[number] = change

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 _LONGEST = 600  # characters of a message: what a library quotes may be a whole file
 
@@ -41,6 +42,12 @@ def reason(error: BaseException) -> str:
     return one_line(error) or type(error).__name__
 
 
+def refuse_pipe(path: Path) -> None:
+    """InputError if ``path`` is a named pipe: to open one takes until somebody writes to it, which may be never."""
+    if path.is_fifo():
+        raise InputError(f"{path}: not a regular file")
+
+
 @contextmanager
 def blaming(culprit: object, what: str = "not readable") -> Iterator[None]:
     """Whatever the block's libraries raise is an InputError of one line that names ``culprit``.
@@ -75,6 +82,7 @@ def from_outside(error: BaseException, place: object) -> str | None:
         cause = next(iter(failures.values()))[0]
         return from_outside(cause, place) or f"{place}: {reason(cause)}"
     written_by_torch = isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)
-    if written_by_torch or type(error).__module__.partition(".")[0] in _READERS:
+    written_in_rust = "(os error " in str(error)  # tokenizers raises a plain Exception
+    if written_by_torch or written_in_rust or type(error).__module__.partition(".")[0] in _READERS:
         return f"{place}: {reason(error)}"
     return None

@@ -24,11 +24,9 @@ from dapo_fast.advantages import compute_advantages
 from dapo_fast.config import Config
 from dapo_fast.data.problems import Problem, format_prompt
 from dapo_fast.data.store import sealed_summary
-from dapo_fast.data.tree import Tree
 from dapo_fast.errors import InputError
 from dapo_fast.evaluate import evaluate
 from dapo_fast.events import Callback, Event, telling
-from dapo_fast.evidence import ASSUMED
 from dapo_fast.models.loading import resolve_device
 from dapo_fast.parts import Parts
 from dapo_fast.report import write_report
@@ -42,6 +40,7 @@ from dapo_fast.tasks import Task
 from dapo_fast.train.actor import train_actor
 from dapo_fast.train.critic import ValueFiller, train_critic
 from dapo_fast.train.memory import estimate, rank_memory_gib
+from dapo_fast.train.parallel import open_world
 from dapo_fast.train.sft import read_pairs, train_sft
 from dapo_fast.train.torchrun import torchrun
 
@@ -219,13 +218,11 @@ class Pipeline:
 
     def _check_critic_init(self, path: Path, ours: PreTrainedTokenizerBase) -> None:
         """A critic reads the policy's tokens: it must have been trained on the same vocabulary."""
-        if not (path / "config.json").exists():
-            raise InputError(f"critic.init {path}: not a Hugging Face model directory (no config.json)")
+        check_model_directory("critic.init", path)
         if load_tokenizer(path)(PROBE)["input_ids"] != ours(PROBE)["input_ids"]:
             raise InputError(
                 f"critic.init {path}: its tokenizer is not the policy's, whose tokens it would have to read"
             )
-        check_model_directory("critic.init", path)
 
     @contextmanager
     def _engine(self, policy: Path, config: Config) -> Iterator[Engine]:
@@ -335,7 +332,6 @@ class Pipeline:
     def advantages(self, iteration: int) -> dict:
         """B.1: Q by the critic, advantages, unique actions, the gap filter."""
         config = self.config.at(iteration)
-        _one_process("advantages")
         trees = self.directory.stage(iteration, "collect")
         self._need(trees / "done.json", "collect", iteration)
         needs_critic = config.advantages.source == "critic"
@@ -346,12 +342,13 @@ class Pipeline:
         done = sealed_summary(out, state.AdvantagesDone)
         if done is not None:
             return done
-        fill: Callable[[Sequence[Tree]], None] | None = None
-        k = ASSUMED
-        if needs_critic:
-            fill = ValueFiller(critic / "model", config.model, config.advantages.pack_tokens)
-            k = read_state(critic / "done.json", state.CriticDone)["k"]
-        summary = compute_advantages(trees, out, config.advantages, fill, digest, k)
+        if not needs_critic:
+            _one_process("advantages, but from a critic,")
+            return compute_advantages(trees, out, config.advantages, None, digest)
+        k = read_state(critic / "done.json", state.CriticDone)["k"]
+        with open_world(config.model, config.parallel) as world:
+            fill = ValueFiller(critic / "model", config.model, config.parallel, world, config.advantages.pack_tokens)
+            summary = compute_advantages(trees, out, config.advantages, fill, digest, k, world)
         del fill
         _free_memory()
         return summary
@@ -495,8 +492,10 @@ class Pipeline:
         log.info("%s%s", name, f", iteration {iteration}" if name != "sft" else "")
         if name not in ("evaluate", "collect"):
             self._release()
-        processes = self.config.at(iteration).parallel.processes
-        if processes == 1 or name not in ("sft", "critic", "actor"):
+        config = self.config.at(iteration)
+        processes = config.parallel.processes
+        here = name in ("collect", "evaluate") or (name == "advantages" and config.advantages.source != "critic")
+        if processes == 1 or here:
             result = self.do(name, iteration)
             _free_memory()
             return result
@@ -508,7 +507,8 @@ class Pipeline:
         code = torchrun(words, processes, self.directory.held())
         if code:
             raise ChildFailedError(f"{name}: ended with exit code {code}; its messages are above", code)
-        done = read_state(self.directory.stage(iteration, name) / "done.json", state.Done)
+        directory = self.directory.stage(iteration, name)
+        done = sealed_summary(directory) if name == "advantages" else read_state(directory / "done.json", state.Done)
         self._tell_end(name, iteration, done)
         return done
 
@@ -580,7 +580,7 @@ def _rank() -> int:
 
 def _one_process(stage: str) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(f"{stage}: runs in one process; only sft, critic and actor run under torchrun")
+        raise InputError(f"{stage}: runs in one process; sft, critic, advantages and actor run under torchrun")
 
 
 def _barrier_free_wait(path: Path, there: Callable[[], bool], seconds: float = 60.0) -> None:

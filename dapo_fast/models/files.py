@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from dapo_fast.errors import InputError, first_line
+from dapo_fast.errors import InputError, blaming, first_line, refuse_pipe
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 _ROWS = 4096  # of two tied matrices, compared at a time
@@ -69,15 +69,14 @@ def _weight_files(directory: Path) -> list[Path]:
     single = directory / "model.safetensors"
     index = directory / "model.safetensors.index.json"
     if single.exists():
+        refuse_pipe(single)
         return [single]
     if not index.exists():
         raise InputError(f"{directory}: no model.safetensors here; weights of other formats are not read")
-    try:
+    with blaming(index, "not an index of safetensors files"):
         files = sorted({directory / file for file in json.loads(index.read_text())["weight_map"].values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{index}: not an index of safetensors files ({first_line(error)})") from error
     for file in files:
-        if not file.exists():
+        if not file.is_file():
             raise InputError(f"{file}: missing, though {index.name} names it")
     return files
 
@@ -123,14 +122,11 @@ def read_pretrained(auto: Any, source: str | Path, fresh_head: bool = False, **o
         InputError: as ``stored_tensors`` and ``refuse``, or a value is not finite.
     """
     stored = stored_tensors(source)
-    try:
-        with _quiet():
-            # Mismatches are collected, like the rest, instead of raised as a table of several lines.
-            model, info = auto.from_pretrained(
-                source, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **options
-            )
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise InputError(f"{source}: not a readable model directory ({first_line(error)})") from error
+    with blaming(source, "not a readable model directory"), _quiet():
+        # Mismatches are collected, like the rest, instead of raised as a table of several lines.
+        model, info = auto.from_pretrained(
+            source, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **options
+        )
     state = model.state_dict()
     mismatched = {name: (tuple(has), tuple(wants)) for name, has, wants in info["mismatched_keys"]}
     refuse(model, state, source, stored, info["missing_keys"], info["unexpected_keys"], mismatched, fresh_head)

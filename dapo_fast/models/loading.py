@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from dapo_fast.errors import InputError
+from dapo_fast.errors import InputError, blaming
 from dapo_fast.models.attention import check_plugged_in, check_supported, implementation
 from dapo_fast.models.files import read_pretrained, stored_tensors, untied_in_files
 from dapo_fast.models.value import ValueModel
@@ -47,10 +47,8 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
 
 def load_config_of(directory: str | Path) -> PreTrainedConfig:
     """The config of a model directory or hub id, checked for attention that trees can honour."""
-    try:
+    with blaming(directory, "not a readable model directory"):
         config = AutoConfig.from_pretrained(directory)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{directory}: not a readable model directory ({error})") from error
     if getattr(config, "quantization_config", None) is not None:
         raise InputError(
             f"{directory}: its weights are quantised (quantization_config); they cannot be trained or read"

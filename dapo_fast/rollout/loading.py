@@ -17,24 +17,34 @@ from transformers import (
 )
 
 from dapo_fast.data.problems import Problem, format_prompt
-from dapo_fast.errors import InputError, blaming
+from dapo_fast.errors import InputError, blaming, refuse_pipe
+from dapo_fast.models.files import stored_tensors
 
 log = logging.getLogger("dapo_fast.rollout")
 
 MOST_TRUNCATED = 0.1  # share of responses that did not finish, above which accuracy says more of the limit than of them
 
 
-def check_model_directory(setting: str, path: Path) -> None:
-    """InputError, naming ``setting``, where ``path`` holds no Hugging Face model, or one that cannot be built."""
-    if not (path / "config.json").exists():
+def check_model_directory(setting: str, path: Path, weights: bool = True) -> None:
+    """InputError, naming ``setting`` or a file, where ``path`` holds no Hugging Face model, or none that can be built.
+
+    ``weights``: its files of weights are there too, and their headers can be read.
+    """
+    if not (path / "config.json").is_file():
         raise InputError(f"{setting} {path}: not a Hugging Face model directory (no config.json)")
+    for file in path.iterdir():
+        refuse_pipe(file)
     with blaming(f"{setting} {path}", "config.json describes no causal language model"):
         config = AutoConfig.from_pretrained(path)
         if not isinstance(config.architectures or [], list):
             raise ValueError(f"architectures is {config.architectures!r}, not a list")
+        if getattr(config.get_text_config(), "num_hidden_layers", 1) == 0:
+            raise ValueError("num_hidden_layers is 0")
         # Without memory, and so whatever the size: sizes that do not fit together fail here, not after an hour.
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(config)
+    if weights:
+        stored_tensors(path)
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
