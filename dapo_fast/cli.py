@@ -13,13 +13,12 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from dapo_fast import __version__
+from dapo_fast.api import DAPO
 from dapo_fast.config import Config, load_config, preset_names
 from dapo_fast.errors import InputError, NonFiniteError, from_outside, one_line
 from dapo_fast.rundir import RunDirectory, check_run_path, log_to
 from dapo_fast.signals import handled
 from dapo_fast.train.torchrun import tell_exit_code
-
-log = logging.getLogger("dapo_fast.cli")
 
 _STAGES = {
     "sft": "supervised start, completion-only",
@@ -97,12 +96,12 @@ def _config(args: argparse.Namespace, base: list[str] | None = None) -> Config |
     return load_config(args.config, args.preset, [*(base or []), *args.overrides])
 
 
-def _open_run(args: argparse.Namespace) -> RunDirectory:
+def _open_run(args: argparse.Namespace) -> DAPO:
     check_run_path(args.run)
     saved = Path(args.run) / "config.yaml"
     if args.config is None and args.preset is None and saved.exists():
-        return RunDirectory(args.run, load_config(saved, None, args.overrides))
-    return RunDirectory(args.run, _config(args))
+        return DAPO(load_config(saved, None, args.overrides), args.run)
+    return DAPO(_config(args), args.run)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -115,6 +114,8 @@ def main(argv: list[str] | None = None) -> int:
         SystemExit: 128 + the signal after SIGTERM, or after either signal in training, which saves the step first.
     """
     args = _parse(argv)
+    if "" not in sys.path:
+        sys.path.append("")  # the working directory may hold a module:function; last, so that it shadows nothing
     code = 1
     # Ranks have nothing to stop on the way out, and one that waits for a dead peer must die of the signal itself.
     numbers = () if "RANK" in os.environ else (signal.SIGTERM,)
@@ -189,7 +190,6 @@ def _check_launcher() -> None:
 
 def _dispatch(args: argparse.Namespace) -> int:
     _check_launcher()
-    first = os.environ.get("RANK", "0") == "0"
     quiet_libraries()
     if args.command == "env":
         from dapo_fast.environment import describe
@@ -206,38 +206,36 @@ def _dispatch(args: argparse.Namespace) -> int:
         log_to(None)
         print(write_report(RunDirectory(args.run, None).path))
         return 0
-    directory = _open_run(args)
-    if first and not os.environ.get("DAPO_FAST_LOCKED"):
-        directory.lock()
-    log_to(directory.path if first else None, quiet=not first)
+    run = _open_run(args)
+    with run.locked():
+        return _work(args, run)
 
-    from dapo_fast.pipeline import ChildFailedError, Pipeline
 
-    if directory.config.data.task is not None:
+def _work(args: argparse.Namespace, run: DAPO) -> int:
+    """A command in a run directory that this process holds."""
+    first = os.environ.get("RANK", "0") == "0"
+    log_to(run.directory if first else None, quiet=not first)
+
+    from dapo_fast.pipeline import ChildFailedError
+    from dapo_fast.tasks import TASKS
+
+    if run.config.data.task in TASKS:
         # Kernels of a model this small last microseconds: threads gain little, and lose all on a core that is busy.
         # With one, the same seed also gives the same bits whatever the number of cores.
         import torch
 
         torch.set_num_threads(1)
 
-    pipeline = Pipeline(directory)
     if args.command == "run":
         try:
-            rows = pipeline.run()
+            rows = run.run()
         except ChildFailedError as error:
             print(f"dapo-fast run: {error}", file=sys.stderr)
             return error.code
         print(results_table(rows))
-        print(f"report: {directory.path / 'report.html'}")
+        print(f"report: {run.directory / 'report.html'}")
         return 3 if any(row.get("stopped") for row in rows) else 0
-    if args.command == "evaluate" and args.iteration is None:
-        args.iteration = pipeline.newest()
-        log.info("evaluate: the policy after iteration %d", args.iteration)
-    if args.command != "sft" and not 0 <= args.iteration <= directory.config.iterations:
-        raise InputError(f"--iteration {args.iteration}: the run has iterations 1 to {directory.config.iterations}")
-    if first and not (directory.path / "config.yaml").exists():
-        directory.save_config()
-    result = getattr(pipeline, args.command)(args.iteration)
+    result = run.sft() if args.command == "sft" else getattr(run, args.command)(args.iteration)
     if first and isinstance(result, dict):
         print(_summary(args.command, result))
     return 0
@@ -261,14 +259,15 @@ def _evaluate_model(args: argparse.Namespace) -> int:
         raise InputError("evaluate: no settings")
     from dapo_fast.data.problems import format_prompt, load_problems
     from dapo_fast.evaluate import evaluate
-    from dapo_fast.rewards import verifier_for
-    from dapo_fast.rollout.engine import make_engine
+    from dapo_fast.parts import Parts
     from dapo_fast.rollout.loading import check_model_directory, check_prompt, load_tokenizer
     from dapo_fast.rollout.server import serving
 
     directory = RunDirectory(args.out, config)
     out = directory.path
     problems = load_problems(args.benchmark, limit=args.limit)
+    parts = Parts(config)
+    reward = parts.reward(problems)
     check_model_directory("--model", Path(args.model))
     check_prompt(problems[0], load_tokenizer(args.model), config.data.template)
     directory.lock()
@@ -282,16 +281,18 @@ def _evaluate_model(args: argparse.Namespace) -> int:
         "seed": config.seed,
         "evaluate": config.evaluate.model_dump(),
     }
+    if config.reward is not None:
+        settings["reward"] = config.reward
     digest = directory.claim(out, settings)
     with serving(config.engine, args.model, out / "server.log") as server:
-        engine = make_engine(config.engine, args.model, config.model, server)
+        engine = parts.engine(Path(args.model), config, server)
         summary = evaluate(
             problems,
             engine,
             config.evaluate,
             out,
             encode=lambda problem: format_prompt(problem, engine.tokenizer, config.data.template),
-            verify=verifier_for(problems[0].kind),
+            verify=reward,
             seed=config.seed,
             digest=digest,
         )

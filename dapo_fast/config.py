@@ -9,9 +9,9 @@ A stage takes its own section.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
+import os
 import shlex
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,6 +21,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from dapo_fast.errors import InputError, blaming, one_line, refuse_pipe
+from dapo_fast.hashing import digest
+from dapo_fast.names import check_name
 from dapo_fast.plain_yaml import read_yaml
 from dapo_fast.rollout.steps import compile_splitter
 
@@ -30,7 +32,7 @@ Temperature = Annotated[float, Field(ge=1e-3)]  # below, logits over it are no n
 _LARGEST = 2**31 - 1  # counts are indices of tensors somewhere
 
 # What ``by_iteration`` cannot change: it is read once, or iterations could not be compared.
-_OF_THE_RUN = {"seed", "iterations", "keep_best", "model", "sft", "by_iteration"}
+_OF_THE_RUN = {"seed", "iterations", "keep_best", "reward", "objective", "model", "sft", "by_iteration"}
 _DATA_OF_THE_RUN = {"task", "template", "heldout", "heldout_limit"}
 
 # What actor.beta "auto" stands for. The first policy has the most to gain and bears large targets; afterwards more of
@@ -46,6 +48,8 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
         kinds = _kinds(cls.model_fields[info.field_name].annotation)
         for item in value if isinstance(value, list | tuple) else [value]:
             if isinstance(item, bool) and bool not in kinds and kinds & {int, float}:
@@ -84,7 +88,7 @@ TEMPLATES = ("chat", "plain", "none")
 class DataSettings(Section):
     """Problems to train on and problems held out."""
 
-    task: str | None = None  # a built-in task ("arithmetic"); it generates its own problems
+    task: str | None = None  # a built-in task ("arithmetic") or module:task; it generates its own problems
     problems: str | None = None  # JSONL file, benchmark name or hub id
     heldout: str | None = None  # the same, for evaluation; None: no held-out measurement
     template: str = "chat"  # "chat", "plain", "none" or a string with {prompt}
@@ -94,7 +98,7 @@ class DataSettings(Section):
     @field_validator("task")
     @classmethod
     def _known_task(cls, value: str | None) -> str | None:
-        if value is not None:
+        if value is not None and not value.startswith("<"):
             # Late: it imports what makes tokenizers, which runs without a built-in task do not need here.
             from dapo_fast.tasks import get_task
 
@@ -139,10 +143,13 @@ class SftSettings(OptimSettings):
     steps: int | None = Field(0, ge=0)  # optimizer steps; 0: no supervised start, unless there is data
 
 
+ENGINES = ("in_process", "http")
+
+
 class EngineSettings(Section):
     """Who samples."""
 
-    kind: Literal["in_process", "http"] = "in_process"  # this process, or an OpenAI-compatible server
+    kind: str = "in_process"  # or "http", an OpenAI-compatible server; or module:function of a policy's directory
     urls: list[str] = []  # http: base URLs of OpenAI-compatible servers
     model_name: str | None = None  # http: the name the server serves the model under
     command: str | None = None  # http: starts the server for the policy at hand, {model} being its directory
@@ -152,6 +159,12 @@ class EngineSettings(Section):
     timeout_s: float = Field(600.0, gt=0)  # http: of one request
     retries: int = Field(8, ge=0)  # http: of one request
     max_rows: int = Field(512, ge=1)  # in_process: sequences decoded side by side
+
+    @field_validator("kind")
+    @classmethod
+    def _known_kind(cls, value: str) -> str:
+        check_name(value, ENGINES)
+        return value
 
     @model_validator(mode="after")
     def _urls_for_http(self) -> EngineSettings:
@@ -288,6 +301,8 @@ class Config(Section):
     seed: int = Field(0, ge=0, lt=2**43)  # of everything random; what is derived from it must fit 64 bits
     iterations: int = Field(1, ge=1, le=10_000)  # of Algorithm 1
     keep_best: bool = True  # keep the previous policy where the new one is worse beyond its interval
+    reward: str | dict[str, float] | None = None  # "math", "code", module:function, or {name: weight}; None: by problem
+    objective: str | None = None  # module:function, the actor's loss (docs/objectives.md); None: the squared loss
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     sft: SftSettings = SftSettings()
@@ -300,16 +315,29 @@ class Config(Section):
     evaluate: EvaluateSettings = EvaluateSettings()
     by_iteration: dict[int, dict[str, Any]] = {}  # {2: {actor: {beta: 0.1}}} changes settings from then on
 
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _known_reward(cls, value: Any) -> Any:
+        if value is not None:
+            # Late, as for tasks.
+            from dapo_fast.rewards import check_reward
+
+            check_reward(value)
+        return value
+
+    @field_validator("objective")
+    @classmethod
+    def _known_objective(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_name(value)
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        if self.data.task is None and self.data.problems is None:
-            raise ValueError("data: name a built-in task (data.task) or a source of problems (data.problems)")
         if self.engine.kind == "http" and self.engine.command is None and self.iterations > 1:
             raise ValueError("engine.command: needed for several iterations, since each samples from a new policy")
         if self.data.task is not None and self.data.problems is not None:
             raise ValueError("data: task and problems exclude each other")
-        if self.data.task is None and self.model.path is None:
-            raise ValueError("model.path: needed, since only a built-in task brings its own model")
         if self.advantages.source == "mc" and (self.collect.every_state > 1 or not self.collect.completions):
             raise ValueError(
                 "advantages.source: 'mc' needs completions of the state after every step: collect.every_state 1 and "
@@ -330,6 +358,13 @@ class Config(Section):
                 raise ValueError(f"by_iteration.{iteration}: {wrong_keys(error)}") from error
         return self
 
+    def check_whole(self, source: str) -> None:
+        """InputError, naming ``source``, where problems or a model are missing: a program may give them elsewhere."""
+        if self.data.task is None and self.data.problems is None:
+            raise InputError(f"{source}: data: name a task (data.task) or a source of problems (data.problems)")
+        if self.data.task is None and self.model.path is None:
+            raise InputError(f"{source}: model.path: needed, since only a task brings its own model")
+
     def at(self, iteration: int) -> Config:
         """The settings in force in ``iteration`` (1 is the first, 0 before it).
 
@@ -345,11 +380,6 @@ class Config(Section):
     def digest(self) -> str:
         """A short hash of every setting: results of different configs never mix."""
         return digest(self.model_dump(mode="json"))
-
-
-def digest(value: Any) -> str:
-    """A short, stable hash of JSON data."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def merge(base: dict, change: dict) -> dict:
@@ -397,10 +427,13 @@ def load_config(
         values = merge(values, _numbered(loaded, str(path)))
     for override in overrides or []:
         values = merge(values, _numbered(_override(override), one_line(override)))
+    source = str(path or preset or "config")
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
     except ValidationError as error:
-        raise InputError(_blame(error, str(path or preset or "config"), overrides or [])) from error
+        raise InputError(_blame(error, source, overrides or [])) from error
+    config.check_whole(source)
+    return config
 
 
 def wrong_keys(error: ValidationError) -> str:

@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist, fmean, variance
 from typing import Any
@@ -17,13 +17,13 @@ from typing import Any
 from tqdm import tqdm
 
 from dapo_fast.config import EvaluateSettings
-from dapo_fast.data.problems import Problem
+from dapo_fast.data.problems import Problem, content_digest
 from dapo_fast.errors import InputError, blaming
-from dapo_fast.rewards import Verifier, verify_many
+from dapo_fast.hashing import digest as digest_of
+from dapo_fast.rewards import Reward, verify_many
 from dapo_fast.rollout.engine import Engine, Sample, SamplingParams
 from dapo_fast.rollout.loading import fitting, warn_of_truncation
 from dapo_fast.rundir import add_seconds, read_state, write_json
-from dapo_fast.rundir import digest as digest_of
 from dapo_fast.state import EvaluationClaim, MeasuredProblem
 
 log = logging.getLogger("dapo_fast.evaluate")
@@ -44,7 +44,7 @@ def evaluate(
     out_dir: str | Path,
     *,
     encode: Callable[[Problem], Sequence[int]],
-    verify: Verifier | None = None,
+    verify: Reward | None = None,
     seed: int = 0,
     digest: str = "",
 ) -> dict[str, Any]:
@@ -61,7 +61,8 @@ def evaluate(
         out_dir: Where results are kept.
         encode: Prompt token ids of a problem (see ``format_prompt``).
         verify: None: the verifier of each problem's kind. An unfinished response is wrong, unseen; so are those of a
-            prompt that fills the engine's context, which is not sampled, named in a warning and counted.
+            prompt that fills the engine's context, which is not sampled, named in a warning and counted. Where rewards
+            are fractions, accuracy is their mean and there is no pass@k.
         seed: Of the samples.
         digest: Hash of whatever else the results depend on: model, template.
 
@@ -99,10 +100,7 @@ def evaluate(
 
 
 def _claim(out: Path, problems: Sequence[Problem], settings: EvaluateSettings, seed: int, digest: str) -> None:
-    content = hashlib.sha256()
-    for problem in problems:
-        content.update(json.dumps(asdict(problem), sort_keys=True, default=str).encode())
-    key = digest_of([digest, settings.model_dump(mode="json"), seed, content.hexdigest()])
+    key = digest_of([digest, settings.model_dump(mode="json"), seed, content_digest(problems)])
     path = out / "claim.json"
     if path.exists():
         if read_state(path, EvaluationClaim)["digest"] != key:
@@ -123,7 +121,7 @@ def _run(
     settings: EvaluateSettings,
     out: Path,
     prompts: Mapping[str, Sequence[int]],
-    verify: Verifier | None,
+    verify: Reward | None,
     seed: int,
 ) -> list[dict[str, Any]]:
     path = out / f"{mode.name}.jsonl"
@@ -152,7 +150,7 @@ def _run(
             os.fsync(file.fileno())
             add_seconds(out, time.monotonic() - began)
             rows += new
-            right = sum(r["correct"] for row in rows for r in row["responses"])
+            right = sum(reward_of(r) for row in rows for r in row["responses"])
             bar.set_postfix(accuracy=f"{right / (len(rows) * mode.samples):.3f}", refresh=False)
             bar.update(len(rows) - bar.n)
     return rows
@@ -177,7 +175,7 @@ def _measure(
     engine: Engine,
     params: SamplingParams,
     prompts: Mapping[str, Sequence[int]],
-    verify: Verifier | None,
+    verify: Reward | None,
     progress: Callable[[int], None],
 ) -> list[dict[str, Any]]:
     fit = [problem for problem in batch if problem.id in prompts]
@@ -193,18 +191,25 @@ def _measure(
         {
             "id": problem.id,
             "answer": problem.answer,
-            "responses": [
-                {
-                    "text": sample.text,
-                    "correct": next(verdicts) if sample.finished else False,
-                    "finished": sample.finished,
-                    "tokens": len(sample.ids),
-                }
-                for sample in samples
-            ],
+            "responses": [_judged(sample, next(verdicts) if sample.finished else 0.0) for sample in samples],
         }
         for problem, samples in zip(batch, generated, strict=True)
     ]
+
+
+def _judged(sample: Sample, reward: float) -> dict[str, Any]:
+    row = {
+        "text": sample.text,
+        "correct": reward == 1,
+        "finished": sample.finished,
+        "tokens": len(sample.ids),
+    }
+    return row | ({"reward": reward} if 0 < reward < 1 else {})
+
+
+def reward_of(response: dict[str, Any]) -> float:
+    """The reward of a response as it stands in a line of results: it is written out where it is a fraction."""
+    return float(response.get("reward", response["correct"]))
 
 
 def _batch_seed(seed: int, mode: str, start: int) -> int:
@@ -248,7 +253,7 @@ def _resume(path: Path, problems: Sequence[Problem], batch: int, samples: int) -
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Accuracy, interval, pass@k, truncated fraction and mean length of the rows of one mode."""
     samples = len(rows[0]["responses"])
-    right = [sum(r["correct"] for r in row["responses"]) for row in rows]
+    right = [sum(map(reward_of, row["responses"])) for row in rows]
     total = len(rows) * samples
     accuracy = sum(right) / total
     effective = _effective_count([c / samples for c in right], accuracy, total)
@@ -264,8 +269,10 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
     if samples > 1:
         summary["samples"] = samples
+        if any("reward" in response for response in responses):
+            return summary
         for k in sorted({2**e for e in range(samples.bit_length())} | {samples}):
-            summary[f"pass@{k}"] = fmean(pass_at_k(samples, c, k) for c in right)
+            summary[f"pass@{k}"] = fmean(pass_at_k(samples, int(c), k) for c in right)
     return summary
 
 

@@ -11,7 +11,7 @@ import importlib.util
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,20 +22,21 @@ from transformers import PreTrainedTokenizerBase
 from dapo_fast import state
 from dapo_fast.advantages import compute_advantages
 from dapo_fast.config import Config
-from dapo_fast.data.problems import Problem, format_prompt, load_problems
+from dapo_fast.data.problems import Problem, format_prompt
 from dapo_fast.data.store import sealed_summary
 from dapo_fast.errors import InputError
 from dapo_fast.evaluate import evaluate
+from dapo_fast.events import Callback, Event, telling
 from dapo_fast.models.loading import resolve_device
+from dapo_fast.parts import Parts
 from dapo_fast.report import write_report
-from dapo_fast.rewards import verifier_for
 from dapo_fast.rollout.collect import collect
-from dapo_fast.rollout.engine import Engine, make_engine
+from dapo_fast.rollout.engine import Engine
 from dapo_fast.rollout.http import PROBE
 from dapo_fast.rollout.loading import check_model_directory, check_prompt, load_tokenizer
 from dapo_fast.rollout.server import serving
 from dapo_fast.rundir import RunDirectory, read_rows, read_state, write_json
-from dapo_fast.tasks import get_task
+from dapo_fast.tasks import Task
 from dapo_fast.train.actor import train_actor
 from dapo_fast.train.critic import ValueFiller, train_critic
 from dapo_fast.train.memory import estimate, rank_memory_gib
@@ -52,9 +53,17 @@ STAGES = ("sft", "collect", "critic", "advantages", "actor", "evaluate")
 class Pipeline:
     """The stages of one run directory."""
 
-    def __init__(self, directory: RunDirectory) -> None:
+    def __init__(
+        self,
+        directory: RunDirectory,
+        given: Mapping[str, Any] | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        """Take a run, objects that a program gave by the names that they have in its settings, and whom to tell."""
         self.directory = directory
         self.config = directory.config
+        self.parts = Parts(directory.config, given)
+        self._callbacks = callbacks
         self._lent = ExitStack()  # the engine in use, and what it stands for
         self._lent_for: tuple[Path, dict] | None = None
         self._engine_lent: Engine | None = None
@@ -66,8 +75,7 @@ class Pipeline:
         """The policy after ``iteration`` (0: the one the run starts from)."""
         if iteration == 0:
             return self.directory.stage(0, "sft") / "model" if self.has_sft() else Path(self._model_path())
-        decision = self.directory.path / f"iter{iteration}" / "decision.json"
-        if decision.exists() and not read_state(decision, state.Decision)["accepted"]:
+        if not self._accepted(iteration):
             return self.policy(iteration - 1)
         return self.directory.stage(iteration, "actor") / "model"
 
@@ -96,13 +104,15 @@ class Pipeline:
     def _settings(self, stage: str, iteration: int) -> dict[str, Any]:
         config = self.config.at(iteration)
         common = {"stage": stage, "seed": config.seed}
+        # Left out where there is none, as in runs from before there were any.
+        reward = {} if config.reward is None else {"reward": config.reward}
         if stage == "sft":
             own = {"model": config.model.model_dump(), "task": config.data.task, "template": config.data.template}
             return common | own | {"sft": config.sft.model_dump()}
         if stage == "collect":
             data = config.data.model_dump(exclude={"heldout", "heldout_limit"})
             own = {"policy": self._digest_of(self.policy(iteration - 1)), "data": data, "engine": config.engine.kind}
-            return common | own | {"iteration": iteration, "collect": config.collect.model_dump()}
+            return common | own | reward | {"iteration": iteration, "collect": config.collect.model_dump()}
         trees = self._upstream(self.directory.stage(iteration, "collect")) if iteration else ""
         if stage == "critic":
             return common | {"trees": trees, "critic": config.critic.model_dump(), "dtype": config.model.dtype}
@@ -114,10 +124,12 @@ class Pipeline:
         if stage == "actor":
             own = {"policy": self._digest_of(self.policy(iteration - 1)), "actor": config.actor.model_dump()}
             own["advantages"] = self._upstream(self.directory.stage(iteration, "advantages"))
+            if config.objective is not None:
+                own["objective"] = config.objective
             return common | own | {"dtype": config.model.dtype}
         data = config.data.model_dump(include={"task", "heldout", "heldout_limit", "template"})
         own = {"policy": self._digest_of(self._trained(iteration)), "data": data, "engine": config.engine.kind}
-        return common | own | {"evaluate": config.evaluate.model_dump()}
+        return common | own | reward | {"evaluate": config.evaluate.model_dump()}
 
     def check_settings(self) -> None:
         """Compare the settings with those of every stage that has begun, before anything is written.
@@ -149,24 +161,7 @@ class Pipeline:
         """The policy that ``iteration`` trained, accepted or not."""
         return self.directory.stage(iteration, "actor") / "model" if iteration else self.policy(0)
 
-    # Problems ------------------------------------------------------------------------------------------------
-
-    def problems(self, iteration: int) -> list[Problem]:
-        """What ``iteration`` samples responses to."""
-        data = self.config.at(iteration).data
-        if data.task is not None:
-            return get_task(data.task).problems(data.limit or 600, self.config.seed + iteration)
-        problems = load_problems(str(data.problems))
-        if data.limit is not None and data.limit < len(problems):
-            order = torch.randperm(len(problems), generator=torch.Generator().manual_seed(self.config.seed + iteration))
-            problems = [problems[i] for i in sorted(order[: data.limit].tolist())]
-        return problems
-
-    def _heldout(self) -> list[Problem]:
-        data = self.config.data
-        if data.task is not None:
-            return get_task(data.task).problems(data.heldout_limit or 1000, self.config.seed, split="heldout")
-        return load_problems(data.heldout, limit=data.heldout_limit) if data.heldout else []
+    # Before anything is done ---------------------------------------------------------------------------------
 
     def check_inputs(self) -> None:
         """Read every problem file and model directory named by the config, before any work.
@@ -175,29 +170,39 @@ class Pipeline:
             InputError: names the one that is wrong, or what the run as a whole would lack.
         """
         configs = [self.config.at(i) for i in range(self.config.iterations + 1)]
-        heldout = self._heldout()
+        heldout = self.parts.heldout()
         if heldout and any(c.engine.kind == "http" and c.engine.command is None for c in configs):
             raise InputError(
                 "engine.command: needed to measure held-out problems, since each policy that is trained must be "
                 "served; without data.heldout, one iteration can sample from a server started by hand"
             )
-        first = list(heldout[:1])
+        read = [heldout] if heldout else []
         for iteration, config in enumerate(configs[1:], 1):
             if iteration == 1 or config.data != configs[iteration - 1].data:
-                first.append(self.problems(iteration)[0])
+                read.append(self.parts.problems(iteration))
         if self.config.model.path is not None or not self.has_sft():
             check_model_directory("model.path", Path(self._model_path()))
         if self.config.sft.data is not None:
             read_pairs(Path(self.config.sft.data))
-        tokenizer = self._tokenizer()
-        for problem in first:
-            check_prompt(problem, tokenizer, self.config.data.template)
+        tokenizer = self.parts.tokenizer()
+        for problems in read:
+            self.parts.reward(problems)
+            check_prompt(problems[0], tokenizer, self.config.data.template)
+        self._check_ranks()
         for config in configs[1:]:
             if config.critic.init not in ("actor", "scratch") and config.advantages.source == "critic":
                 self._check_critic_init(Path(config.critic.init), tokenizer)
         tracker = self.config.parallel.tracker
         if tracker != "none" and importlib.util.find_spec(tracker) is None:
             raise InputError(f"parallel.tracker {tracker}: not installed (pip install {tracker})")
+
+    def _check_ranks(self) -> None:
+        """Ranks are processes of their own: what they need must be there for anybody to import."""
+        alone = all(self.config.at(i).parallel.processes == 1 for i in range(self.config.iterations + 1))
+        for setting, name in (("objective", self.config.objective), ("data.task", self.config.data.task)):
+            if name and name.startswith("<") and not alone:
+                raise InputError(f"{setting} {name}: the ranks of parallel.processes cannot import it")
+        self.parts.objective()
 
     def _warn_of_memory(self) -> None:
         """Say, before hours of sampling, that training what comes of it will not fit."""
@@ -210,10 +215,6 @@ class Pipeline:
             said |= set(estimate(self._model_path(), config, processes, room, device.type).warnings())
         for line in sorted(said):
             log.warning("%s", line)
-
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
-        path = self.config.model.path
-        return get_task(str(self.config.data.task)).tokenizer() if path is None else load_tokenizer(path)
 
     def _check_critic_init(self, path: Path, ours: PreTrainedTokenizerBase) -> None:
         """A critic reads the policy's tokens: it must have been trained on the same vocabulary."""
@@ -231,7 +232,8 @@ class Pipeline:
             self._release()
             # In the run's own directory, whatever the stage: a killed run's server is found there by the next.
             server = self._lent.enter_context(serving(config.engine, policy, self.directory.path / "server.log"))
-            self._engine_lent = make_engine(config.engine, policy, config.model, server)
+            self._engine_lent = self.parts.engine(policy, config, server)
+            self._lent.callback(getattr(self._engine_lent, "close", lambda: None))
             self._lent_for = wanted
         try:
             yield self._engine_lent
@@ -257,8 +259,8 @@ class Pipeline:
             read_pairs(Path(config.sft.data))
         out, digest = self._claim("sft", 0)
         start: Path
+        task = self.parts.task
         if config.model.path is None:
-            task = get_task(str(config.data.task))
             start = out / "start"
             if _rank() == 0 and not (start / "config.json").exists():
                 _write_initial_model(task, start, config.seed)
@@ -267,9 +269,9 @@ class Pipeline:
             start = Path(config.model.path)
         stream = None
         if config.sft.data is None:
-            if config.data.task is None:
-                raise InputError("sft.data: needed, since only a built-in task brings its own gold traces")
-            stream = _gold_stream(config)
+            if task is None:
+                raise InputError("sft.data: needed, since only a task brings its own gold traces")
+            stream = _gold_stream(task, config)
         train_sft(
             start,
             config.sft,
@@ -292,7 +294,8 @@ class Pipeline:
         done = sealed_summary(out)
         if done is not None:
             return done
-        problems = self.problems(iteration)
+        problems = self.parts.problems(iteration)
+        reward = self.parts.reward(problems)
         with self._engine(policy, config) as engine:
             return collect(
                 problems,
@@ -300,7 +303,7 @@ class Pipeline:
                 config.collect,
                 out,
                 encode=self._encode(engine),
-                verify=verifier_for(problems[0].kind),
+                verify=reward,
                 seed=config.seed + 1000 * iteration,
                 digest=digest,
             )
@@ -368,13 +371,14 @@ class Pipeline:
             out,
             seed=config.seed + 1000 * iteration,
             digest=digest,
+            objective=self.parts.objective(),
         )
 
     def evaluate(self, iteration: int) -> dict | None:
         """Greedy and sampled accuracy of the actor that ``iteration`` trained, on the held-out problems."""
         config = self.config.at(iteration)
         _one_process("evaluate")
-        problems = self._heldout()
+        problems = self.parts.heldout()
         if not problems:
             return None
         policy = self._trained(iteration)
@@ -382,6 +386,7 @@ class Pipeline:
         out, digest = self._claim("evaluate", iteration)
         if (out / "summary.json").exists():
             return read_state(out / "summary.json", state.Evaluated)
+        reward = self.parts.reward(problems)
         with self._engine(policy, config) as engine:
             return evaluate(
                 problems,
@@ -389,7 +394,7 @@ class Pipeline:
                 config.evaluate,
                 out,
                 encode=self._encode(engine),
-                verify=verifier_for(problems[0].kind),
+                verify=reward,
                 seed=config.seed,
                 digest=digest,
             )
@@ -398,58 +403,73 @@ class Pipeline:
 
     def run(self) -> list[dict]:
         """Every stage of every iteration. Returns the rows of the results table."""
-        self.check_settings()
-        self.check_inputs()
-        self._warn_of_memory()
-        self.directory.save_config()
-        self._keeps = True
-        try:
-            return self._run()
-        finally:
-            self._keeps = False
-            self._release()
-
-    def _run(self) -> list[dict]:
-        if self.has_sft():
-            self._stage("sft", 0)
-        rows = [{"iteration": 0, "accepted": True, **(self._stage("evaluate", 0) or {})}]
-        self._write_results(rows)
-        for iteration in range(1, self.config.iterations + 1):
-            rows.append(self.iterate(iteration))
-            self._write_results(rows)
-            if rows[-1].get("stopped"):
-                log.warning("iteration %d: %s; the policy stays as it was", iteration, rows[-1]["stopped"])
-                break
+        with self.lending():
+            rows = [self.start()]
+            for iteration in range(1, self.config.iterations + 1):
+                rows.append(self.advance(iteration))
+                if rows[-1].get("stopped"):
+                    break
         write_json(self.directory.path / RESULTS, rows)
         write_report(self.directory.path)
         return rows
 
-    def _write_results(self, rows: list[dict]) -> None:
-        """``rows`` so far; those of later iterations stay until the run has come to them again, which it may not."""
+    @contextmanager
+    def lending(self) -> Iterator[None]:
+        """Within the block an engine stays for the next stage, which may sample from the same policy."""
+        self._keeps = True
+        try:
+            yield
+        finally:
+            self._keeps = False
+            self._release()
+
+    def start(self) -> dict:
+        """What comes before iteration 1, after everything has been checked. Returns its row of the results table."""
+        self.check_settings()
+        self.check_inputs()
+        self._warn_of_memory()
+        self.directory.save_config()
+        if self.has_sft():
+            self.perform("sft", 0)
+        return self._recorded({"iteration": 0, "accepted": True, **(self.perform("evaluate", 0) or {})})
+
+    def advance(self, iteration: int) -> dict:
+        """``iterate``, recorded in the results; says so where there was nothing to train on."""
+        row = self._recorded(self.iterate(iteration))
+        if row.get("stopped"):
+            log.warning("iteration %d: %s; the policy stays as it was", iteration, row["stopped"])
+        return row
+
+    def _recorded(self, row: dict) -> dict:
+        """``row``, which is in results.json from now on; those of other iterations stay."""
         path = self.directory.path / RESULTS
         before = read_rows(path) if path.exists() else []
-        write_json(path, rows + [row for row in before if row["iteration"] > rows[-1]["iteration"]])
+        others = [other for other in before if other["iteration"] != row["iteration"]]
+        write_json(path, sorted([*others, row], key=lambda one: one["iteration"]))
+        return row
 
     def iterate(self, iteration: int) -> dict:
         """Every stage of ``iteration``, and whether its policy is kept. Returns its row of the results table."""
         row: dict[str, Any] = {"iteration": iteration}
-        row["collect"] = self._stage("collect", iteration)
+        row["collect"] = self.perform("collect", iteration)
         if self.config.at(iteration).advantages.source == "critic":
-            row["critic"] = self._stage("critic", iteration)
-        row["advantages"] = self._stage("advantages", iteration)
+            row["critic"] = self.perform("critic", iteration)
+        row["advantages"] = self.perform("advantages", iteration)
         try:
-            self._stage("actor", iteration)
+            self.perform("actor", iteration)
         except NoContrastError as error:
             return row | {"accepted": False, "stopped": str(error)}
-        measured = self._stage("evaluate", iteration)
+        measured = self.perform("evaluate", iteration)
         return row | (measured or {}) | self._decide(iteration, measured)
 
     def _decide(self, iteration: int, measured: dict | None) -> dict:
         """Keep the new policy, unless it is worse than the one before by more than the intervals allow."""
         decision: dict[str, Any] = {"accepted": True, "reason": "not measured: no held-out problems"}
-        if measured is not None:
-            previous_iteration = next(i for i in reversed(range(iteration)) if i == 0 or self._accepted(i))
-            path = self.directory.stage(previous_iteration, "evaluate") / "summary.json"
+        previous_iteration = next(i for i in reversed(range(iteration)) if i == 0 or self._accepted(i))
+        path = self.directory.stage(previous_iteration, "evaluate") / "summary.json"
+        if measured is not None and not path.exists():
+            decision["reason"] = f"the policy of iteration {previous_iteration} was not measured"
+        elif measured is not None:
             previous = read_state(path, state.Evaluated)
             # The objective is the expected reward of the policy, so sampled accuracy decides where it was measured.
             mode = "sampled" if "sampled" in measured and "sampled" in previous else "greedy"
@@ -465,9 +485,9 @@ class Pipeline:
 
     def _accepted(self, iteration: int) -> bool:
         decision = self.directory.path / f"iter{iteration}" / "decision.json"
-        return bool(read_state(decision, state.Decision)["accepted"])
+        return not decision.exists() or bool(read_state(decision, state.Decision)["accepted"])
 
-    def _stage(self, name: str, iteration: int) -> Any:
+    def perform(self, name: str, iteration: int) -> Any:
         """Run a stage here, or under torchrun where training asks for several processes."""
         log.info("%s%s", name, f", iteration {iteration}" if name != "sft" else "")
         if name not in ("evaluate", "collect"):
@@ -476,7 +496,7 @@ class Pipeline:
         processes = config.parallel.processes
         here = name in ("collect", "evaluate") or (name == "advantages" and config.advantages.source != "critic")
         if processes == 1 or here:
-            result = getattr(self, name)(iteration)
+            result = self.do(name, iteration)
             _free_memory()
             return result
         if name == "actor":
@@ -488,7 +508,20 @@ class Pipeline:
         if code:
             raise ChildFailedError(f"{name}: ended with exit code {code}; its messages are above", code)
         directory = self.directory.stage(iteration, name)
-        return sealed_summary(directory) if name == "advantages" else read_state(directory / "done.json", state.Done)
+        done = sealed_summary(directory) if name == "advantages" else read_state(directory / "done.json", state.Done)
+        self._tell_end(name, iteration, done)
+        return done
+
+    def do(self, name: str, iteration: int) -> Any:
+        """Run a stage in this process, and tell of it."""
+        with telling(self._callbacks, name, iteration):
+            result = getattr(self, name)(iteration)
+        self._tell_end(name, iteration, result)
+        return result
+
+    def _tell_end(self, name: str, iteration: int, result: Any) -> None:
+        for callback in self._callbacks if result is not None and _rank() == 0 else ():
+            callback(Event(name, iteration, None, dict(result) if isinstance(result, dict) else {}))
 
 
 def _interval(measured: dict) -> str:
@@ -516,9 +549,8 @@ def _why_no_state(counts: dict) -> str:
     )
 
 
-def _gold_stream(config: Config) -> Callable[[int], list[tuple[list[int], list[int]]]]:
-    """Fresh gold traces of the built-in task for every optimizer step, as token ids."""
-    task = get_task(str(config.data.task))
+def _gold_stream(task: Task, config: Config) -> Callable[[int], list[tuple[list[int], list[int]]]]:
+    """Fresh gold traces of the task for every optimizer step, as token ids."""
     tokenizer = task.tokenizer()
 
     def batch(step: int) -> list[tuple[list[int], list[int]]]:
@@ -530,7 +562,7 @@ def _gold_stream(config: Config) -> Callable[[int], list[tuple[list[int], list[i
     return batch
 
 
-def _write_initial_model(task: Any, directory: Path, seed: int) -> None:
+def _write_initial_model(task: Task, directory: Path, seed: int) -> None:
     from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng():

@@ -8,6 +8,8 @@ import logging
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,8 +18,9 @@ from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from dapo_fast import state
-from dapo_fast.config import Config, digest, load_config, wrong_keys
+from dapo_fast.config import Config, load_config, wrong_keys
 from dapo_fast.errors import InputError, blaming
+from dapo_fast.hashing import digest
 
 # Settings that move work around or bound its size, and leave the mathematics as it is: they may change between a kill
 # and the resume, a batch of another pack size still being the same batch.
@@ -130,7 +133,22 @@ class RunDirectory:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            self._lock = None
             raise InputError(f"{self.path}: another process is working in this run directory") from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory within the block, unless it is held already."""
+        if self._lock is not None:
+            yield
+            return
+        self.lock()
+        try:
+            yield
+        finally:
+            if self._lock is not None:
+                self._lock.close()
+            self._lock = None
 
     def held(self) -> list[int]:
         """The file descriptor of the lock, if it is held: a process that inherits it holds the directory too."""

@@ -95,6 +95,7 @@ class Evaluated(Measured):
 class _Response(Shape):
     text: Any  # a lone surrogate is no text to pydantic
     correct: bool
+    reward: float | None = Field(None, ge=0, le=1)
     finished: bool
     tokens: int
 

@@ -54,6 +54,20 @@ def run(out, engine=None, problems=PROBLEMS, settings=SETTINGS, **arguments):
     )
 
 
+def test_fractions_are_averaged_and_written_out(tmp_path):
+    third = lambda problem, response: 1 / 3 if response.startswith("right") else 1.0  # noqa: E731
+    arguments = {"encode": lambda problem: [int(problem.id)], "verify": third}
+    summary = evaluate(PROBLEMS, FakeEngine(), SETTINGS, tmp_path, **arguments)
+    # Of ten greedy responses five are even and worth 1, four are odd and worth a third, and one never ends.
+    assert summary["greedy"]["accuracy"] == pytest.approx((5 + 4 / 3) / 10)
+    assert summary["greedy"]["low"] < summary["greedy"]["accuracy"] < summary["greedy"]["high"]
+    assert not any(key.startswith("pass@") for key in summary["sampled"])
+    rows = [json.loads(line)["responses"][0] for line in (tmp_path / "greedy.jsonl").read_text().splitlines()]
+    assert [row.get("reward") for row in rows[:4]] == [None, pytest.approx(1 / 3), None, None]
+    assert [row["correct"] for row in rows[:4]] == [True, False, True, False]
+    assert evaluate(PROBLEMS, FakeEngine(dies_at=0), SETTINGS, tmp_path, **arguments) == summary
+
+
 def contents(out):
     return {path.name: path.read_bytes() for path in out.iterdir() if path.name != "timing.json"}
 

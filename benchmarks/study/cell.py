@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dapo_fast.config import OptimSettings, SftSettings, digest
+from dapo_fast.config import OptimSettings, SftSettings
 from dapo_fast.data.store import read_trees, write_shard
 from dapo_fast.errors import InputError
+from dapo_fast.hashing import digest
 from dapo_fast.pipeline import NoContrastError, Pipeline
 from dapo_fast.rundir import RunDirectory, read_json, write_json
 from dapo_fast.train.actor import train_actor

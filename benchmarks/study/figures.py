@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dapo_fast.config import digest
+from dapo_fast.hashing import digest
 from dapo_fast.report.figures import SERIES, STYLE
 
 from .statistics import interval, paired

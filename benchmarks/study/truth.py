@@ -7,9 +7,10 @@ from statistics import fmean
 
 from dapo_fast.data.store import read_trees
 from dapo_fast.data.tree import Candidate, State, Tree
-from dapo_fast.rewards import verifier_for, verify_many
+from dapo_fast.rewards import verify_many
 from dapo_fast.rollout.engine import SamplingParams, make_engine
 from dapo_fast.rundir import read_json, write_json
+from dapo_fast.tasks import get_task
 
 from .cell import CellPipeline
 from .config import Truth
@@ -55,7 +56,7 @@ def _drawn(trees: list[Tree], pairs: int, seed: int) -> list[tuple[Tree, State]]
 
 def _shares(pipeline: CellPipeline, settings: Truth, pairs: list[tuple[Tree, State, Candidate]]) -> list[float]:
     config = pipeline.config
-    problems = {problem.id: problem for problem in pipeline.problems(1)}
+    problems = {problem.id: problem for problem in pipeline.parts.problems(1)}
     engine = make_engine(config.engine, pipeline.policy(0), config.model)
     prefixes = [tree.response_prefix(state) + candidate.ids for tree, state, candidate in pairs]
     params = SamplingParams(
@@ -70,6 +71,6 @@ def _shares(pipeline: CellPipeline, settings: Truth, pairs: list[tuple[Tree, Sta
     for (tree, _, _), prefix, group in zip(pairs, prefixes, groups, strict=True):
         problem = problems[tree.problem_id]
         ends = [engine.tokenizer.decode(prefix + s.ids, skip_special_tokens=True) for s in group if s.finished]
-        right = sum(verify_many([(problem, text) for text in ends], verifier_for(problem.kind)))
+        right = sum(verify_many([(problem, text) for text in ends], get_task(problem.kind).verify))
         shares.append(right / settings.completions)
     return shares

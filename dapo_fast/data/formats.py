@@ -22,7 +22,8 @@ class Format:
     name: str
     needs: tuple[str, ...]  # the fields that tell the format
     convert: Callable[[Row, str], Converted | None]  # row, where → prompt, answer, tests; None: it has no tests
-    id_field: str | None = None  # None: the number of the line is the id
+    id_field: str | None = None  # None, or not in a row: the number of the line is the id
+    ours: bool = False  # further fields belong to the problem, for a reward to read
 
 
 def recognise(row: Row, where: str) -> Format:
@@ -38,6 +39,10 @@ def recognise(row: Row, where: str) -> Format:
 
 def _own_answer(row: Row, where: str) -> Converted:
     return text(row, "prompt", where), answer(row, "answer", where), None
+
+
+def _own_prompt(row: Row, where: str) -> Converted:
+    return text(row, "prompt", where), None, None
 
 
 def _gsm8k(row: Row, where: str) -> Converted:
@@ -115,8 +120,8 @@ FORMATS = (
     Format("HumanEval", ("task_id", "prompt", "entry_point", "test"), humaneval, "task_id"),
     Format("MBPP", ("task_id", "text", "test_list"), mbpp, "task_id"),
     Format("sanitized MBPP", ("task_id", "prompt", "test_list"), mbpp, "task_id"),
-    Format("dapo-fast, maths", ("id", "prompt", "answer"), _own_answer, "id"),
-    Format("dapo-fast, code", ("id", "prompt", "tests"), own_tests, "id"),
+    Format("dapo-fast, maths", ("prompt", "answer"), _own_answer, "id", ours=True),
+    Format("dapo-fast, code", ("prompt", "tests"), own_tests, "id", ours=True),
     Format("APPS and TACO", ("question", "input_output"), input_output),
     Format("LiveCodeBench", ("question_content", "public_test_cases"), livecodebench, "question_id"),
     Format("OlympiadBench", ("question", "final_answer"), _olympiadbench, "id"),
@@ -129,4 +134,5 @@ FORMATS = (
     Format("MATH, Minerva Math", ("problem", "solution"), _math, "id"),
     Format("AIME 2024", ("Problem", "Answer"), _capital_problem_answer, "ID"),
     Format("SVAMP", ("Body", "Question", "Answer"), _svamp, "ID"),
+    Format("dapo-fast, for a reward of one's own", ("prompt",), _own_prompt, "id", ours=True),
 )

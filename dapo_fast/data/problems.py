@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import json
 import logging
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +33,8 @@ class Problem:
         prompt: The bare question; ``format_prompt`` puts it into a template.
         answer: The reference answer of a maths problem, or of a built-in task.
         tests: What decides a code problem (see ``dapo_fast.rewards.code.verify``).
-        kind: "math", "code" or the name of a built-in task: names the verifier.
+        kind: "math", "code", "open" (a reward has to be named) or the name of a built-in task.
+        extra: Further fields of its row, where that is in our own format: for a reward to read.
     """
 
     id: str
@@ -39,6 +42,16 @@ class Problem:
     answer: str | None = None
     tests: dict[str, Any] | None = None
     kind: str = "math"
+    extra: dict[str, Any] | None = None
+
+
+def content_digest(problems: Iterable[Problem]) -> str:
+    """A hash of all that ``problems`` say, of 64 hexadecimal digits."""
+    content = hashlib.sha256()
+    for problem in problems:
+        said = {key: value for key, value in asdict(problem).items() if key != "extra" or value}
+        content.update(json.dumps(said, sort_keys=True, default=str).encode())
+    return content.hexdigest()
 
 
 # Benchmarks by name -------------------------------------------------------------------------------------------------
@@ -61,14 +74,16 @@ BENCHMARKS: dict[str, tuple[str, str | None, str]] = {  # name: hub id, configur
 }
 
 
-def load_problems(source: str, limit: int | None = None) -> list[Problem]:
-    """Read problems from a file, a benchmark name or a Hugging Face dataset id.
+def load_problems(source: str | Path | Iterable[Row | Problem], limit: int | None = None) -> list[Problem]:
+    """Read problems from a file, a benchmark name, a Hugging Face dataset id, or rows in memory.
 
     Args:
-        source: A ``.jsonl``, ``.jsonl.gz`` or ``.json`` file in the format its benchmark is published in, or in our
-            own (``{"id", "prompt", "answer"}`` or ``{"id", "prompt", "tests"}``); a directory of one-problem ``.json``
-            files (how MATH is published); a name in ``BENCHMARKS``; or ``org/name``, ``org/name:split`` or
-            ``org/name:configuration:split`` on the Hugging Face hub (split "test" unless named).
+        source: Rows (a list of dicts, a ``datasets.Dataset``, whatever gives one after another), or ``Problem``s; or a
+            ``.jsonl``, ``.jsonl.gz`` or ``.json`` file of them, in the format their benchmark is published in or in our
+            own (``{"prompt", "answer"}`` or ``{"prompt", "tests"}``, with or without an ``"id"``; without either, for a
+            reward of one's own); a directory of one-problem ``.json`` files (how MATH is published); a name in
+            ``BENCHMARKS``; or ``org/name``, ``org/name:split`` or ``org/name:configuration:split`` on the Hugging Face
+            hub (split "test" unless named).
         limit: Keep the first ``limit`` problems. The whole source is checked all the same.
 
     Raises:
@@ -80,24 +95,45 @@ def load_problems(source: str, limit: int | None = None) -> list[Problem]:
     seen: dict[str, str] = {}
     published: Format | None = None
     without_tests: list[str] = []
-    for where, number, row in _rows(source):
+    for where, number, row in _given_rows(source) if _in_memory(source) else _rows(str(source)):
+        if isinstance(row, Problem):
+            _add(problems, seen, row, where)
+            continue
         published = published or recognise(row, where)
         problem = _problem(published, row, where, number)
         if problem is None:
             without_tests.append(where)
             continue
-        if problem.id in seen:
-            raise InputError(f"{where}: duplicate id {problem.id!r}, first used at {seen[problem.id]}")
-        seen[problem.id] = where
-        problems.append(problem)
+        _add(problems, seen, problem, where)
     if not problems:
-        raise InputError(f"{source}: holds no problems")
+        raise InputError(f"{'problems' if _in_memory(source) else source}: holds no problems")
     if without_tests:
         log.warning("%d problems have no tests and are left out, the first at %s", len(without_tests), without_tests[0])
     return problems[:limit]
 
 
+def _add(problems: list[Problem], seen: dict[str, str], problem: Problem, where: str) -> None:
+    if problem.id in seen:
+        raise InputError(f"{where}: duplicate id {problem.id!r}, first used at {seen[problem.id]}")
+    seen[problem.id] = where
+    problems.append(problem)
+
+
 # Sources: each yields (where, number, row) -------------------------------------------------------------------------
+
+
+def _in_memory(source: object) -> bool:
+    return not isinstance(source, str | Path)
+
+
+def _given_rows(rows: Iterable[Row | Problem]) -> Iterator[tuple[str, int, Row | Problem]]:
+    if isinstance(rows, Mapping):
+        raise InputError(f"problems: a mapping of {', '.join(map(str, rows))}; give the rows of one of them")
+    if not isinstance(rows, Iterable):
+        raise InputError(f"problems: {type(rows).__name__} gives no rows")
+    for number, row in enumerate(rows, 1):
+        where = f"problems: row {number}"
+        yield where, number, row if isinstance(row, Problem) else as_object(row, where)
 
 
 def _rows(source: str) -> Iterator[tuple[str, int, Row]]:
@@ -193,7 +229,10 @@ def _problem(published: Format, row: Row, where: str, number: int) -> Problem | 
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"{where}: a lone surrogate, \\u{ord(text[error.start]):04x}, is not text") from error
-    return Problem(name, prompt, answer, tests, "math" if tests is None else "code")
+    of_kind = "code" if tests is not None else "open" if answer is None else "math"
+    known = {*published.needs, published.id_field}
+    extra = {key: value for key, value in row.items() if key not in known} if published.ours else None
+    return Problem(name, prompt, answer, tests, of_kind, extra or None)
 
 
 # Prompts ----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from dapo_fast.data.tree import Candidate, State, Tree, Trunk
 from dapo_fast.errors import InputError, first_line
 from dapo_fast.rundir import read_state, write_json
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
 _VERSION_KEY = "dapo_fast.schema_version"
 _META_PREFIX = "dapo_fast.meta."
 _META_SUM = "dapo_fast.meta_sum"  # pages have checksums, a file's metadata has none
@@ -30,44 +30,52 @@ _DONE = "done.json"
 _SHARDS = "shards"
 
 _TOKENS = pa.list_(pa.int32())
-_CANDIDATE = pa.struct(
-    [
-        ("ids", _TOKENS),
-        ("count", pa.int32()),
-        ("terminal", pa.bool_()),
-        ("reward", pa.float32()),
-        ("right", pa.int32()),
-        ("n", pa.int32()),
-        ("value", pa.float32()),
-        ("q", pa.float32()),
-        ("advantage", pa.float32()),
-        ("ref_logp", pa.float32()),
-        ("logp_after", pa.float32()),
-    ]
-)
 _TRUNK = pa.struct([("ids", _TOKENS), ("step_ends", _TOKENS), ("reward", pa.float32()), ("finished", pa.bool_())])
-_STATE = pa.struct(
-    [
-        ("trunk", pa.int32()),
-        ("step", pa.int32()),
-        ("rewards", pa.list_(pa.float32())),
-        ("candidates", pa.list_(_CANDIDATE)),
-        ("value", pa.float32()),
-        ("kept", pa.bool_()),
-    ]
-)
-SCHEMA = pa.schema(
-    [
-        ("problem_id", pa.string()),
-        ("prompt", pa.string()),
-        ("answer", pa.string()),
-        ("prompt_ids", _TOKENS),
-        ("trunks", pa.list_(_TRUNK)),
-        ("states", pa.list_(_STATE)),
-        ("sampled", pa.int32()),
-        ("correct", pa.int32()),
-    ]
-)
+
+
+def _schema(total: pa.DataType) -> pa.Schema:
+    """The columns of a shard; ``total`` is the type of a sum of rewards."""
+    candidate = pa.struct(
+        [
+            ("ids", _TOKENS),
+            ("count", pa.int32()),
+            ("terminal", pa.bool_()),
+            ("reward", pa.float32()),
+            ("right", total),
+            ("n", pa.int32()),
+            ("value", pa.float32()),
+            ("q", pa.float32()),
+            ("advantage", pa.float32()),
+            ("ref_logp", pa.float32()),
+            ("logp_after", pa.float32()),
+        ]
+    )
+    state = pa.struct(
+        [
+            ("trunk", pa.int32()),
+            ("step", pa.int32()),
+            ("rewards", pa.list_(pa.float32())),
+            ("candidates", pa.list_(candidate)),
+            ("value", pa.float32()),
+            ("kept", pa.bool_()),
+        ]
+    )
+    return pa.schema(
+        [
+            ("problem_id", pa.string()),
+            ("prompt", pa.string()),
+            ("answer", pa.string()),
+            ("prompt_ids", _TOKENS),
+            ("trunks", pa.list_(_TRUNK)),
+            ("states", pa.list_(state)),
+            ("sampled", pa.int32()),
+            ("correct", total),
+        ]
+    )
+
+
+_SCHEMAS = {"2": _schema(pa.int32()), SCHEMA_VERSION: _schema(pa.float32())}  # rewards were 0 or 1 before
+SCHEMA = _SCHEMAS[SCHEMA_VERSION]
 
 
 def write_shard(path: str | Path, trees: Sequence[Tree], meta: dict[str, str] | None = None) -> None:
@@ -164,15 +172,15 @@ def _open(path: str | Path) -> pa.Table:
     except (OSError, pa.ArrowException, ValueError) as error:
         raise InputError(f"{path}: not a readable tree shard ({first_line(error)})") from error
     version = metadata.get(_VERSION_KEY, "none")
-    if version != SCHEMA_VERSION:
+    if version not in _SCHEMAS:
         raise InputError(
             f"{path}: tree schema version {version}, this program reads {SCHEMA_VERSION}: collect again, or read it "
             "with the release that wrote it"
         )
     total = metadata.pop(_META_SUM, None)
-    if not table.schema.equals(SCHEMA) or (total is not None and total != _sum_of(metadata)):
+    if not table.schema.equals(_SCHEMAS[version]) or (total is not None and total != _sum_of(metadata)):
         raise InputError(f"{path}: damaged (its metadata is not what was written)")
-    return table
+    return table.cast(SCHEMA.with_metadata(table.schema.metadata))
 
 
 def shard_meta(path: str | Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ class Trunk:
         ids: Response token ids, the end token included when the response finished.
         step_ends: Cumulative token offsets, increasing; step t is ``ids[step_ends[t-1]:step_ends[t]]`` and the last
             entry is ``len(ids)``.
-        reward: Verified reward in {0, 1}; 0 when truncated.
+        reward: Of the response, from 0 (wrong) to 1 (right); 0 when truncated.
         finished: Whether an end token closed the response.
     """
 
@@ -38,8 +38,9 @@ class Candidate:
         ids: Token ids of the step, its line break or end token included.
         count: How many of the steps sampled at the state are this one; 0 for a step that only a trunk takes.
         terminal: The step ends the response, by an end token or by truncation inside it.
-        reward: Verified reward of a terminal step; 0 for a truncated one and for every other.
-        right: How many of the ``n`` sampled continuations through the step ended right (``dapo_fast.evidence``).
+        reward: Reward of a terminal step; 0 for a truncated one and for every other.
+        right: How many of the ``n`` sampled continuations through the step ended right (``dapo_fast.evidence``): the
+            sum of their rewards, which may be fractions.
         n: Sampled continuations that are known to pass through the step.
         value: The critic's V of the state that the step leads to; None for a terminal step.
         q: Q(s, a): ``reward`` if terminal, else what the critic and the outcomes say together.
@@ -52,7 +53,7 @@ class Candidate:
     count: int
     terminal: bool
     reward: float
-    right: int = 0
+    right: float = 0
     n: int = 0
     value: float | None = None
     q: float | None = None
@@ -68,7 +69,7 @@ class State:
     Attributes:
         trunk: Index of the first trunk that passes through this state.
         step: Number of steps before the state (0: the prompt alone).
-        rewards: Verified reward of each completion sampled from here; where none is (``collect.completions`` 0), of
+        rewards: Reward of each completion sampled from here; where none is (``collect.completions`` 0), of
             each sampled response that passes through.
         candidates: Unique next steps: those of completions, and those that trunks take.
         value: The critic's V(s).
@@ -100,7 +101,7 @@ class Tree:
         trunks: Kept responses.
         states: Unique states of the trunks, ordered by trunk, then step.
         sampled: Responses sampled in A.1.
-        correct: How many of them were correct.
+        correct: How many of them were correct: the sum of their rewards.
     """
 
     problem_id: str
@@ -110,7 +111,7 @@ class Tree:
     trunks: list[Trunk]
     states: list[State]
     sampled: int
-    correct: int
+    correct: float
 
     def response_length(self, state: State) -> int:
         """Tokens of the response up to ``state``, without the prompt."""

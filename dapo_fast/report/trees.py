@@ -49,7 +49,7 @@ class TreeSummary:
     finished: bool
     problems: int = 0
     responses: int = 0
-    correct_responses: int = 0
+    correct_responses: float = 0
     states: int = 0
     completions: int = 0
     pairs: int = 0

@@ -23,13 +23,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dapo_fast.config import CollectSettings
-from dapo_fast.config import digest as digest_of
 from dapo_fast.data.problems import Problem
 from dapo_fast.data.store import seal, shard_meta, write_shard
 from dapo_fast.data.tree import State, Tree, Trunk
 from dapo_fast.errors import InputError
 from dapo_fast.evidence import Continuation
-from dapo_fast.rewards import verify_many
+from dapo_fast.hashing import digest as digest_of
+from dapo_fast.rewards import Reward, verify_many
 from dapo_fast.rollout.engine import Engine, Sample, SamplingParams
 from dapo_fast.rollout.grow import (
     Sampled,
@@ -47,7 +47,6 @@ from dapo_fast.rundir import add_seconds, seconds_of
 log = logging.getLogger("dapo_fast.rollout.collect")
 
 Encode = Callable[[Problem], list[int]]
-Verify = Callable[[Problem, str], bool]
 
 _COUNTS = "counts"
 _DIGEST = "digest"
@@ -61,7 +60,7 @@ def collect(
     out_dir: str | Path,
     *,
     encode: Encode,
-    verify: Verify,
+    verify: Reward,
     seed: int,
     digest: str,
 ) -> dict:
@@ -72,7 +71,7 @@ def collect(
         engine: Samples from the policy, which is generator and completer alike.
         settings: See ``CollectSettings``.
         encode: A problem's prompt as token ids.
-        verify: Whether the text of a finished response is right.
+        verify: What the text of a finished response is worth, from 0 (wrong) to 1 (right).
         seed: With a shard's number, decides its samples.
         digest: Of everything else that decides the result (the policy above all): other results are not mixed in.
 
@@ -111,7 +110,7 @@ def collect(
         totals.update(counts)
         progress.shard_done(len(members), totals)
         log.info(
-            "shard %d of %d: %d of %d responses right so far, %d states",
+            "shard %d of %d: %.10g of %d responses right so far, %d states",
             *(index + 1, len(shards), totals["correct"], totals["responses"], totals["states"]),
         )
     progress.close()
@@ -198,7 +197,7 @@ class _Shard:
         prompts: list[list[int]],
         engine: Engine,
         settings: CollectSettings,
-        verify: Verify,
+        verify: Reward,
         seed: str,
         progress: _Progress,
     ) -> None:
@@ -266,7 +265,7 @@ class _Shard:
             trunks=trunks,
             states=states_of(trunks, self.settings.every_state),
             sampled=len(samples),
-            correct=int(sum(rewards)),
+            correct=sum(rewards),
         )
 
     # A.2 ------------------------------------------------------------------------------------------------------
@@ -383,7 +382,7 @@ class _Shard:
         distinct = list(dict.fromkeys(key for key in keys if key is not None))
         verdicts = verify_many([(self.problems[index], text) for index, text in distinct], self.verify)
         right = dict(zip(distinct, verdicts, strict=True))
-        return [float(right[key]) if key is not None else 0.0 for key in keys]
+        return [right[key] if key is not None else 0.0 for key in keys]
 
     def _text(self, ids: list[int]) -> str:
         key = tuple(ids)
@@ -394,10 +393,11 @@ class _Shard:
 
     def _count(self, trees: list[Tree]) -> None:
         states = [state for tree in trees for state in tree.states]
+        right = sum(tree.correct for tree in trees)
         self.counts = {
             "problems": len(trees),
             "responses": sum(tree.sampled for tree in trees),
-            "correct": sum(tree.correct for tree in trees),
+            "correct": int(right) if right == int(right) else right,
             "trunks": sum(len(tree.trunks) for tree in trees),
             "truncated_responses": self._tokens["truncated_responses"],
             "truncated_trunks": sum(not trunk.finished for tree in trees for trunk in tree.trunks),

@@ -6,15 +6,16 @@ Penalties, top-k and the like in a model's generation config are ignored, since 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
 from dapo_fast.config import EngineSettings, ModelSettings
 from dapo_fast.errors import InputError
+from dapo_fast.names import resolve
 from dapo_fast.rollout.server import Server
 
 Progress = Callable[[int], None]  # called with the number of samples that just ended
@@ -79,7 +80,7 @@ class Sample:
 
 
 class Engine(Protocol):
-    """Samples continuations of token-id prompts.
+    """Samples continuations of token-id prompts. A run calls its ``close``, if it has one, when it is needed no more.
 
     Attributes:
         context: Most tokens of a prompt and its response together; a longer response is cut there.
@@ -96,9 +97,17 @@ class Engine(Protocol):
 
 
 def make_engine(
-    settings: EngineSettings, model_dir: str | Path, model: ModelSettings, server: Server | None = None
+    settings: EngineSettings,
+    model_dir: str | Path,
+    model: ModelSettings,
+    server: Server | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> Engine:
-    """The engine that ``settings.kind`` names, for the policy in ``model_dir``; ``server`` is what ``serving`` started.
+    """The engine that ``settings.kind`` names, for the policy in ``model_dir``.
+
+    Args:
+        server: What ``serving`` started.
+        given: Functions of a policy's directory that a program gave, by name.
 
     Raises:
         InputError: a model that the in-process engine cannot sample from; a server that is not there or tokenizes
@@ -108,6 +117,8 @@ def make_engine(
         from dapo_fast.rollout.http import HttpEngine
 
         return HttpEngine(settings, model_dir, server)
+    if settings.kind != "in_process":
+        return resolve("engine.kind", settings.kind, given)(Path(model_dir))
     from dapo_fast.rollout.in_process import InProcessEngine
 
     return InProcessEngine.load(model_dir, model, settings.max_rows)

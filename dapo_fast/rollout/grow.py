@@ -18,7 +18,7 @@ class Sampled:
         budget: Most new tokens there.
         ids: Completions, or with ``collect.completions`` 0 what is left of each response that passes through.
         finished: Whether an end token closed each.
-        rewards: Verified reward of each.
+        rewards: Reward of each.
         first_steps: Candidate steps sampled alone: (ids, whether it ends the response, its reward then).
     """
 
@@ -36,19 +36,22 @@ class Sampled:
 
     @property
     def decided(self) -> bool:
-        """Whether all verdicts agree."""
-        return len(set(self.rewards)) == 1
+        """Whether all verdicts agree that it is right, or wrong: of a fraction ``decision_point`` says nothing."""
+        return set(self.rewards) in ({0.0}, {1.0})
 
 
 def choose_trunks(responses: Sequence[tuple[int, ...]], rewards: Sequence[float], kept: int) -> list[int]:
     """Indices of at most ``kept`` distinct responses, right and wrong as balanced as possible, earliest first.
 
+    Right is what has more than the middle of the lowest and the highest reward.
+
     Where one side is short the other fills up; where both are, fewer are kept, since a response that repeats another
     has no states of its own.
     """
     distinct = list({response: index for index, response in reversed(list(enumerate(responses)))}.values())
-    right = sorted(index for index in distinct if rewards[index] > 0)
-    wrong = sorted(index for index in distinct if rewards[index] == 0)
+    middle = (min(rewards, default=0.0) + max(rewards, default=0.0)) / 2
+    right = sorted(index for index in distinct if rewards[index] > middle)
+    wrong = sorted(index for index in distinct if rewards[index] <= middle)
     half = min(len(right), kept // 2)
     chosen_wrong = wrong[: kept - half]
     return sorted(right[: kept - len(chosen_wrong)] + chosen_wrong)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from dapo_fast.data.pack import Pack, pack_cost
 from dapo_fast.errors import InputError
+from dapo_fast.events import tell_step
 from dapo_fast.models.size import active_body
 from dapo_fast.models.variants import head_size, largest
 from dapo_fast.train.parallel import World
@@ -71,6 +72,7 @@ class Telemetry:
         self._events.write(step, metrics)
         if self._run is not None:
             self._run.log(metrics, step=step)
+        tell_step(step, metrics)
         self._bar.set_postfix(loss=f"{metrics['loss']:.4g}", refresh=False)
         self._bar.update()
         if self._bar.disable and time.monotonic() - self._said > SAY_EVERY_S:

@@ -72,6 +72,17 @@ def test_beta_is_a_number_or_a_rule():
         (['model.path="\\ud800"'], ["model.path", "not text"]),
         (["engine.model_name=0613"], ["engine.model_name", "613; quote it"]),
         (["iterations=.inf"], ["iterations"]),
+        (["reward=no_such_module:f"], ["reward", "no_such_module:f: cannot be imported"]),
+        (["reward=chess"], ["reward", "'chess' is none of math, code"]),
+        (["reward=5"], ["reward: a name, or names with their weights"]),
+        (["reward={}"], ["reward: a name, or names with their weights"]),
+        (["reward={math: true}"], ["reward: math: a weight is a number above 0, not True"]),
+        (["reward={math: 0}"], ["reward: math: a weight"]),
+        (["reward={math: 1, json:nothing: 1}"], ["reward", "json:nothing"]),
+        (["by_iteration.1.reward=math"], ["reward: the same in every iteration"]),
+        (["objective=json:nothing"], ["objective", "json:nothing"]),
+        (["engine.kind=vllm"], ["engine.kind", "in_process, http"]),
+        (["data.problems=null", "data.task=json:loads"], ["data.task", "no tokenizer"]),
     ],
 )
 def test_errors_name_every_key(overrides, words):

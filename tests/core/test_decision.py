@@ -59,7 +59,9 @@ def test_a_run_that_fails_on_the_way_keeps_the_rows_it_has_not_come_to(pipeline,
     rows = [{"iteration": i, "note": "before"} for i in range(4)]
     write_json(path, rows)
     monkeypatch.setattr(pipeline, "has_sft", lambda: False)
-    monkeypatch.setattr(pipeline, "_stage", lambda name, iteration: {})
+    monkeypatch.setattr(pipeline, "perform", lambda name, iteration: {})
+    for check in ("check_settings", "check_inputs", "_warn_of_memory"):
+        monkeypatch.setattr(pipeline, check, lambda: None)
 
     def iterate(iteration):
         if iteration == 2:
@@ -68,9 +70,9 @@ def test_a_run_that_fails_on_the_way_keeps_the_rows_it_has_not_come_to(pipeline,
 
     monkeypatch.setattr(pipeline, "iterate", iterate)
     with pytest.raises(InputError, match="corrupt"):
-        pipeline._run()
+        pipeline.run()
     assert json.loads(path.read_text()) == [{"iteration": 0, "accepted": True}, {"iteration": 1}, *rows[2:]]
     path.write_text("[3]")
     with pytest.raises(InputError, match=r"results\.json: not what a stage writes there"):
-        pipeline._run()
+        pipeline.run()
     assert path.read_text() == "[3]"

@@ -107,7 +107,7 @@ def test_all_wrong_is_a_clear_message_and_not_a_trained_model(tmp_path, capsys):
         (["run", "RUN", "--preset", "nothing"], "--preset nothing"),
         (["run", "RUN", "data.problems=none.jsonl", "model.path=none"], "none.jsonl"),
         (["actor", "RUN", "--preset", "arithmetic"], "dapo-fast advantages"),
-        (["critic", "RUN", "--preset", "arithmetic", "--iteration", "9"], "--iteration 9"),
+        (["critic", "RUN", "--preset", "arithmetic", "--iteration", "9"], "iteration 9: the run has"),
         (["evaluate", "--model", "none"], "--benchmark"),
         (["report", "RUN"], "config.yaml"),
         (["run", "RUN", "--preset", "arithmetic", "critic.init=none"], "critic.init none"),

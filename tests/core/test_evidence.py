@@ -8,7 +8,7 @@ import pytest
 
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
 from dapo_fast.evidence import ASSUMED, Continuation, Outcomes, fit_shrinkage, shrunk
-from dapo_fast.rollout.grow import add_evidence, add_trunk_steps
+from dapo_fast.rollout.grow import add_evidence, add_trunk_steps, choose_trunks
 from dapo_fast.targets import beta_of, log_partition, subtract_log_partition
 
 
@@ -104,6 +104,32 @@ def test_likelihood_by_hand():
 def test_k_of_nothing_is_assumed():
     fit = fit_shrinkage([0.2, 0.4], [1, 0], [1, 1])
     assert fit == {"k": ASSUMED, "fitted": False, "states": 0, "curve": []}
+
+
+@pytest.mark.parametrize("k", [1.0, 8.0])
+def test_k_of_fractions_is_what_it_is_of_right_and_wrong(k):
+    """Rewards that are half an outcome and half its chance vary a quarter as much, so the critic is worth a quarter."""
+    rng = np.random.default_rng(1)
+    states, completions = 20_000, 6
+    values = rng.uniform(0.05, 0.95, states)
+    rates = rng.beta(k * values, k * (1 - values))
+    outcomes = rng.random((states, completions)) < rates[:, None]
+    whole = (outcomes.sum(1).tolist(), [completions] * states)
+    halves = (outcomes + rates[:, None]) / 2
+    squares = (halves**2).sum(1).tolist()
+    assert fit_shrinkage(values.tolist(), *whole, squares=outcomes.sum(1).tolist())["curve"]
+    fit = fit_shrinkage(values.tolist(), halves.sum(1).tolist(), whole[1], squares)
+    assert fit["fitted"] and fit["states"] == states and fit["curve"] == []
+    assert fit["k"] == pytest.approx(k / 4, rel=0.1)
+
+
+def test_fractions_add_up():
+    outcomes = Outcomes([Continuation((1, 2), 0, 0.25), Continuation((1, 3), 0, 0.5), Continuation((4,), 0, 1.0)])
+    assert outcomes.through([1]) == (0.75, 2) and outcomes.through([]) == (1.75, 3)
+    # The middle of the lowest and the highest reward divides: two above it, two not; the earliest of each.
+    assert choose_trunks([(1,), (2,), (3,), (4,)], [0.3, 0.9, 0.8, 0.1], 2) == [0, 1]
+    assert choose_trunks([(1,), (2,), (3,)], [0.4, 0.4, 0.4], 2) == [0, 1]
+    assert choose_trunks([(1,), (2,), (3,)], [1.0, 0.0, 1.0], 2) == [0, 1]
 
 
 def test_values_at_the_ends_leave_k_finite():

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dapo_fast.data import store as store_module
 from dapo_fast.data.store import read_shard, read_trees, seal, sealed_summary, shard_meta, shard_paths, write_shard
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
 from dapo_fast.errors import InputError
@@ -68,6 +69,16 @@ def test_a_damaged_shard_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(InputError, match=r"shard-00000\.parquet"):
         list(read_trees(tmp_path))
+
+
+def test_a_store_of_whole_sums_is_read(tmp_path, monkeypatch):
+    tree = Tree("p", "", "", [1], [], [State(0, 0, [1.0], [Candidate([1], 1, False, 0.0, right=3, n=4)])], 8, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "SCHEMA_VERSION", "2")
+        patch.setattr(store_module, "SCHEMA", store_module._SCHEMAS["2"])
+        write_shard(tmp_path / "shard-00000.parquet", [tree])
+    assert pq.read_schema(tmp_path / "shard-00000.parquet").field("correct").type == pa.int32()
+    assert read_shard(tmp_path / "shard-00000.parquet") == [tree]
 
 
 def test_a_foreign_schema_is_refused(tmp_path):

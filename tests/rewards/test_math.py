@@ -6,7 +6,8 @@ import threading
 import pytest
 
 from dapo_fast.data.problems import Problem
-from dapo_fast.rewards import algebra, verifier_for, verify_many
+from dapo_fast.errors import InputError
+from dapo_fast.rewards import algebra, named_reward, verifier_for, verify_many
 from dapo_fast.rewards.extract import boxed_run, extract_answer, last_boxed
 from dapo_fast.rewards.math import verify
 
@@ -609,10 +610,21 @@ def test_processes(method):
 
 
 def test_many_and_by_kind():
-    problems = [Problem("1", "?", "5"), Problem("2", "?", "1/2"), Problem("3", "?", "3", kind="arithmetic")]
-    responses = ["The answer is 5.", "\\boxed{0.5}", "1+2=3"]
-    assert verify_many(list(zip(problems, responses))) == [True, True, True]
-    assert verify_many(list(zip(problems, ["6", "7", "1+2=4"]))) == [False, False, False]
+    problems = [Problem("1", "?", "5"), Problem("2", "?", "1/2")]
+    responses = ["The answer is 5.", "\\boxed{0.5}"]
+    assert verify_many(list(zip(problems, responses))) == [1, 1]
+    assert verify_many(list(zip(problems, ["6", "7"]))) == [0, 0]
     assert verify_many([]) == []
     with pytest.raises(ValueError, match="no verifier"):
         verifier_for("chess")
+
+
+def test_rewards_of_ones_own_are_fractions_and_means():
+    problem = Problem("7", "?", "5")
+    judged = named_reward({"math": 0.8, "short": 0.2}, {"short": lambda problem, response: 1 / len(response)})
+    assert verify_many([(problem, "5"), (problem, "55"), (problem, "6")], judged) == [1, pytest.approx(0.1), 0.2]
+    every = named_reward({"a": 0.1, "b": 0.2, "c": 0.7}, dict.fromkeys("abc", lambda problem, response: True))
+    assert every(problem, "") == 1  # exactly, whatever the weights
+    for wrong in (2, -0.1, "1", None, float("nan"), [1]):
+        with pytest.raises(InputError, match=r"gave .* for problem '7'; a reward is a number from 0 to 1"):
+            verify_many([(problem, "5")], lambda problem, response, found=wrong: found)

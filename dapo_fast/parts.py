@@ -1,0 +1,93 @@
+"""What a run is made of: the things that its settings name, read, imported, or as a program gave them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from dapo_fast.config import Config
+from dapo_fast.data.problems import Problem, load_problems
+from dapo_fast.errors import InputError
+from dapo_fast.models.readpath import PackObjective
+from dapo_fast.names import resolve
+from dapo_fast.rewards import VERIFIERS, Reward, named_reward, verify_by_kind
+from dapo_fast.rollout.engine import Engine, make_engine
+from dapo_fast.rollout.loading import load_tokenizer
+from dapo_fast.rollout.server import Server
+from dapo_fast.tasks import Task, get_task
+
+TRAINING, HELDOUT = 600, 1000  # problems of a task, where ``data.limit`` and ``data.heldout_limit`` do not say
+
+
+class Parts:
+    """The task, problems, reward, engine and objective of a run; each is found when it is asked for."""
+
+    def __init__(self, config: Config, given: Mapping[str, Any] | None = None) -> None:
+        """Take the settings, and objects that a program gave by the names that they have there."""
+        self.config = config
+        self._given = dict(given or {})
+
+    @property
+    def task(self) -> Task | None:
+        """The task that generates problems; None where they are read."""
+        name = self.config.data.task
+        return None if name is None else get_task(name, self._given)
+
+    def problems(self, iteration: int) -> list[Problem]:
+        """What ``iteration`` samples responses to."""
+        data, seed = self.config.at(iteration).data, self.config.seed + iteration
+        if self.task is not None:
+            return self.task.problems(data.limit or TRAINING, seed)
+        problems = self._read("data.problems", str(data.problems))
+        if data.limit is not None and data.limit < len(problems):
+            order = torch.randperm(len(problems), generator=torch.Generator().manual_seed(seed))
+            problems = [problems[i] for i in sorted(order[: data.limit].tolist())]
+        return problems
+
+    def heldout(self) -> list[Problem]:
+        """What policies are measured on; none where nothing is held out."""
+        data = self.config.data
+        if self.task is not None and data.heldout is None:
+            return self.task.problems(data.heldout_limit or HELDOUT, self.config.seed, split="heldout")
+        return self._read("data.heldout", data.heldout)[: data.heldout_limit] if data.heldout else []
+
+    def _read(self, setting: str, source: str) -> list[Problem]:
+        if source.startswith("<"):
+            return list(resolve(setting, source, self._given))
+        return load_problems(source)
+
+    def reward(self, problems: Sequence[Problem]) -> Reward:
+        """What judges responses to ``problems``.
+
+        Raises:
+            InputError: a reward that cannot be had, or none and a problem without an answer or tests.
+        """
+        if self.config.reward is not None:
+            known = {} if self.task is None else {str(self.config.data.task): self.task.verify}
+            return named_reward(self.config.reward, self._given | known)
+        if self.task is not None:
+            return self.task.verify
+        for problem in problems:
+            if problem.kind not in VERIFIERS:
+                raise InputError(f"problem {problem.id!r}: neither an answer nor tests, so a reward has to be named")
+        return verify_by_kind
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The policy's."""
+        path = self.config.model.path
+        if path is None and self.task is not None:
+            return self.task.tokenizer()
+        return load_tokenizer(str(path))
+
+    def objective(self) -> PackObjective | None:
+        """The actor's loss; None: the squared loss."""
+        name = self.config.objective
+        return None if name is None else resolve("objective", name, self._given)
+
+    def engine(self, policy: Path, config: Config, server: Server | None) -> Engine:
+        """What samples from ``policy`` in an iteration whose settings are ``config``."""
+        return make_engine(config.engine, policy, config.model, server, self._given)

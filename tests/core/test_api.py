@@ -1,0 +1,214 @@
+"""``DAPO``: what is given reaches the stages, results are bound to it, and who listens hears. Stages are doubles."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from dapo_fast import DAPO, Config, load_config
+from dapo_fast.errors import InputError
+from dapo_fast.parts import Parts
+from dapo_fast.rundir import RunDirectory, write_json
+
+ROWS = [{"prompt": f"{i}+{i}=", "target": i} for i in range(20)]
+
+
+def right(problem, response):
+    return response == str(2 * problem.extra["target"])
+
+
+def half(problem, response):
+    return 0.5
+
+
+def steps_only(pack, steps):
+    return None
+
+
+class Sampler:
+    """An engine, of which the test sees only that it is opened and closed."""
+
+    log: list = []  # noqa: RUF012 - the class is what a run is given
+
+    def __init__(self, policy):
+        self.tokenizer = None
+        Sampler.log.append(("opened", policy.name))
+
+    def generate(self, prompts, params, progress=None):
+        return []
+
+    def close(self):
+        Sampler.log.append("closed")
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+    """The stages' doubles: each notes what it was called with and leaves what the next one looks for."""
+    calls = {}
+
+    def double(name, place, summary):
+        def stage(*arguments, **options):
+            calls.setdefault(name, []).append((arguments, options))
+            out = next(a for a in reversed(arguments[: place + 1]) if hasattr(a, "joinpath"))
+            (out / "model").mkdir(parents=True, exist_ok=True)
+            write_json(out / "done.json", {"digest": options.get("digest", ""), **summary})
+            return dict(summary)
+
+        return stage
+
+    def measured(problems, engine, settings, out, **options):
+        calls.setdefault("evaluate", []).append(((problems, engine), options))
+        write_json(out / "summary.json", summary := {"greedy": {"accuracy": 0.5, "low": 0.4, "high": 0.6}})
+        return summary
+
+    counts = {"states": 3, "kept": 2, "all_wrong": 0, "all_right": 0, "single": 0}
+    for name, place, summary in [
+        ("collect", 3, {"problems": 20}),
+        ("train_critic", 6, {"k": 2.0}),
+        ("compute_advantages", 1, counts),
+        ("train_actor", 5, {"steps": 1}),
+    ]:
+        monkeypatch.setattr(f"dapo_fast.pipeline.{name}", double(name, place, summary))
+    monkeypatch.setattr("dapo_fast.pipeline.evaluate", measured)
+    monkeypatch.setattr("dapo_fast.pipeline.ValueFiller", lambda *arguments: None)
+    for check in ("check_model_directory", "check_prompt"):
+        monkeypatch.setattr(f"dapo_fast.pipeline.{check}", lambda *arguments: None)
+    monkeypatch.setattr("dapo_fast.pipeline.Pipeline._warn_of_memory", lambda self: None)
+    monkeypatch.setattr(Parts, "tokenizer", lambda self: None)
+    Sampler.log = []
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    return calls
+
+
+def settings(**more):
+    return Config(model={"path": "base"}, data={"template": "none"}, **more)
+
+
+def given(**more):
+    return {"problems": ROWS, "reward": right, "engine": Sampler} | more
+
+
+def test_iterations_one_by_one(calls, tmp_path):
+    heard = []
+    run = DAPO(settings(iterations=2), tmp_path / "run", **given(heldout=ROWS[:3], callbacks=[heard.append]))
+    assert not (tmp_path / "run").exists() and run.iteration == 1
+    row = run.iterate()
+    assert (row["iteration"], row["accepted"], row["collect"], run.iteration) == (1, True, {"problems": 20}, 2)
+    assert [(e.stage, e.iteration) for e in heard] == [
+        ("evaluate", 0), ("collect", 1), ("critic", 1), ("advantages", 1), ("actor", 1), ("evaluate", 1),
+    ]  # fmt: skip
+    # Measuring the base and sampling from it need one engine, which is gone before the critic is trained.
+    assert Sampler.log == [("opened", "base"), "closed", ("opened", "model"), "closed"]
+    assert run.policy == tmp_path / "run" / "iter1" / "actor" / "model"
+    run.iterate()
+    assert [row["iteration"] for row in json.loads((tmp_path / "run" / "results.json").read_text())] == [0, 1, 2]
+    with pytest.raises(InputError, match="iterations 2: all of them are done"):
+        run.iterate()
+
+
+def test_what_is_given_reaches_the_stages_and_binds_their_results(calls, tmp_path):
+    run = DAPO(settings(), tmp_path / "run", **given(objective=steps_only))
+    run.collect(), run.critic(), run.advantages(), run.actor()
+    (problems, _, _, _), options = calls["collect"][0]
+    assert [p.extra["target"] for p in problems] == list(range(20)) and options["verify"] is right
+    assert calls["train_actor"][0][1]["objective"] is steps_only
+    assert run.evaluate() is None  # nothing is held out
+    assert run.critic_model == tmp_path / "run" / "iter1" / "critic" / "model"
+    claimed = json.loads((tmp_path / "run" / "iter1" / "collect" / "stage.json").read_text())["settings"]
+    assert claimed["reward"] == f"{__name__}:right" and claimed["engine"] == f"{__name__}:Sampler"
+    assert claimed["data"]["problems"].startswith("<20 problems ")
+    for change, words in [
+        ({"problems": ROWS[1:]}, "data.problems"),
+        ({"problems": [ROWS[0] | {"target": 7}, *ROWS[1:]]}, "data.problems"),
+        ({"reward": half}, "reward"),
+        ({"reward": {right: 0.5, half: 0.5}}, "reward"),
+    ]:
+        with pytest.raises(InputError, match=f"iter1/collect: holds results of other settings: {words} "):
+            DAPO(settings(), tmp_path / "run", **given(**change)).collect()
+    with pytest.raises(InputError, match=r"iter1/actor: holds results of other settings: objective "):
+        DAPO(None, tmp_path / "run", **given(objective=lambda pack, steps: None)).actor()
+    # What can be imported need not be given again; rows must be.
+    DAPO(None, tmp_path / "run", problems=list(ROWS)).iterate()
+    with pytest.raises(InputError, match=r"data\.problems <20 problems .*>: was given by a program"):
+        DAPO(None, tmp_path / "run").run()
+
+
+def test_several_rewards_are_named_with_their_weights(calls, tmp_path):
+    weights = {right: 3, half: 1}
+    run = DAPO(settings(reward={"math": 1.0}), tmp_path / "run", problems=ROWS, reward=weights, engine=Sampler)
+    assert run.config.reward == {f"{__name__}:right": 3, f"{__name__}:half": 1}
+    run.collect()
+    (problems, *_), options = calls["collect"][0]
+    assert options["verify"](problems[1], "2") == 0.875 and options["verify"](problems[1], "3") == 0.125
+
+
+def test_the_directory_is_held_while_something_is_done_and_not_longer(calls, tmp_path):
+    found = []
+
+    def try_to_lock(event):
+        with pytest.raises(InputError, match="another process is working"):
+            RunDirectory(tmp_path / "run", settings()).lock()
+        found.append(event.stage)
+
+    run = DAPO(settings(), tmp_path / "run", **given(callbacks=[try_to_lock]))
+    run.collect()
+    assert found == ["collect"]
+    RunDirectory(tmp_path / "run", settings()).lock()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"problems": None}, "data: name a task"),
+        ({"problems": []}, "problems: holds no problems"),
+        ({"problems": {"train": ROWS}}, "problems: a mapping of train"),
+        ({"problems": [1]}, "problems: row 1: a problem is a JSON object"),
+        ({"problems": [{"question": "?"}]}, "row 1: fields"),
+        ({"problems": [{"prompt": ["?"], "target": 1}]}, "row 1: 'prompt' must be text"),
+        ({"heldout": [ROWS[0] | {"id": 1}, ROWS[1] | {"id": 1}]}, "row 2: duplicate id '1'"),
+        ({"reward": "no_such_module:f"}, "reward: no_such_module:f: cannot be imported"),
+        ({"reward": 5}, "reward: 5 is neither"),
+        ({"reward": {half: -1}}, "a weight is a number above 0"),
+        ({"engine": Sampler.__new__(Sampler)}, "engine: give a function"),
+        ({"objective": "json:nothing"}, "objective: json:nothing"),
+        ({"task": object()}, "data: task and problems exclude each other"),
+    ],
+)
+def test_what_is_wrong_is_one_line_before_anything_is_done(arguments, words, tmp_path):
+    with pytest.raises(InputError) as error:
+        DAPO(settings(), tmp_path / "run", **given(**arguments))
+    assert words in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_problems_without_an_answer_need_a_reward(calls, tmp_path):
+    run = DAPO(settings(), tmp_path / "run", problems=ROWS, engine=Sampler)
+    with pytest.raises(InputError, match="problem '1': neither an answer nor tests"):
+        run.run()
+    assert "collect" not in calls
+
+
+def test_ranks_cannot_import_what_only_this_program_has(calls, tmp_path):
+    config = settings(parallel={"processes": 2})
+    run = DAPO(config, tmp_path / "run", **given(objective=lambda pack, steps: None))
+    with pytest.raises(InputError, match=r"objective <.*>: the ranks of parallel\.processes cannot import it"):
+        run.iterate()
+
+
+def test_a_stage_that_is_not_there_yet_is_said(tmp_path):
+    run = DAPO(load_config(preset="arithmetic"), tmp_path / "run")
+    with pytest.raises(InputError, match="nothing here yet of critic"):
+        _ = run.critic_model
+    with pytest.raises(InputError, match="nothing here yet of collect"):
+        next(run.trees)
+    with pytest.raises(InputError, match="iteration 9: the run has iterations 1 to 3"):
+        run.collect(9)
+
+
+def test_importing_it_is_light():
+    code = "import sys; from dapo_fast import DAPO, load_config; DAPO(load_config(preset='single-gpu', overrides=['mo"
+    code += "del.path=m', 'data.problems=p']), 'x'); print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
