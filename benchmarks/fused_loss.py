@@ -77,8 +77,9 @@ def make_problem(shape: tuple[int, int, int], device: str) -> Problem:
     return problem
 
 
-def ours(p: Problem) -> Tensor:
-    return linear_direct_advantage_loss(p.hidden, p.weight, p.targets, p.cu_steps, p.advantages, p.ref_logps, BETA).loss
+def ours(p: Problem, chunk_rows: int | None = None) -> Tensor:
+    data = (p.hidden, p.weight, p.targets, p.cu_steps, p.advantages, p.ref_logps)
+    return linear_direct_advantage_loss(*data, BETA, chunk_rows=chunk_rows).loss
 
 
 def naive(p: Problem) -> Tensor:
@@ -191,11 +192,15 @@ def why_not(peer: Peer, device: str) -> str | None:
     """Why a peer cannot run here; None: it can be tried."""
     if peer.needs_cuda and device != "cuda":
         return "needs a GPU"
+    return None if version(peer.package) else "not installed"
+
+
+def version(package: str) -> str | None:
+    """A package's version; ours is this checkout where it is not installed."""
     try:
-        importlib.metadata.version(peer.package)
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-    return None
+        return "this checkout" if package == "dapo-fast" else None
 
 
 def peak_bytes(name: str, shape: tuple[int, int, int], device: str) -> int:
@@ -222,17 +227,19 @@ def cpu_peak_here(name: str, shape: tuple[int, int, int]) -> int:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 
 
-def run_shape(shape: tuple[int, int, int], device: str, rounds: int, peaks: bool) -> list[dict]:
+def run_shape(
+    shape: tuple[int, int, int], device: str, rounds: int, peaks: bool, peers: dict[str, Peer] = PEERS
+) -> list[dict]:
     """One row a peer; those that cannot run say why."""
     torch.compiler.reset()  # what a peer compiles, it compiles for this shape
     p = make_problem(shape, device)
     rows, times, exact = {}, {"floor": []}, None
-    for name, peer in PEERS.items():
+    for name, peer in peers.items():
         case = "N={} H={} V={} {}".format(*shape, str(p.hidden.dtype).removeprefix("torch."))
         row = rows[name] = {"suite": SUITE, "case": case, "device": device, "peer": name, "math": peer.math}
         reason = why_not(peer, device)
         if reason is None:
-            row["peer_version"] = importlib.metadata.version(peer.package)
+            row["peer_version"] = version(peer.package)
             try:
                 loss = step(p, peer)  # the first one compiles
                 gradients = [t.grad.float() for t in (p.hidden, p.weight)]
@@ -259,7 +266,7 @@ def run_shape(shape: tuple[int, int, int], device: str, rounds: int, peaks: bool
     for _ in range(rounds):
         times["floor"].append(seconds(floor, device))
         for name in list(times)[1:]:
-            times[name].append(seconds(lambda name=name: step(p, PEERS[name]), device))
+            times[name].append(seconds(lambda name=name: step(p, peers[name]), device))
     medians = {name: statistics.median(values) for name, values in times.items()}
     for name, row in rows.items():
         if name in medians:

@@ -25,20 +25,23 @@ def machine() -> dict:
     facts = {"cpu": _cpu(), "cores": os.cpu_count(), "gpu": None, "driver": None, "python": platform.python_version()}
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        facts["driver"] = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+        facts["driver"] = _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]
     return facts | {"libraries": {name: _version(name) for name in LIBRARIES if _version(name)}}
 
 
 def commit() -> str:
     """The commit of this checkout, and whether its code has been changed since."""
-    head = _git("rev-parse", "--short", "HEAD")
-    changed = _git("status", "--porcelain", "--", "benchmarks", "dapo_fast", "kernels", ":!benchmarks/results")
+    head = _said("git", "rev-parse", "--short", "HEAD")
+    changed = _said("git", "status", "--porcelain", "--", "benchmarks", "dapo_fast", "kernels", ":!benchmarks/results")
     return (head or "unknown") + (", changed" if changed else "")
 
 
-def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=RESULTS.parent.parent, check=False)
+def _said(*command: str) -> str:
+    """What a program says about this checkout or machine; nothing where it is not installed or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=RESULTS.parent.parent, check=False)
+    except OSError:
+        return ""
     return done.stdout.strip()
 
 
@@ -59,11 +62,11 @@ def _cpu() -> str:
 class Recorder:
     """Writes a suite's rows to the machine's results file as they come: a later failure loses nothing."""
 
-    def __init__(self, quick: bool) -> None:
+    def __init__(self, quick: bool, directory: Path | None = None) -> None:
         self.machine = machine()
         name = self.machine["gpu"] or f"cpu-{self.machine['cores']}-cores"
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-        self.path = RESULTS / f"{slug}{'-quick' if quick else ''}.json"
+        self.path = (directory or RESULTS) / f"{slug}{'-quick' if quick else ''}.json"
 
     def __call__(self, rows: list[dict], measured_at: str | None = None) -> None:
         """Replace the suites of ``rows``; the other suites stay as they are.
@@ -75,7 +78,7 @@ class Recorder:
         for suite in {row["suite"] for row in rows}:
             own = [row for row in rows if row["suite"] == suite]
             suites[suite] = {"machine": self.machine, "commit": measured_at or commit(), "rows": own}
-        RESULTS.mkdir(exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps({"suites": dict(sorted(suites.items()))}, indent=1) + "\n")
         os.replace(temporary, self.path)

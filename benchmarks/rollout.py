@@ -19,9 +19,6 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from dapo_fast.config import CollectSettings
-from dapo_fast.data.store import read_trees
-from dapo_fast.rollout.collect import collect
 from dapo_fast.rollout.engine import SamplingParams
 from dapo_fast.rollout.in_process import InProcessEngine
 from dapo_fast.tasks import get_task
@@ -33,7 +30,9 @@ SAMPLES = 8
 def run(quick: bool) -> list[dict]:
     """Rows of both suites."""
     cases = QUICK if quick else CASES
-    return [*(_states(*case) for case in cases), *_options(quick)]
+    device = torch.device("cpu")
+    found = [states(tiny_config(width, layers), step, rounds, device) for width, layers, step, rounds in cases]
+    return [*found, *_options(quick)]
 
 
 # ------------------------------------------------------------------------------------------------ states
@@ -44,8 +43,9 @@ CASES = [(96, 2, 3, 5), (96, 2, 8, 5), (128, 4, 8, 5)]
 QUICK = [(96, 2, 3, 3)]
 
 
-def _states(width: int, layers: int, step: int, rounds: int) -> dict:
-    config = Qwen2Config(
+def tiny_config(width: int, layers: int) -> Qwen2Config:
+    """A model of random weights that nothing ends."""
+    return Qwen2Config(
         vocab_size=2048,
         hidden_size=width,
         intermediate_size=width * 3,
@@ -57,24 +57,30 @@ def _states(width: int, layers: int, step: int, rounds: int) -> dict:
         eos_token_id=None,
         pad_token_id=0,
     )
+
+
+def states(config: Qwen2Config, step: int, rounds: int, device: torch.device, count: int = STATES) -> dict:
+    """One row: all ``count`` states of a response, ``step`` tokens apart, by the engine and by ``generate``."""
     torch.manual_seed(0)
-    reference = AutoModelForCausalLM.from_config(config).eval()
-    copy = AutoModelForCausalLM.from_config(config).eval()
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    reference = AutoModelForCausalLM.from_config(config).to(device, dtype).eval()
+    copy = AutoModelForCausalLM.from_config(config).to(device, dtype).eval()
     copy.load_state_dict(reference.state_dict())
     engine = InProcessEngine(copy, get_task("arithmetic").tokenizer(), 512)
     engine.end_ids = []
-    prompt = torch.randint(0, 2048, (40,)).tolist()
-    trunk = torch.randint(0, 2048, (STATES * step,)).tolist()
-    states = [prompt + trunk[: t * step] for t in range(STATES)]
-    budgets = tuple(len(trunk) - t * step for t in range(STATES))
+    prompt = torch.randint(0, config.vocab_size, (40,)).tolist()
+    trunk = torch.randint(0, config.vocab_size, (count * step,)).tolist()
+    prompts = [prompt + trunk[: t * step] for t in range(count)]
+    budgets = tuple(len(trunk) - t * step for t in range(count))
 
     def ours() -> None:
-        engine.generate(states, SamplingParams(SAMPLES, budgets))
+        engine.generate(prompts, SamplingParams(SAMPLES, budgets))
+        _wait(device)
 
     @torch.inference_mode()
     def theirs() -> None:
-        for state, budget in zip(states, budgets, strict=True):
-            ids = torch.tensor([state])
+        for state, budget in zip(prompts, budgets, strict=True):
+            ids = torch.tensor([state], device=device)
             reference.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
@@ -82,11 +88,14 @@ def _states(width: int, layers: int, step: int, rounds: int) -> dict:
                 top_k=0,
                 max_new_tokens=budget,
                 num_return_sequences=SAMPLES,
+                pad_token_id=0,
             )
+        _wait(device)
 
     mine, others = _interleaved(ours, theirs, rounds)
     tokens = SAMPLES * sum(budgets)
-    case = f"{STATES} states x {SAMPLES} samples, {len(trunk)}-token response, width {width}, {layers} layers"
+    shape = f"width {config.hidden_size}, {config.num_hidden_layers} layers"
+    case = f"{count} states x {SAMPLES} samples, {len(trunk)}-token response, {shape}"
     shared = {
         "suite": "rollout",
         "case": case,
@@ -98,6 +107,11 @@ def _states(width: int, layers: int, step: int, rounds: int) -> dict:
         "rounds": rounds,
     }
     return shared | {"median_s": mine, "peer_median_s": others, "ratio": others / mine}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def _interleaved(ours, theirs, rounds: int) -> tuple[float, float]:
@@ -124,6 +138,9 @@ OPTIONS = {
 
 
 def _options(quick: bool) -> list[dict]:
+    from dapo_fast.config import CollectSettings  # here, so that the rest runs without pydantic and pyarrow
+    from dapo_fast.rollout.collect import collect
+
     task = get_task("arithmetic")
     problems = task.problems(10 if quick else 100, seed=0)
     engine = InProcessEngine(_policy(task, 100 if quick else 600), task.tokenizer(), 512)
@@ -175,6 +192,8 @@ class _Rates:
 
     def error(self, directory: Path) -> float:
         """Root mean square difference between a collection's MC and the rates of its states."""
+        from dapo_fast.data.store import read_trees
+
         pairs = [(tree, state) for tree in read_trees(directory) for state in tree.states]
         self._learn([pair for pair in pairs if tuple(pair[0].prefix_ids(pair[1])) not in self.known])
         squares = [(state.mc - self.known[tuple(tree.prefix_ids(state))]) ** 2 for tree, state in pairs]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import importlib.metadata
+import importlib.util
 import json
 import logging
 import math
@@ -43,6 +44,7 @@ from dapo_fast.models.readpath import PolicyReader
 
 BETA = 0.01
 PADDED_BATCH = 8  # sequences
+PACK_TOKENS = 16384
 
 SHAPES = {
     "tiny": Qwen2Config(
@@ -292,7 +294,7 @@ def peers_of(
         "padded": lambda: _padded(model, trees, device),
         "flat": lambda: (
             _flat_liger(reader, packs(trees, flat=True), pairs, device)
-            if device.type == "cuda"
+            if device.type == "cuda" and importlib.util.find_spec("liger_kernel")
             else _packed("flat", ours, reader, packs(trees, flat=True), pairs, device)
         ),
         "statewise": lambda: _packed("statewise", ours, reader, packs(_one_level(trees)), pairs, device),
@@ -395,20 +397,21 @@ def time_shares(run: Callable[[], float], device: torch.device) -> dict[str, flo
 
 
 def compare(
-    shape: str, case: str, trees: list[Tree], device: torch.device, rounds: int, pack_tokens: int = 16384
+    shape: str, case: str, trees: list[Tree], device: torch.device, rounds: int, names: list[str] | None = None
 ) -> list[dict]:
-    """Rows for every peer on one workload.
+    """Rows for every peer (``names``: for these) on one workload.
 
-    ``ratio`` is pairs per second over those of ``padded``; ``token_ratio`` is tokens of one sequence a pair over those
-    processed. ``cpu_ratio`` is ``ratio`` in CPU seconds, which other work on the machine disturbs less. On a GPU a run
-    ends with an AdamW step.
+    ``ratio`` is pairs per second over those of the first peer, ``padded``; ``token_ratio`` is tokens of one sequence a
+    pair over those processed. ``cpu_ratio`` is ``ratio`` in CPU seconds, which other work on the machine disturbs less.
+    On a GPU a run ends with an AdamW step.
     """
-    peers, model, pairs = peers_of(shape, trees, device, pack_tokens)
+    peers, model, pairs = peers_of(shape, trees, device, PACK_TOKENS, names)
+    first = peers[0].name
     cuda = device.type == "cuda"
     peak = peak_of(torch.cuda.get_device_name()) if cuda else None
     # Its learning rate is 0, so that every round computes the same.
     optimizer = AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=True) if cuda else None
-    flat_tokens = pack_stats(pack_actor(trees, actor_groups(trees), pack_tokens))["flat_tokens"]
+    flat_tokens = pack_stats(pack_actor(trees, actor_groups(trees), PACK_TOKENS))["flat_tokens"]
     times: dict[str, list[float]] = {peer.name: [] for peer in peers}
     cpu_times: dict[str, list[float]] = {peer.name: [] for peer in peers}
     losses: dict[str, float] = {}
@@ -422,8 +425,8 @@ def compare(
             cpu_times[peer.name].append(cpu_seconds)
     # Everybody computed the same loss, or the comparison means nothing.
     for name, loss in losses.items():
-        if not math.isclose(loss, losses["padded"], rel_tol=2e-2 if cuda else 1e-4):
-            raise AssertionError(f"{case}: {name} computed a loss of {loss}, padded {losses['padded']}")
+        if not math.isclose(loss, losses[first], rel_tol=2e-2 if cuda else 1e-4):
+            raise AssertionError(f"{case}: {name} computed a loss of {loss}, {first} {losses[first]}")
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
     cpu = {name: statistics.median(seconds) for name, seconds in cpu_times.items()}
     return [
@@ -437,8 +440,8 @@ def compare(
             "pairs_per_s": pairs / medians[peer.name],
             "tokens": peer.tokens,
             "token_ratio": flat_tokens / peer.tokens,
-            "ratio": medians["padded"] / medians[peer.name],
-            "cpu_ratio": None if cuda else cpu["padded"] / cpu[peer.name],
+            "ratio": medians[first] / medians[peer.name],
+            "cpu_ratio": None if cuda else cpu[first] / cpu[peer.name],
             "peak_bytes": memory[peer.name],
             "mfu": peer.flops / medians[peer.name] / peak.flops if peak else None,
             "shares": time_shares(peer.run, device) if peer.name == "tree" else None,
@@ -473,7 +476,7 @@ def token_rows(responses: Path | None) -> list[dict]:
         workloads["responses"] = response_trees(responses, 8192, 50, 6)
     rows = []
     for case, trees in workloads.items():
-        stats = pack_stats(pack_actor(trees, actor_groups(trees), 16384))
+        stats = pack_stats(pack_actor(trees, actor_groups(trees), PACK_TOKENS))
         pairs = sum(len(state.candidates) for tree in trees for state in tree.states)
         rows.append(
             {

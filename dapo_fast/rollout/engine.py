@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from dapo_fast.config import EngineSettings, ModelSettings
 from dapo_fast.errors import InputError
 from dapo_fast.names import resolve
-from dapo_fast.rollout.server import Server
+
+if TYPE_CHECKING:
+    from dapo_fast.config import EngineSettings, ModelSettings
+    from dapo_fast.rollout.server import Server
 
 Progress = Callable[[int], None]  # called with the number of samples that just ended
 

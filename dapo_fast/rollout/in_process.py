@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,7 +34,6 @@ from transformers import (
 )
 from transformers.masking_utils import sdpa_mask
 
-from dapo_fast.config import ModelSettings
 from dapo_fast.errors import InputError
 from dapo_fast.models.attention import check_plugged_in, check_supported, without_plan
 from dapo_fast.models.dense import attend
@@ -43,6 +42,9 @@ from dapo_fast.models.variants import PLAIN, Variant, variant_of
 from dapo_fast.rollout.engine import Progress, Sample, SamplingParams
 from dapo_fast.rollout.loading import load_tokenizer, within_context
 from dapo_fast.rollout.steps import Splitter
+
+if TYPE_CHECKING:
+    from dapo_fast.config import ModelSettings
 
 log = logging.getLogger("dapo_fast.rollout.in_process")
 

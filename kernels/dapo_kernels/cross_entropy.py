@@ -61,6 +61,8 @@ def _flattened(
     if rows is not None:
         raise ValueError("rows: only with hidden of shape (T, H), and without shift")
     checks.tensor("hidden", hidden, (None,) * max(hidden.dim(), 2), checks.FLOATS)
+    if isinstance(targets, Tensor) and hidden.dim() != targets.dim() + 1:
+        raise ValueError(f"hidden: shape {tuple(hidden.shape)} is not that of targets, {tuple(targets.shape)}, and H")
     checks.tensor("targets", targets, tuple(hidden.shape[:-1]), checks.INTEGERS)
     length = targets.shape[-1]
     if not 0 <= shift <= length:

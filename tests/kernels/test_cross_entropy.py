@@ -45,7 +45,8 @@ def test_one_sequence_and_a_normalizer(path):
         ("normalizer", {"reduction": "sum", "normalizer": 3}),
         ("shift", {"shift": 8}),
         ("shift", {"shift": -1}),
-        ("targets", {"targets": torch.zeros(21, dtype=torch.int64)}),
+        ("targets", {"targets": torch.zeros(3, 6, dtype=torch.int64)}),
+        ("hidden", {"targets": torch.zeros(21, dtype=torch.int64)}),
         ("rows", {"rows": torch.zeros(21, dtype=torch.int64)}),
     ],
 )

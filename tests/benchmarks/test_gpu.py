@@ -1,0 +1,111 @@
+"""The GPU run, gone through on a CPU at tiny shapes, so that it works on the day that there is a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+
+def gpu(*words, **environment):
+    command = [sys.executable, "-m", "benchmarks.gpu", *map(str, words)]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""} | environment
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
+
+
+# What a machine with torch, triton and transformers alone does not have.
+BARE = """
+import sys
+from importlib.machinery import PathFinder
+
+MISSING = {"pydantic", "datasets", "pyarrow", "math_verify", "liger_kernel", "trl", "peft", "torchao", "accelerate"}
+
+class Bare(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in MISSING else PathFinder.find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Bare
+"""
+
+
+def test_a_dry_run_on_a_bare_machine_goes_through_every_section(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(BARE)
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = gpu("--dry-run", "--budget", 3000, "--out", tmp_path, PYTHONPATH=paths)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert done.stdout.splitlines()[-1] == "nothing failed"
+    (path,) = tmp_path.glob("*.json")
+    suites = json.loads(path.read_text())["suites"]
+    facts = suites["gpu"]["machine"]
+    assert {"gpu", "driver", "libraries"} <= facts.keys() and facts["libraries"]["torch"]
+    states = {row["case"]: row["state"] for row in suites["gpu"]["rows"]}
+    assert states == dict.fromkeys(["errors", "tests", "attention", "fused_loss", "actor", "sampling"], "done")
+    assert suites["gpu_tests"]["rows"][0]["passed"] > 0
+    assert all(row["error"] <= row["limit"] for row in suites["gpu_errors"]["rows"])
+    assert {row["peer"] for row in suites["gpu_actor"]["rows"]} == {"flat", "tree"}
+    assert any(row["peer"] == "dapo-fast, chunks of 8" for row in suites["fused_loss"]["rows"])
+    assert suites["rollout"]["rows"][0]["ratio"] > 0
+    assert path.with_suffix(".png").stat().st_size > 1000
+
+
+def test_without_a_gpu_it_says_so():
+    done = gpu()
+    assert done.returncode == 2 and "no GPU" in done.stderr and not done.stdout
+
+
+CHILD = """
+import json, sys, time
+mark = "@benchmarks.gpu "
+names = sys.argv[sys.argv.index("--child") + 1].split(",")
+for name in names:
+    print(mark + json.dumps({"row": {"suite": "s", "case": name, "peer": "p"}}), flush=True)
+    if name == "errors":
+        print(mark + json.dumps({"failed": "ValueError: wrong"}), flush=True)
+        sys.exit(1)
+    if name == "tests":
+        sys.exit(7)
+    if name == "attention":
+        time.sleep(1000)
+    if name == "actor":
+        print("other people's words")
+        print(mark + json.dumps({"done": "left out: liger not installed"}), flush=True)
+        continue
+    print(mark + json.dumps({"done": "done"}), flush=True)
+"""
+
+
+@pytest.fixture
+def runner(tmp_path, monkeypatch):
+    """A runner over six sections whose processes do what CHILD says."""
+    from benchmarks.gpu import runner as module
+    from benchmarks.gpu.sections import SECTIONS
+
+    script = tmp_path / "child.py"
+    script.write_text(CHILD)
+    made = module.Runner(list(SECTIONS), 1000.0, tmp_path, True)
+    made._deadlines["attention"], made._grace = time.time(), 0.0
+    popen = subprocess.Popen
+
+    def start(command, **options):
+        return popen([command[0], str(script), *command[3:]], **options)
+
+    monkeypatch.setattr(module.subprocess, "Popen", start)
+    return made
+
+
+def test_what_fails_dies_or_hangs_ends_alone(runner):
+    runner.run()
+    states = {row["case"]: row["state"] for row in runner.rows if row["suite"] == "gpu"}
+    assert states["errors"] == "ValueError: wrong" and states["tests"] == "its process ended with exit code 7"
+    assert states["attention"].startswith("stopped after") and states["actor"] == "left out: liger not installed"
+    assert states["fused_loss"] == states["sampling"] == "done"
+    assert [failure.split()[0] for failure in runner.failures] == ["errors", "tests", "attention"]
+    written = json.loads(runner.path.read_text())["suites"]
+    assert len(written["gpu"]["rows"]) == 6 and {row["case"] for row in written["s"]["rows"]} >= {"errors", "tests"}
