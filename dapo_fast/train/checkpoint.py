@@ -8,7 +8,6 @@ stored by name and global shape: another world size, or none, reads the same fil
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -24,7 +23,8 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 
 from dapo_fast.errors import InputError
-from dapo_fast.rundir import read_json, write_json
+from dapo_fast.rundir import read_state, write_json
+from dapo_fast.state import Checkpoint, Sums
 from dapo_fast.train.optim import plain_states
 from dapo_fast.train.parallel import World
 
@@ -164,7 +164,7 @@ class Checkpoints:
             good = next((self._path(s) for s in reversed(self.steps()) if _damage(self._path(s)) is None), None)
             advice = f"the newest whole checkpoint is {good}" if good else "no other checkpoint is whole"
             return f"{problem}; {advice}; remove {path} to go on from there"
-        if read_json(path / "meta.json")["digest"] != self.digest:
+        if read_state(path / "meta.json", Checkpoint)["digest"] != self.digest:
             return f"{path}: made with other settings; use a new run directory"
         return None
 
@@ -172,17 +172,15 @@ class Checkpoints:
 def _damage(path: Path) -> str | None:
     """What is wrong with the files of a checkpoint, or None."""
     sums: dict[str, list[int]] = {}
-    file = path / "meta.json"
     try:
-        ranks = range(json.loads(file.read_text())["world_size"])
+        ranks = range(read_state(path / "meta.json", Checkpoint)["world_size"])
         for name in ("index", *ranks):
-            file = path / f"sums-{name}.json"
-            sums |= json.loads(file.read_text())
-    except (OSError, ValueError, KeyError) as error:
-        return f"{file}: damaged ({error})"
+            sums |= read_state(path / f"sums-{name}.json", Sums)
+    except InputError as error:
+        return str(error)
     for name, (size, crc) in sums.items():
         file = path / name
-        if not file.exists():
+        if not file.is_file():
             return f"{file}: missing"
         if _sum(file) != [size, crc]:
             return f"{file}: damaged (size or checksum differs from what was written)"
