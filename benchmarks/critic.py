@@ -24,7 +24,9 @@ from step_tree import PADDED_BATCH, SHAPES, generated_trees
 from torch import Tensor
 from torch.nn import functional as F
 
-from dapo_fast.data.packing import critic_groups, pack_candidates, pack_critic, pad_lengths
+from dapo_fast.data.batches import critic_groups
+from dapo_fast.data.pack import pad_lengths
+from dapo_fast.data.packing import pack_candidates, pack_critic
 from dapo_fast.data.tree import Tree
 from dapo_fast.models.loading import resolve_device
 from dapo_fast.models.readpath import ValueReader

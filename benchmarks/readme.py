@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from study import pretrained
 from study import tables as study_tables
 
 ROOT = Path(__file__).parent.parent
@@ -153,12 +154,12 @@ def study_rows() -> list[dict]:
     return next((found["rows"] for found in results("study")), [])
 
 
-def study(render: Callable[[list[dict]], str]) -> str:
-    """One of the study's tables, with the machine that it was computed on."""
-    rows = study_rows()
-    if not rows:
-        return "Not measured yet: `python -m benchmarks.study runs/study`."
-    return f"{render(rows)}\n\nOn {machine(results('study')[0])}."
+def study(render: Callable[[list[dict]], str], suite: str = "study") -> str:
+    """One of a study's tables, with the machine that it was computed on."""
+    found = next(iter(results(suite)), None)
+    if found is None:
+        return f"Not measured yet: `python -m benchmarks.study runs/{suite}`."
+    return f"{render(found['rows'])}\n\nOn {machine(found)}."
 
 
 def study_summary(rows: list[dict]) -> str:
@@ -211,6 +212,11 @@ BLOCKS: dict[Path, dict[str, Block]] = {
         "plans": lambda: study(lambda rows: study_tables.compared(rows, "plans")),
         "rules": lambda: study(lambda rows: study_tables.compared(rows, "rules")),
         "evidence": lambda: study(study_tables.evidence),
+    },
+    DOCS / "real-model.md": {
+        "accuracy": lambda: study(pretrained.accuracy, "real"),
+        "stages": lambda: study(pretrained.stages, "real"),
+        "signal": lambda: study(pretrained.signal, "real"),
     },
 }
 

@@ -33,7 +33,9 @@ import transformers
 from torch.optim import AdamW
 from transformers import Qwen2Config
 
-from dapo_fast.data.packing import Pack, actor_groups, pack_actor, pack_stats, pad_lengths
+from dapo_fast.data.batches import actor_groups
+from dapo_fast.data.pack import Pack, pack_stats, pad_lengths
+from dapo_fast.data.packing import pack_actor
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
 from dapo_fast.models.loading import new_causal_lm
 from dapo_fast.models.readpath import PolicyReader

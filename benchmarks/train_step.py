@@ -82,7 +82,7 @@ class Bench:
         self.settings = ActorSettings(batch_pairs=pairs, lr=1e-6, steps=1000)
         trees = make_trees(4 * max(1, pairs // 64), vocabulary, step_tokens, 16 if width > 1000 else 8)
         self.task = ActorTask(self.reader, trees, self.settings, Dealer(world, model, self.settings.pack_tokens), 0)
-        self.optimizer = make_optimizer(self.reader.parameters(), self.settings)
+        self.optimizer = make_optimizer(self.reader, self.settings)
         set_rate(self.optimizer, 1e-6)
         self.checkpoints = Checkpoints(directory, world, 1, "bench")
         self.meter = Meter(model, world)

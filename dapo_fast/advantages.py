@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dapo_fast.config import AdvantageSettings
 from dapo_fast.data.store import read_shard, seal, sealed_summary, shard_meta, shard_paths, write_shard
@@ -15,6 +16,7 @@ from dapo_fast.errors import InputError
 from dapo_fast.evidence import ASSUMED, shrunk
 from dapo_fast.rundir import add_seconds
 from dapo_fast.state import AdvantagesDone
+from dapo_fast.train.parallel import ALONE, World
 
 log = logging.getLogger("dapo_fast.advantages")
 
@@ -123,8 +125,11 @@ def compute_advantages(
     fill_values: Callable[[Sequence[Tree]], None] | None,
     digest: str,
     fitted_k: float = ASSUMED,
+    world: World = ALONE,
 ) -> dict:
     """Read the collected store, fill Q, advantages and ``kept``, write the same shards to ``out_directory``.
+
+    Every rank of ``world`` calls it, and reads values with the others; rank 0 does the rest.
 
     Args:
         fill_values: Sets ``value`` of every state and candidate of a shard's trees; needed for
@@ -146,7 +151,8 @@ def compute_advantages(
     any_right = any(any(s.rewards) for p in shards for t in read_shard(p) for s in t.states)
     for path in shards:
         target = out / path.name
-        if target.exists():
+        # Rank 0 decides for all: a file seen by some ranks only would leave the others alone in a collective.
+        if world.broadcast(target.exists()):
             if shard_meta(target).get("digest") != digest:
                 raise InputError(f"{target}: made with other settings; use a new run directory")
             continue
@@ -162,18 +168,19 @@ def compute_advantages(
                 critic_advantages(tree, settings, any_right)
             else:
                 trunk_advantages(tree, settings.source)
-        write_shard(target, trees, {"digest": digest})
-        add_seconds(out, time.monotonic() - began)
-    summary = {"digest": digest, "k": k if settings.source == "critic" else None} | count_states(
-        t for p in shard_paths(out) for t in read_shard(p)
-    )
-    seal(out, summary)
-    log.info(
-        "advantages: %(kept)d of %(states)d states kept, %(pairs)d pairs (states with only wrong completions: "
-        "%(all_wrong)d, with only right ones: %(all_right)d, with a single candidate: %(single)d)",
-        summary,
-    )
-    return summary
+        if world.rank == 0:
+            write_shard(target, trees, {"digest": digest})
+            add_seconds(out, time.monotonic() - began)
+    summary: dict[str, Any] = {"digest": digest, "k": k if settings.source == "critic" else None}
+    if world.rank == 0:
+        summary |= count_states(t for p in shard_paths(out) for t in read_shard(p))
+        seal(out, summary)
+        log.info(
+            "advantages: %(kept)d of %(states)d states kept, %(pairs)d pairs (states with only wrong completions: "
+            "%(all_wrong)d, with only right ones: %(all_right)d, with a single candidate: %(single)d)",
+            summary,
+        )
+    return world.broadcast(summary)
 
 
 def count_states(trees: Iterable[Tree]) -> dict:

@@ -33,6 +33,10 @@ _LARGEST = 2**31 - 1  # counts are indices of tensors somewhere
 _OF_THE_RUN = {"seed", "iterations", "keep_best", "model", "sft", "by_iteration"}
 _DATA_OF_THE_RUN = {"task", "template", "heldout", "heldout_limit"}
 
+# What actor.beta "auto" stands for. The first policy has the most to gain and bears large targets; afterwards more of
+# what is left in Â is noise, and targets that large take a policy apart (docs/study.md).
+FIRST_BETA, LATER_BETA = "std/6", "std/2"
+
 
 class Section(BaseModel):
     """A group of settings: unknown keys and wrong types are errors, and so are true, infinity and NaN as numbers."""
@@ -111,13 +115,15 @@ class OptimSettings(Section):
     lr: float = Field(5e-7, gt=0)  # learning rate, the peak of the schedule
     schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up
     warmup_steps: int = Field(0, ge=0)  # linear, from 0
-    weight_decay: float = Field(0.0, ge=0)  # decoupled, as in AdamW
+    weight_decay: float = Field(0.0, ge=0)  # decoupled, as in AdamW; of matrices, not of norms, biases, a value head
     adam_betas: tuple[Decay, Decay] = (0.9, 0.999)  # decay of the two moments
     clip_norm: float = Field(1.0, gt=0, allow_inf_nan=True)  # most that the gradient's norm may be; .inf: no clipping
     optimizer_state: Literal["float32", "bfloat16", "int8"] = "float32"  # what the two moments are kept in
     epochs: int = Field(1, ge=1)  # passes over the data
     steps: int | None = Field(None, ge=1)  # optimizer steps; None: as many as the epochs give
-    pack_tokens: int = Field(16384, ge=16)  # token budget of one pack: one forward and backward on a rank
+    pack_tokens: int = Field(
+        16384, ge=16
+    )  # most tokens of a pack (one forward and backward); less where it fills the ranks
     save_every: int = Field(50, ge=1)  # optimizer steps between checkpoints
     keep_checkpoints: int = Field(2, ge=1)  # how many of the newest stay
     lora_rank: int = Field(0, ge=0)  # 0: full training
@@ -224,14 +230,14 @@ class AdvantageSettings(Section):
     shrink: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"  # k: outcomes that the critic is worth; 0: Q is V
     trunk_steps: bool = True  # the steps that trunks take are candidates too
     source: Literal["critic", "mc", "response"] = "critic"  # who says Q: the critic, MC values, the trunk's reward
-    pack_tokens: int = Field(16384, ge=16)  # token budget of one forward pass
+    pack_tokens: int = Field(16384, ge=16)  # most tokens of one forward pass
 
 
 class ActorSettings(OptimSettings):
     """B.2, the squared loss."""
 
-    beta: float | str = "auto"  # auto: std(Â)/2; std/C: std(Â)/C; or a number
-    log_partition: bool = True  # subtract log E exp(Â/β) from each target: what a policy can meet
+    beta: float | str = "auto"  # auto: std(Â)/6 in the first iteration, std(Â)/2 after; std/C: std(Â)/C; or a number
+    log_partition: bool = False  # subtract log E exp(Â/β) from each target: feasible, but noise in Â makes it too large
     kl_budget: float | None = Field(None, gt=0)  # nats: stop the iteration when KL(π_ref ‖ π) of a step passes it
     lr: float = Field(5e-7, gt=0)  # learning rate, the peak of the schedule
     batch_pairs: int = Field(2048, ge=1)  # state-action pairs an optimizer step
@@ -248,18 +254,21 @@ class ActorSettings(OptimSettings):
         except (TypeError, ValueError):
             number = math.nan
         if not 0 < number < math.inf:
-            raise ValueError("a number above 0, auto (std(Â)/2), or std/C with C above 0")
+            raise ValueError("a number above 0, auto (by rule), or std/C with C above 0")
         return value if divisor is not value else number
 
 
 class ParallelSettings(Section):
     """How a model is laid over devices. The mathematics does not depend on it."""
 
-    processes: int = Field(1, ge=1)  # ranks that `run` starts through torchrun for sft, critic and actor
+    processes: int = Field(1, ge=1)  # ranks that `run` starts through torchrun to train, and for the critic's Q
     replicas: int = Field(1, ge=1)  # hybrid sharding: groups that each hold a whole copy
     activation_checkpointing: Literal["none", "selective", "full"] = "none"  # recompute in the backward pass
+    reshard_after_forward: bool = True  # false: weights stay gathered for the packs of a step; a whole copy a rank
+    defer_reduction: bool = False  # add gradients up over ranks once a step, not once a pack; a whole fp32 copy a rank
     compile: bool = False  # torch.compile each block
     cpu_offload: bool = False  # weights and optimizer states in host memory
+    timeout_s: float = Field(600.0, gt=0)  # most that a rank waits for the others in one collective
     tracker: Literal["none", "wandb", "trackio"] = "none"  # beside metrics.jsonl and TensorBoard
 
 
@@ -322,10 +331,15 @@ class Config(Section):
         return self
 
     def at(self, iteration: int) -> Config:
-        """The settings in force in ``iteration`` (1 is the first, 0 before it): ``by_iteration`` merged in up to it."""
+        """The settings in force in ``iteration`` (1 is the first, 0 before it).
+
+        ``by_iteration`` is merged in up to it, and ``actor.beta`` is no longer ``"auto"``.
+        """
         merged = self.model_dump(exclude={"by_iteration"})
         for index in sorted(i for i in self.by_iteration if i <= iteration):
             merged = merge(merged, self.by_iteration[index])
+        if merged["actor"]["beta"] == "auto":
+            merged["actor"]["beta"] = FIRST_BETA if iteration < 2 else LATER_BETA
         return Config.model_validate(merged)
 
     def digest(self) -> str:

@@ -11,7 +11,7 @@ import importlib.util
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,8 @@ from dapo_fast.advantages import compute_advantages
 from dapo_fast.config import Config
 from dapo_fast.data.problems import Problem, format_prompt, load_problems
 from dapo_fast.data.store import sealed_summary
-from dapo_fast.data.tree import Tree
 from dapo_fast.errors import InputError
 from dapo_fast.evaluate import evaluate
-from dapo_fast.evidence import ASSUMED
 from dapo_fast.models.loading import resolve_device
 from dapo_fast.report import write_report
 from dapo_fast.rewards import verifier_for
@@ -41,6 +39,7 @@ from dapo_fast.tasks import get_task
 from dapo_fast.train.actor import train_actor
 from dapo_fast.train.critic import ValueFiller, train_critic
 from dapo_fast.train.memory import estimate, rank_memory_gib
+from dapo_fast.train.parallel import open_world
 from dapo_fast.train.sft import read_pairs, train_sft
 from dapo_fast.train.torchrun import torchrun
 
@@ -330,7 +329,6 @@ class Pipeline:
     def advantages(self, iteration: int) -> dict:
         """B.1: Q by the critic, advantages, unique actions, the gap filter."""
         config = self.config.at(iteration)
-        _one_process("advantages")
         trees = self.directory.stage(iteration, "collect")
         self._need(trees / "done.json", "collect", iteration)
         needs_critic = config.advantages.source == "critic"
@@ -341,12 +339,13 @@ class Pipeline:
         done = sealed_summary(out, state.AdvantagesDone)
         if done is not None:
             return done
-        fill: Callable[[Sequence[Tree]], None] | None = None
-        k = ASSUMED
-        if needs_critic:
-            fill = ValueFiller(critic / "model", config.model, config.advantages.pack_tokens)
-            k = read_state(critic / "done.json", state.CriticDone)["k"]
-        summary = compute_advantages(trees, out, config.advantages, fill, digest, k)
+        if not needs_critic:
+            _one_process("advantages, but from a critic,")
+            return compute_advantages(trees, out, config.advantages, None, digest)
+        k = read_state(critic / "done.json", state.CriticDone)["k"]
+        with open_world(config.model, config.parallel) as world:
+            fill = ValueFiller(critic / "model", config.model, config.parallel, world, config.advantages.pack_tokens)
+            summary = compute_advantages(trees, out, config.advantages, fill, digest, k, world)
         del fill
         _free_memory()
         return summary
@@ -473,8 +472,10 @@ class Pipeline:
         log.info("%s%s", name, f", iteration {iteration}" if name != "sft" else "")
         if name not in ("evaluate", "collect"):
             self._release()
-        processes = self.config.at(iteration).parallel.processes
-        if processes == 1 or name not in ("sft", "critic", "actor"):
+        config = self.config.at(iteration)
+        processes = config.parallel.processes
+        here = name in ("collect", "evaluate") or (name == "advantages" and config.advantages.source != "critic")
+        if processes == 1 or here:
             result = getattr(self, name)(iteration)
             _free_memory()
             return result
@@ -486,8 +487,8 @@ class Pipeline:
         code = torchrun(words, processes, self.directory.held())
         if code:
             raise ChildFailedError(f"{name}: ended with exit code {code}; its messages are above", code)
-        done = self.directory.stage(iteration, name) / "done.json"
-        return read_state(done, state.Done)
+        directory = self.directory.stage(iteration, name)
+        return sealed_summary(directory) if name == "advantages" else read_state(directory / "done.json", state.Done)
 
 
 def _interval(measured: dict) -> str:
@@ -547,7 +548,7 @@ def _rank() -> int:
 
 def _one_process(stage: str) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(f"{stage}: runs in one process; only sft, critic and actor run under torchrun")
+        raise InputError(f"{stage}: runs in one process; sft, critic, advantages and actor run under torchrun")
 
 
 def _barrier_free_wait(path: Path, there: Callable[[], bool], seconds: float = 60.0) -> None:

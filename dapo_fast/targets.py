@@ -1,8 +1,9 @@
 """What the actor's log-ratios are regressed onto: β by rule from the data, and the log-partition of each state.
 
 Under KL the best policy at a state is π*(a|s) ∝ π_ref(a|s)·exp(A(s, a)/β) (paper, theorem 3.1), so that its log-ratio
-is A/β − log Z(s), Z(s) = E_ref exp(A/β). The paper leaves log Z out, which is right to first order in A/β; with it
-targets are ones that a policy can meet.
+is A/β − log Z(s), Z(s) = E_ref exp(A/β). The paper leaves log Z out, which is right to first order in A/β, and so does
+the default here: Z of estimated advantages is too large, by exp(½σ²/β²) where they err by σ, so that every sampled step
+is pushed down and the mass goes to steps that nobody sampled. With exact advantages log Z makes targets feasible.
 """
 
 from __future__ import annotations
@@ -11,22 +12,22 @@ import logging
 import math
 from collections.abc import Sequence
 
+from dapo_fast.config import FIRST_BETA
 from dapo_fast.data.tree import State, Tree
 
 log = logging.getLogger("dapo_fast.targets")
 
-DIVISOR = 2.0  # β = std(Â)/2: holds over several iterations on both built-in tasks; a single one bears std/6
-
 
 def beta_of(trees: Sequence[Tree], beta: float | str) -> float:
-    """β itself, or by rule: ``"auto"`` is std(Â)/2 over the pairs that are trained on, ``"std/C"`` std(Â)/C.
+    """β itself, or by rule: ``"std/C"`` is std(Â)/C over the pairs that are trained on, ``"auto"`` that of a first
+    iteration.
 
     Raises:
         ValueError: by rule, but all advantages are zero.
     """
     if not isinstance(beta, str):
         return beta
-    divisor = DIVISOR if beta == "auto" else float(beta.removeprefix("std/"))
+    divisor = float((FIRST_BETA if beta == "auto" else beta).removeprefix("std/"))
     kept = [c.advantage for tree in trees for state in tree.states if state.kept for c in state.candidates]
     # Â has mean zero at each state, so the spread is about zero: that of what a target can be.
     found = math.sqrt(sum(a * a for a in kept) / max(len(kept), 1)) / divisor

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from benchmarks.recorder import Recorder
@@ -20,7 +21,10 @@ from .runner import run_study
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run what is asked for and record what is there. Exit code 2 for bad input, 130 when interrupted."""
+    """Run what is asked for and record what is there.
+
+    Exit code 1 where a worker was killed, 2 for bad input, 130 when interrupted.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="directory of the study's runs")
     parser.add_argument("--config", type=Path, default=DEFAULT, metavar="FILE", help="the study (default: study.yaml)")
@@ -43,6 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"study: {error}", file=sys.stderr)
         return 2
+    except BrokenProcessPool:
+        print("study: a worker was killed (out of memory?); the same command goes on from there", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("study: interrupted; the same command goes on from there", file=sys.stderr)
         return 130

@@ -9,7 +9,7 @@ from itertools import product
 from dapo_kernels import DPO
 from torch import Tensor
 
-from dapo_fast.data.packing import Pack
+from dapo_fast.data.pack import Pack
 from dapo_fast.data.tree import Candidate, State, Tree
 from dapo_fast.errors import InputError
 

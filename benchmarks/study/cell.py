@@ -97,6 +97,7 @@ def run_cell(study: Study, cell: Cell, root: Path, tuned: dict[str, Any]) -> dic
     """
     pipeline = open_cell(study, cell, root, tuned)
     pipeline.check_settings()
+    pipeline.directory.save_config()  # what `dapo-fast report` reads, of a cell as of any run
     path = cell.directory(root) / "cell.json"
     key = pipeline.config.digest()
     if path.exists() and read_json(path)["config"] == key:

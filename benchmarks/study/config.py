@@ -42,13 +42,14 @@ class Truth(Section):
 class Study(Section):
     """The whole file."""
 
+    suite: str = "study"  # of the results file
     preset: str
     settings: dict[str, Any] = {}
     tasks: dict[str, dict[str, Any]]  # name → settings; a list of names stands for built-in tasks
     seeds: list[int]
     tuning_seed: int
     tuning_settings: dict[str, Any] = {}  # over the rest when tuning: other held-out problems, where a task is files
-    truth: Truth
+    truth: Truth | None = None  # None: not measured
     methods: dict[str, Variant]
     plans: dict[str, Variant]  # DAPO with other ways of sampling
     rules: dict[str, Variant]  # DAPO with one thing changed
@@ -71,7 +72,8 @@ class Study(Section):
             raise ValueError("tuning_seed: must not be one of seeds")
         tuned_on = self.tuning_settings.get("data", {}).get("heldout")
         base = merge(preset_values(self.preset), self.settings)
-        for name, settings in self.tasks.items():
+        tunes = any(variant.grid for variant in self.methods.values())
+        for name, settings in self.tasks.items() if tunes else ():
             data = merge(base, settings).get("data", {})
             if data.get("task") is None and tuned_on in (None, data.get("heldout")):
                 raise ValueError(f"tuning_settings.data.heldout: {name} needs others than those reported on")

@@ -8,6 +8,7 @@ from dapo_fast.config import merge
 from dapo_fast.rundir import read_json, write_json
 
 from .config import Cell, Study, changed_cells, method_cells, tuning_cells
+from .facts import changes_of, facts_of
 from .results import check_results, result_of
 
 
@@ -40,7 +41,7 @@ def note_commit(commit: str, root: Path) -> None:
 def _row(study: Study, cell: Cell, result: dict, directory: Path) -> dict:
     label = _label(study, cell)
     measured = [row for row in result["rows"] if "sampled" in row]
-    row = {"suite": "study", "case": f"{cell.task}, seed {cell.seed}", "peer": label, "peer_version": "dapo-fast"}
+    row = {"suite": study.suite, "case": f"{cell.task}, seed {cell.seed}", "peer": label, "peer_version": "dapo-fast"}
     row |= {"task": cell.task, "seed": cell.seed, "variant": cell.variant, "group": cell.group}
     row["actor"] = merge(result["tuned"], cell.settings.get("actor", {}))
     row["heldout_problems"] = measured[-1]["greedy"]["n"]
@@ -54,6 +55,10 @@ def _row(study: Study, cell: Cell, result: dict, directory: Path) -> dict:
     if found:
         row["pairs"] = [advantages["pairs"] for advantages in found]
         row["k"] = [advantages["k"] for advantages in found]
+    if (directory / "config.yaml").exists():  # cells of older commits have none
+        row |= facts_of(directory)
+        if cell.trains != "nothing":
+            row["change"] = changes_of(*(directory / f"iter{i}" / "evaluate" for i in (0, kept["iteration"])))
     evidence = directory / "iter1" / "evidence.json"
     if evidence.exists():
         row["evidence"] = read_json(evidence)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import threading
 import time
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
@@ -101,6 +102,13 @@ def _wait(futures: list[Future], cells: list[Cell], root: Path, bar: tqdm) -> No
     bar.update(_done(cells, root) - bar.n)
 
 
+def _end_with(parent: int) -> None:
+    """End this process when ``parent`` has ended: a killed study's workers must not go on beside the next one's."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
 def _chain(study: Study, cells: list[Cell], root: Path, measure: bool) -> None:
     import torch
 
@@ -109,12 +117,10 @@ def _chain(study: Study, cells: list[Cell], root: Path, measure: bool) -> None:
 
     torch.set_num_threads(1)
     quiet_libraries()
-    parent = os.getppid()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     for cell in cells:
-        if os.getppid() != parent:
-            return  # the study was killed: a worker must not go on beside the one that is started next
         log_to(cell.directory(root), quiet=True)
         tuned = tuned_settings(study, cell.task, root).get(cell.method or "", {})
         run_cell(study, cell, root, tuned)
-        if measure and cell.variant in EVIDENCE_OF:
+        if measure and study.truth and cell.variant in EVIDENCE_OF:
             measure_evidence(open_cell(study, cell, root, tuned), study.truth)

@@ -45,7 +45,8 @@ def _seeds(rows: Rows, task: str) -> int:
     return len({r["seed"] for r in rows if r["task"] == task and r["group"] != "tuning"})
 
 
-def _table(header: list[str], lines: list[list[str]]) -> str:
+def markdown(header: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table."""
     text = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join(text + ["| " + " | ".join(line) + " |" for line in lines])
 
@@ -92,7 +93,7 @@ def compared(rows: Rows, *groups: str) -> str:
             line += [_versus(rows, task, variant), text_of(scores(rows, task, variant, "greedy"), seeds)]
             line.append(tokens_of(rows, task, variant))
         lines.append(line)
-    return _table(header, lines)
+    return markdown(header, lines)
 
 
 def iterations(rows: Rows) -> str:
@@ -112,7 +113,7 @@ def iterations(rows: Rows) -> str:
         for variant, label in variants_of(rows, "methods").items()
         if variant != "base"
     ]
-    return _table(header, lines)
+    return markdown(header, lines)
 
 
 def summary(rows: Rows) -> str:
@@ -122,7 +123,7 @@ def summary(rows: Rows) -> str:
         [label, *(text_of(scores(rows, task, variant, "sampled"), _seeds(rows, task)) for task in tasks)]
         for variant, label in variants_of(rows, "methods").items()
     ]
-    return _table(["three iterations, from as many sampled tokens", *tasks], lines)
+    return markdown(["three iterations, from as many sampled tokens", *tasks], lines)
 
 
 def tuned(rows: Rows) -> str:
@@ -140,7 +141,7 @@ def tuned(rows: Rows) -> str:
             cells.append(setting + spread if chosen and found else "")
         if any(cells):
             lines.append([label, *cells])
-    return _table(["method", *tasks], lines)
+    return markdown(["method", *tasks], lines)
 
 
 def _evidence(rows: Rows, task: str, variant: str, read: Callable[[dict], float]) -> str:
@@ -164,7 +165,7 @@ def evidence(rows: Rows) -> str:
         for v in variants
     ]
     ks = [f"{min(found):.2g} to {max(found):.2g}" if found else "" for found in fitted]
-    return _table(header, [*lines, ["k, fitted: over the seeds", *ks]])
+    return markdown(header, [*lines, ["k, fitted: over the seeds", *ks]])
 
 
 def gain(rows: Rows, task: str, variant: str, other: str) -> Interval | None:

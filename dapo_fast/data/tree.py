@@ -112,10 +112,14 @@ class Tree:
     sampled: int
     correct: int
 
+    def response_length(self, state: State) -> int:
+        """Tokens of the response up to ``state``, without the prompt."""
+        return self.trunks[state.trunk].step_ends[state.step - 1] if state.step else 0
+
     def response_prefix(self, state: State) -> list[int]:
         """Token ids of the response up to ``state``, without the prompt."""
-        trunk = self.trunks[state.trunk]
-        return trunk.ids[: trunk.step_ends[state.step - 1]] if state.step else []
+        length = self.response_length(state)  # 0 for the prompt, a state even where no response was kept
+        return self.trunks[state.trunk].ids[:length] if length else []
 
     def prefix_ids(self, state: State) -> list[int]:
         """Token ids of ``state``: the prompt and the response up to it."""

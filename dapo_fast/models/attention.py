@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from dapo_fast.data.packing import Pack
+from dapo_fast.data.pack import Pack
 from dapo_fast.errors import InputError
 from dapo_fast.models.dense import Dense, attend
 from dapo_fast.models.flat import FlatVarlen

@@ -14,7 +14,7 @@ import logging
 import torch
 from torch import Tensor
 
-from dapo_fast.data.packing import Pack
+from dapo_fast.data.pack import Pack
 from dapo_fast.models.dense import Dense
 from dapo_fast.models.tree_flex import TreeFlex
 from dapo_fast.models.variants import PLAIN, Variant

@@ -22,7 +22,7 @@ from dapo_kernels import (
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dapo_fast.data.packing import Pack
+from dapo_fast.data.pack import Pack
 from dapo_fast.models.attention import backbone_inputs
 from dapo_fast.models.value import ValueModel
 

@@ -18,7 +18,7 @@ import torch._dynamo
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from dapo_fast.data.packing import Pack
+from dapo_fast.data.pack import Pack
 from dapo_fast.errors import InputError, first_line
 from dapo_fast.models.variants import PLAIN, Variant
 

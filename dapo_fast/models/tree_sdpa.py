@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dapo_fast.data.packing import Pack
+from dapo_fast.data.pack import Pack
 from dapo_fast.models.dense import Dense
 from dapo_fast.models.variants import PLAIN, Variant
 

@@ -14,7 +14,7 @@ from dapo_fast.errors import InputError
 from dapo_fast.rewards.memory import reserved
 from dapo_fast.rewards.programs import extract_program
 from dapo_fast.rewards.sandbox import Limits, Sandboxed, close_all, method
-from dapo_fast.rewards.sandbox_init import MAX_FRAME, pack
+from dapo_fast.rewards.sandboxed.data import MAX_FRAME, pack
 
 log = logging.getLogger("dapo_fast.rewards")
 
@@ -38,7 +38,7 @@ def verify(
             ``{"inputs", "outputs"}`` (standard input and output: TACO, APPS, LiveCodeBench),
             ``{"inputs", "outputs", "fn_name"}`` (arguments and results of a function or of a ``Solution`` method).
         timeout: Seconds of work or of sleep for all of a function's tests, or for each pair of standard input and
-            output. Waiting for a core does not count, up to three times as much and a second.
+            output. Waiting for a core does not count, up to three times as much and a minute.
         insecure: Run without a sandbox where none works.
 
     Raises:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from typing import TypeVar
 
+from dapo_fast.rewards.algebra import same_by_algebra
 from dapo_fast.rewards.intervals import Interval, real_set
 from dapo_fast.rewards.normal import (
     as_number,
@@ -18,10 +20,9 @@ from dapo_fast.rewards.normal import (
     tolerance_between,
 )
 
-Symbolic = Callable[[str, str], bool]
-
 LONGEST_ANSWER = 2_000  # characters; nothing longer is given to the algebra
 _MOST_ELEMENTS = 64
+_Item = TypeVar("_Item", str, Interval)
 
 _CHOICE = re.compile(r"\(?([A-Za-z])\)?(?:[.:)].*)?\Z", re.S)
 _BASE = re.compile(r"\(?(-?[0-9A-Fa-f.]+)\)?_\{?(\d+)\}?\Z")
@@ -30,7 +31,10 @@ _EQUALS = re.compile(r"=|\\approx(?![A-Za-z])")
 _IN = re.compile(r"\\in(?![A-Za-z])")
 _NAME = re.compile(
     r"(?:m?\\(?:angle|triangle)\s*)?"
-    r"(?:[A-Z]{1,3}|[a-z]{1,2}|\\(?!frac|sqrt|pm|sin|cos|tan|cot|sec|csc|log|ln|exp|int|sum)[A-Za-z]+(?:\s*\{?[A-Za-z]{1,3}\}?)?|[A-Za-z]{3,20}(?:\s[A-Za-z]{1,20}){0,3})"
+    r"(?:[A-Z]{1,3}|[a-z]"
+    r"|\\(?!frac|sqrt|pm|sin|cos|tan|cot|sec|csc|log|ln|exp|int|sum)[A-Za-z]+(?:\s*\{?[A-Za-z]{1,3}\}?)?"
+    # A word, which has a vowel behind its first letter: not xyz, a product.
+    r"|(?:[A-Z]|[a-z](?=[a-z]*[aeiou]))[A-Za-z]{2,19}(?:\s[A-Za-z]{1,20}){0,3})"
     r"(?:_(?:\w|\{[^{}]*\}))?'*(?:\^\{-1\})?(?:\s?\([^()=]{1,12}\))?\Z"
     r"|\([A-Za-z](?:,\s?[A-Za-z]){1,3}\)\Z"
 )
@@ -44,21 +48,16 @@ _UNIT_POWER = re.compile(
 _RATIO = re.compile(":")
 
 
-def equivalent(given: str, reference: str, symbolic: Symbolic) -> bool:
+def equivalent(given: str, reference: str) -> bool:
     """Whether ``given`` is the answer ``reference``.
 
     What no rule below understands as a whole is compared as text, never by a part of it.
-
-    Args:
-        symbolic: Decides (given, reference) by computer algebra; asked last, with short LaTeX only.
     """
-    return len(given) <= 10 * LONGEST_ANSWER and _same(given, reference, symbolic, 0)
+    return len(given) <= 10 * LONGEST_ANSWER and _same(given, reference, 0)
 
 
-def _same(given: str, reference: str, symbolic: Symbolic, depth: int) -> bool:
-    powers = {
-        match.group(1) for match in (_UNIT_POWER.search(given[-60:]), _UNIT_POWER.search(reference[-60:])) if match
-    }
+def _same(given: str, reference: str, depth: int) -> bool:
+    powers = {match[1] for text in (given, reference) if (match := _UNIT_POWER.search(text[-60:]))}
     if len(powers) > 1:  # square metres are not cubic metres
         return False
     left, right = normalise(given), normalise(reference)
@@ -68,10 +67,10 @@ def _same(given: str, reference: str, symbolic: Symbolic, depth: int) -> bool:
         return True
     real = real_set(left), real_set(right)
     if real[0] and real[1]:
-        return _same_real_set(real[0], real[1], symbolic, depth)
+        return _matched(*real, lambda found, wanted: _same_interval(found, wanted, depth))
     sides = _sides(left), _sides(right)
     if len(sides[0]) == len(sides[1]) > 1:
-        return _same_relation(left, right, *sides, symbolic, depth)
+        return _same_relation(left, right, *sides, depth)
     left_value, right_value = (_value(part) for part in sides)
     if left_value is None or right_value is None:
         return False
@@ -81,7 +80,7 @@ def _same(given: str, reference: str, symbolic: Symbolic, depth: int) -> bool:
     if numbers[0] is not None and numbers[1] is not None:
         # "500,750" may be a list of two: both are read as lists before saying no.
         return _same_number(numbers[0], numbers[1], left_value, right_value) or (
-            "," in strip_math(given) and "," in strip_math(reference) and _same_items(given, reference, symbolic, depth)
+            "," in strip_math(given) and "," in strip_math(reference) and _same_items(given, reference, depth)
         )
     base = _same_base(left_value, right_value)
     if base is not None:
@@ -89,10 +88,10 @@ def _same(given: str, reference: str, symbolic: Symbolic, depth: int) -> bool:
     if _is_words(reference, right):
         return _same_words(left, right)
     if depth < 3:
-        structured = _same_structure(left_value, right_value, symbolic, depth)
+        structured = _same_structure(left_value, right_value, depth)
         if structured is not None:
             return structured
-    return max(len(left_value), len(right_value)) <= LONGEST_ANSWER and symbolic(left_value, right_value)
+    return max(len(left_value), len(right_value)) <= LONGEST_ANSWER and same_by_algebra(left_value, right_value)
 
 
 # Names, chains, relations ------------------------------------------------------------------------------------------
@@ -114,21 +113,24 @@ def _value(sides: list[str]) -> str | None:
     return sides[-1] if len(sides) != 2 or _NAME.match(sides[0]) or is_calculation(sides[0]) else None
 
 
-def _same_relation(
-    whole_left: str, whole_right: str, left: list[str], right: list[str], symbolic: Symbolic, depth: int
-) -> bool:
+def _same_relation(whole_left: str, whole_right: str, left: list[str], right: list[str], depth: int) -> bool:
     """Both have as many sides: all are the same, or (of two) the relation as a whole is."""
-    if len(left) == 2 and _NAME.match(right[0]):
-        names = compact(left[0]).casefold(), compact(right[0]).casefold()
-        if names[0] == names[1] or is_calculation(left[0]):
-            return _same(left[1], right[1], symbolic, depth + 1)
-    if depth < 3 and all(_same(a, b, symbolic, depth + 1) for a, b in zip(left, right)):
+    named = len(left) == 2 and _NAME.match(right[0])
+    if named and (_same_name(compact(left[0]), compact(right[0])) or is_calculation(left[0])):
+        return _same(left[1], right[1], depth + 1)
+    if depth < 3 and all(_same(a, b, depth + 1) for a, b in zip(left, right)):
         return True
     return (
         len(left) == 2
         and max(len(whole_left), len(whole_right)) <= LONGEST_ANSWER
-        and symbolic(whole_left, whole_right)
+        and same_by_algebra(whole_left, whole_right)
     )
+
+
+def _same_name(left: str, right: str) -> bool:
+    """``f`` is ``f(t)`` for short, and ``y`` is ``f(x)``."""
+    left, right = ("y" if name == "f(x)" else name.casefold() for name in (left, right))
+    return left == right or left.partition("(")[0] == right or left == right.partition("(")[0]
 
 
 # Numbers, words ----------------------------------------------------------------------------------------------------
@@ -187,37 +189,29 @@ def _same_words(left: str, right: str) -> bool:
 # Intervals, tuples, sets, lists, ratios, matrices --------------------------------------------------------------------
 
 
-def _same_real_set(left: list[Interval], right: list[Interval], symbolic: Symbolic, depth: int) -> bool:
-    rest = list(left)
-    for wanted in right:
-        for index, found in enumerate(rest):
-            if (
-                {found.name, wanted.name} <= {found.name or wanted.name, None}
-                and found.brackets == wanted.brackets
-                and _same(found.start, wanted.start, symbolic, depth + 1)
-                and _same(found.end, wanted.end, symbolic, depth + 1)
-            ):
-                del rest[index]
-                break
-        else:
-            return False
-    return not rest
+def _same_interval(found: Interval, wanted: Interval, depth: int) -> bool:
+    return (
+        {found.name, wanted.name} <= {found.name or wanted.name, None}
+        and found.brackets == wanted.brackets
+        and _same(found.start, wanted.start, depth + 1)
+        and _same(found.end, wanted.end, depth + 1)
+    )
 
 
-def _same_structure(left: str, right: str, symbolic: Symbolic, depth: int) -> bool | None:
+def _same_structure(left: str, right: str, depth: int) -> bool | None:
     """None: neither has any structure that decides."""
     rows = _cells(left), _cells(right)
     if rows[0] is not None and rows[1] is not None:
         if [len(row) for row in rows[0]] != [len(row) for row in rows[1]]:
             return False
         cells = [pair for a, b in zip(rows[0], rows[1]) for pair in zip(a, b)]
-        return len(cells) <= _MOST_ELEMENTS and all(_same(a, b, symbolic, depth + 1) for a, b in cells)
+        return len(cells) <= _MOST_ELEMENTS and all(_same(a, b, depth + 1) for a, b in cells)
     ratios = split_top_level(left, _RATIO), split_top_level(right, _RATIO)
     if len(ratios[0]) > 1 or len(ratios[1]) > 1:
         return len(ratios[0]) == len(ratios[1]) <= _MOST_ELEMENTS and all(
-            _same(a, b, symbolic, depth + 1) for a, b in zip(*ratios)
+            _same(a, b, depth + 1) for a, b in zip(*ratios)
         )
-    return _same_items(left, right, symbolic, depth)
+    return _same_items(left, right, depth)
 
 
 def _cells(text: str) -> list[list[str]] | None:
@@ -229,23 +223,25 @@ def _cells(text: str) -> list[list[str]] | None:
     return rows and [[f"({factor})({cell})" for cell in row] for row in rows]
 
 
-def _same_items(left: str, right: str, symbolic: Symbolic, depth: int) -> bool | None:
+def _same_items(left: str, right: str, depth: int) -> bool | None:
     (left_brackets, left_items), (right_brackets, right_items) = _bracketed(left), _bracketed(right)
     if len(left_items) == len(right_items) == 1:
         if left_items[0] == left and right_items[0] == right:
             return None
-        return _same(left_items[0], right_items[0], symbolic, depth + 1)
+        return _same(left_items[0], right_items[0], depth + 1)
     if len(left_items) != len(right_items) or len(left_items) > _MOST_ELEMENTS:
         return False
     names = [_names(left_items), _names(right_items)]
     if left_brackets == right_brackets == "" and None not in names:
         return names[0].keys() == names[1].keys() and all(
-            _same(names[0][key], names[1][key], symbolic, depth + 1) for key in names[1]
+            _same(names[0][key], names[1][key], depth + 1) for key in names[1]
         )
-    if {left_brackets, right_brackets} <= {"", "{}"}:
-        return _match_unordered(left_items, right_items, symbolic, depth)
+    named = left_brackets == right_brackets == "" and (names[0] or names[1] or {})
+    ordered = named and len({name[0] for name in named}) == len(named)  # x and y, but not the roots x_1 and x_2
+    if {left_brackets, right_brackets} <= {"", "{}"} and not ordered:
+        return _matched(left_items, right_items, lambda found, wanted: _same(found, wanted, depth + 1))
     if left_brackets == right_brackets or {left_brackets, right_brackets} == {"()", ""}:
-        return all(_same(a, b, symbolic, depth + 1) for a, b in zip(left_items, right_items))
+        return all(_same(a, b, depth + 1) for a, b in zip(left_items, right_items))
     return False
 
 
@@ -276,11 +272,11 @@ def _closes_at_end(text: str) -> bool:
 
 
 def _plus_minus(text: str) -> list[str]:
-    if text.count(r"\pm") + text.count(r"\mp") + text.count("±") != 1:
+    signs = re.findall(r"\\(?:pm|mp)(?![A-Za-z])|±", text)
+    if len(signs) != 1:
         return [text]
-    plus = re.sub(r"(?:\\pm(?![A-Za-z])|±)\s*", "+", re.sub(r"\\mp(?![A-Za-z])\s*", "-", text))
-    minus = re.sub(r"(?:\\pm(?![A-Za-z])|±)\s*", "-", re.sub(r"\\mp(?![A-Za-z])\s*", "+", text))
-    return [plus.removeprefix("+"), minus.removeprefix("+")]
+    before, _, after = text.partition(signs[0])
+    return [f"{before}{sign}{after.lstrip()}".removeprefix("+") for sign in "+-"]
 
 
 def _names(items: list[str]) -> dict[str, str] | None:
@@ -293,13 +289,12 @@ def _names(items: list[str]) -> dict[str, str] | None:
     return found if len(found) == len(items) else None
 
 
-def _match_unordered(left: list[str], right: list[str], symbolic: Symbolic, depth: int) -> bool:
+def _matched(left: list[_Item], right: list[_Item], same: Callable[[_Item, _Item], bool]) -> bool:
+    """Whether each of ``right`` is one of ``left``, and none of ``left`` is over; order is free."""
     rest = list(left)
     for wanted in right:
-        for index, item in enumerate(rest):
-            if _same(item, wanted, symbolic, depth + 1):
-                del rest[index]
-                break
-        else:
+        index = next((index for index, item in enumerate(rest) if same(item, wanted)), None)
+        if index is None:
             return False
+        del rest[index]
     return not rest

@@ -15,7 +15,10 @@ _TAIL = 200_000
 _LONGEST_LINE = 2_000
 
 _JOINED = re.compile(r"(?:[\s$,;.]|\\[()\[\]]|\\quad|\\qquad|\\text\{|\}|and|or|\\,)*")
-_PHRASE = re.compile(r"(?i)\banswer\b\**\s*(?:(?:is|are|was|equals|becomes|=|:)\s*)+(therefore|thus|simply|just)?")
+_PHRASE = re.compile(
+    r"(?i)(?:\b(?:answer|correct (?:option|choice))\b\**\s*(?:(?:is|are|was|equals|becomes|=|:)\s*)+|答案\s*[是为:：]+)"
+    r"(therefore|thus|simply|just)?"
+)
 _DISPLAY = re.compile(r"(?:\\\[|\$\$)((?:(?!\\\[|\$\$).){1,2000}?)(?:\\\]|\$\$)", re.S)
 _INLINE = re.compile(r"(?<!\\)\$((?:\\\$|[^$\n])+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 _ALIGNED = re.compile(r"\\(?:begin|end)\{(?:aligned|align\*?|gathered|split)\}|&|\\\\")
@@ -30,9 +33,14 @@ _NUMBER = re.compile(
     r"(?<![\w.])[-−]?\s?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+\s\d+(?=/\d)|\d+)(?:\.\d+)?(?:/\d+)?(?:\s?%)?|(?<![\w.])[-−]?\.\d+"
 )
 _SEVERAL = re.compile(r"\d\s*(?:,\s|,?\s*\band\b|\bor\b)\s*(?:[A-Za-z]\s*=\s*)?[-−]?\d")
+_ITEM = r"(?<![\w.,/])(?:[A-Za-z](?:_\d)?\s*=\s*)?[-−]?\d[\d./]*(?:,\d{3})*(?!\w)"
+_LIST_OR_POINT_OR_RATIO = re.compile(
+    rf"(?:{_ITEM}(?:\s*(?:,|,?\s+and|,?\s+or)\s+{_ITEM})+|(?<!\w)\([^()]*,[^()]*\)|(?<![\w.,:])\d[\d.]*(?:\s?:\s?\d+)+)"
+    r"\s*\.?\Z"
+)
 _LATEX = re.compile(r"\\[A-Za-z]|[_^]")
 _ASIDE = re.compile(r",?\s+(?:which|because|since|i\.e\.|that is)\s|(?<=[\w$%])\s+\((?=[^()]*[A-Za-z]{3})[^()]*\)")
-_CALCULATION = re.compile(r"\s*\(\s*([\d\s.]+(?:[-+*/×][\d\s.]+){1,8})(?:=[\d\s.]+)?\)\s*\Z")
+_CALCULATION = re.compile(r"\s*\(\s*=?\s*([\d\s.]+(?:[-+*/×][\d\s.]+){1,8})(?:=[\d\s.]+)?\)\s*\.?\Z")
 _LIST_MARK = re.compile(r"\s*(?:[,;]|,?\s*\band\b|,?\s*\bor\b)\s*")
 
 
@@ -122,7 +130,7 @@ def _after_hashes(text: str) -> str | None:
         return None
     line = lines[0][:_LONGEST_LINE].strip()
     line = re.sub(r"(?i)\A(?:the\s+)?(?:final\s+)?answer\s*(?:is\s*:?|:)\s*", "", line)
-    return line or None
+    return _settle(line) if line else None
 
 
 def _after_phrase(text: str) -> str | None:
@@ -177,14 +185,16 @@ def _content(match: re.Match) -> str:
 
 def _last_run(line: str, inline: list[re.Match]) -> str:
     """The last expression of a line, with those before it that it is one list with: ``$x=1$ or $x=2$``."""
-    run = [_content(inline[-1])]
+    run, joint = [_content(inline[-1])], ", "
     for before, after in zip(reversed(inline[:-1]), reversed(inline[1:])):
         mark, item = line[before.end() : after.start()], _content(before)
-        alike = bool(_ASSIGNED.match(item)) == bool(_ASSIGNED.match(run[0])) and not _RELATED.search(item)
+        assigned = _ASSIGNED.match(item) is not None
+        alike = assigned == bool(_ASSIGNED.match(run[0])) and (assigned or not _RELATED.search(item))
         if not _LIST_MARK.fullmatch(mark) or not (alike or "or" in mark):
             break
         run.insert(0, item)
-    return ", ".join(run)
+        joint = " or " if "or" in mark else joint
+    return joint.join(run)
 
 
 _ASSIGNED = re.compile(r"\s*[A-Za-z](?:_\w)?\s*=[^=]*\Z")
@@ -193,10 +203,13 @@ _RELATED = re.compile(r"=.*=|[<>]|\\(?:le|ge|ne)|[^\sA-Za-z].*=")
 
 def _number_of(line: str, last: bool) -> str:
     """The first or last number of plain words; the line itself where the number is only a part of something."""
+    if last and (ending := _LIST_OR_POINT_OR_RATIO.search(line)):
+        return ending.group()
     numbers = list(_NUMBER.finditer(line))
     if not numbers or (not last and as_number(normalise(line)) is not None):
         return line
-    found = numbers[-1 if last else 0]
+    reckoned = (number for number in numbers if _CALCULATION.match(line, number.end()))
+    found = next(reckoned, numbers[-1 if last else 0])
     number, before, after = found.group(), line[: found.start()], line[found.end() :]
     if sum_of := _CALCULATION.match(after):
         return number if _value(sum_of.group(1)) == as_number(number) else line
@@ -212,14 +225,11 @@ def _value(calculation: str) -> Fraction | None:
     """Of a sum of products, such as ``5 + 7``; None if it is anything else."""
     total = Fraction()
     for sign, product in re.findall(r"(\A|[-+])([^-+]+)", calculation.replace("×", "*").replace(" ", "")):
-        factors = re.split(r"([*/])", product)
-        value = as_number(factors[0])
-        for mark, factor in zip(factors[1::2], factors[2::2]):
+        value = Fraction(-1 if sign == "-" else 1)
+        for mark, factor in re.findall(r"(\A|[*/])([^*/]+)", product):
             number = as_number(factor)
-            if value is None or number is None or (mark == "/" and not number):
+            if number is None or (mark == "/" and not number):
                 return None
-            value = value * number if mark == "*" else value / number
-        if value is None:
-            return None
-        total += -value if sign == "-" else value
+            value = value / number if mark == "/" else value * number
+        total += value
     return total

@@ -87,13 +87,8 @@ def _inequality(text: str) -> list[Interval] | None:
     if signs == [r"\ne"]:
         point = sides[1 - place]
         return [Interval("()", r"-\infty", point, name), Interval("()", point, r"\infty", name)]
-    if r"\ne" in signs or any(sign in (">", r"\ge") for sign in signs):
+    below, above = sides[:place], sides[place + 1 :]
+    if len(below) > 1 or len(above) > 1 or not {"<", r"\le"}.issuperset(signs):
         return None
-    marks = ["(" if sign == "<" else "[" for sign in signs]
-    if len(sides) == 2 and place == 0:
-        return [Interval("(" + marks[0].replace("(", ")").replace("[", "]"), r"-\infty", sides[1], name)]
-    if len(sides) == 2:
-        return [Interval(marks[0] + ")", sides[0], r"\infty", name)]
-    if len(sides) == 3 and place == 1:
-        return [Interval(marks[0] + marks[1].replace("(", ")").replace("[", "]"), sides[0], sides[2], name)]
-    return None
+    brackets = ("[" if below and signs[0] == r"\le" else "(") + ("]" if above and signs[-1] == r"\le" else ")")
+    return [Interval(brackets, *(below or [r"-\infty"]), *(above or [r"\infty"]), name)]

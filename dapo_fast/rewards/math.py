@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dapo_fast.rewards.algebra import same_by_algebra
 from dapo_fast.rewards.equivalence import equivalent
 from dapo_fast.rewards.extract import boxed_run, extract_answer, states
 
@@ -23,9 +22,9 @@ def verify(response: str, answer: str) -> bool:
     # Null bytes and lone surrogates survive neither regular expressions about text nor a pipe.
     response = response.encode("utf-8", "replace").decode("utf-8").replace("\x00", "")
     given = extract_answer(response)
-    if given is not None and equivalent(given, answer, same_by_algebra):
+    if given is not None and equivalent(given, answer):
         return True
     run = boxed_run(response)
-    if run is not None and "," in answer and equivalent(run, answer, same_by_algebra):
+    if run is not None and "," in answer and equivalent(run, answer):
         return True
     return states(response, answer)

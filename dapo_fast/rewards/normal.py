@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 
 _ENVIRONMENT = re.compile(r"\\begin\{([pbvBV]?matrix|array)\}(?:\{[lcr|]*\})?(.*?)\\end\{\1\}", re.S)
@@ -11,17 +12,32 @@ _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|boldsymbol|mbox|operatorname|emph|bm|"
     rf"bold|underline)\s*\*?({_BRACES})"
 )
+
+
+def _plain(match: re.Match) -> str:
+    """Full width, raised and lowered characters as those they stand for."""
+    return unicodedata.normalize("NFKC", match[0])
+
+
 # Spellings, in order. Sizes and spaces that only typesetting needs, signs with several names, numbers said in words.
 _SPELLINGS = [
     (re.compile(pattern), ours)
     for pattern, ours in (
+        (r"[¼-¾⅐-⅞]", lambda match: r"\frac{{{}}}{{{}}}".format(*_plain(match).split("⁄"))),
+        (r"[²³¹⁰⁴-⁹⁻ⁿ]+", lambda match: f"^{{{_plain(match)}}}"),
+        (r"[₀-₉]+", lambda match: f"_{{{_plain(match)}}}"),
+        (r"[！-～]", _plain),
         (r"[−–‐]", "-"),
-        (r"×|\\cdot(?![A-Za-z])", r"\\times "),
+        # Of vectors it is another product than the dot.
+        (r"(\\nabla)\s*(?:×|\\times(?![A-Za-z]))|([A-Za-z}])\s*(?:×|\\times)(?=\s*\\(?:vec|hat|math|bold|bm|overr))",
+         r"\1\2\\cross "),
+        (r"×|\\times(?![A-Za-z])", r"\\cdot "),
         (r"π", r"\\pi "),
         (r"∞|\\inf(?![A-Za-z])|(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
         (r"≤|<=|\\leqslant(?![A-Za-z])|\\leq(?![A-Za-z])", r"\\le "),
         (r"≥|>=|\\geqslant(?![A-Za-z])|\\geq(?![A-Za-z])", r"\\ge "),
         (r"≠|(?<=\s)!=|\\neq(?![A-Za-z])", r"\\ne "),
+        (r"\\colon(?![A-Za-z])", ":"),
         (r"\\lt(?![A-Za-z])", "<"),
         (r"\\gt(?![A-Za-z])", ">"),
         (r"≡", r"\\equiv "),
@@ -34,11 +50,14 @@ _SPELLINGS = [
         (r"\\lbrace(?![A-Za-z])", r"\\{"),
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\\[lr]vert(?![A-Za-z])|\\mid(?![A-Za-z])|\\vert(?![A-Za-z])", "|"),
-        (r"\\(?:varnothing|oslash)(?![A-Za-z])|∅", r"\\emptyset "),
-        (r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])\s*\.?", ""),
+        (r"\\(?:varnothing|oslash)(?![A-Za-z])|∅|\\\{\s*\\\}", r"\\emptyset "),
+        (r"\\(?:left|right|middle|[bB]igg?[lr]?)(?![A-Za-z])\s*\.?", ""),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\\mod(?![A-Za-z])|\\bmod(?![A-Za-z])|(?<![A-Za-z\\])mod(?![A-Za-z])", r"\\mod "),
-        (r"\\pmod(?![A-Za-z])\s*\{([^{}]*)\}", r"(\\mod \1)"),
+        (r"\\[pb]?mod(?![A-Za-z])|(?<![A-Za-z\\])mod(?![A-Za-z])", r"\\mod "),
+        (r"\(\s*\\mod\s*([^()]*)\)|\\mod\s*\{([^{}]*)\}", r"\\mod \1\2"),
+        (r"\\frac\{\\(?:text|mathrm)\{([^{}]*)\}\}\{\\(?:text|mathrm)\{([^{}]*)\}(\^\d)?\}", r"\\text{ \1/\2}\3"),
+        (r"\\(?:lor|vee)(?![A-Za-z])\s*(?=[^\\]{1,9}(?:[=<>]|\\[lgn]e(?![A-Za-z])))", "or "),
+        (r"([\d})])\s*(?:\\q?quad(?![A-Za-z])\s*)+(?=[A-Za-z](?:_\w)?\s*=)", r"\1, "),
         (r"\^\s*\{?\\?(?:circ|degree)(?![A-Za-z])\s*\}?|\\(?:degree|circ)(?![A-Za-z])|°|º", ""),
         (r"\^\s*\{(?:\s*\\prime(?![A-Za-z]))+\s*\}|\^\s*\\prime(?![A-Za-z])", lambda m: "'" * m[0].count("\\prime")),
         (r"’|′", "'"),
@@ -52,7 +71,10 @@ _SPELLINGS = [
          r"|hspace\{[^{}]*\})|~|&nbsp;|\n", " "),
     )
 ]  # fmt: skip
-_NUMBER_WORDS = r"hundred|thousand|million|billion|trillion|dozen|half|quarter|third|double|twice|squared|cubed"
+_NUMBER_WORDS = (
+    r"(?:hundred|thousand|[mb]illion|trillion|third|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)th)s?|"
+    r"dozen|half|halves|quarter|double|twice|squared|cubed"
+)
 _NO_UNIT = re.compile(
     rf"\b(?:{_NUMBER_WORDS}|and|or|if|for|when|where|to|pi|sin|cos|tan|cot|sec(?=\s+\S)|csc|log|exp|sqrt|mod|choose|factorial|"
     r"plus|minus|times?(?=\s+\S)(?!\s+as\b)|over|below|under|above|negative|not|abc|less|than|least|most|between|with|except|[ieknxyz])\b",
@@ -69,7 +91,7 @@ _TEXT_UNIT = re.compile(
 _LEAD = re.compile(r"\A(?:(?:so|the|there|are|is|it|we|get|answer|final|total|exactly|:)\s+)+(?=[-\d\\.])", re.I)
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)\Z")
 _FRACTION = re.compile(r"([-+]?)\\frac\{([-+]?\d*\.?\d+)\}\{([-+]?\d*\.?\d+)\}\Z|([-+]?)(\d*\.?\d+\.?)/(\d*\.?\d+)\Z")
-_POWER = re.compile(r"([-+]?)(?:(\d*\.?\d+)\\times)?10\^(?:\{([-+]?\d{1,3})\}|(\d))\Z")
+_POWER = re.compile(r"([-+]?)(?:(\d*\.?\d+)\\cdot)?10\^(?:\{([-+]?\d{1,3})\}|(\d))\Z")
 _MIXED = re.compile(r"([-+]?)\((\d+)\+\\frac\{(\d+)\}\{(\d+)\}\)\Z")
 _THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?!\d)")
 
@@ -127,7 +149,7 @@ def is_unit(text: str) -> bool:
 
 
 def _without_stop(text: str) -> str:
-    bare = text.rstrip(" .,;:")
+    bare = text.rstrip(" .,;:。")
     return (text[: len(bare) + 1] if bare.endswith("\\") else bare).strip()
 
 
@@ -138,22 +160,23 @@ def _arguments(text: str) -> str:
     text = re.sub(rf"\\frac\s*({_BRACES})\s*([0-9a-zA-Z])", r"\\frac\1{\2}", text)
     text = re.sub(r"\\frac\s*\{\s*([^{}]*?)\s*\}\s*\{\s*([^{}]*?)\s*\}", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\log\s*_\s*(\d)(?![\d.])", r"\\log_{\1}", text)
+    text = re.sub(r"\\(vec|hat|bar|d?dot)\s+([A-Za-z])", r"\\\1{\2}", text)
     text = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     return re.sub(r"\\sqrt\s*([0-9a-zA-Z])", r"\\sqrt{\1}", text)
 
 
 def _numbers(text: str) -> str:
-    r"""``1e-6`` to ``1\times10^{-6}``, mixed numbers to ``(2+\frac{1}{4})``, ``10 000`` to ``10000``."""
+    r"""``1e-6`` to ``1\cdot10^{-6}``, mixed numbers to ``(2+\frac{1}{4})``, ``10 000`` to ``10000``."""
     text = re.sub(r"(?<![A-Za-z\d.])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?)0*(\d{1,3})(?![\d.A-Za-z])", _scientific, text)
     text = re.sub(r"(?<![\d.])(\d{0,9})\.(\d{0,9})\\(?:overline|bar|dot)\s*\{(\d{1,9})\}", _repeating, text)
-    text = re.sub(r"(\d)\s*(?:\*|x)\s*10\s*\^", r"\1\\times 10^", text)
+    text = re.sub(r"(\d)\s*(?:\*|x)\s*10\s*\^", r"\1\\cdot 10^", text)
     text = re.sub(r"(?<![\d.^_/])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}", _mixed, text)
     text = re.sub(r"(?<![\d.^_/])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", _mixed, text)
     return text.replace(" ", "") if re.fullmatch(r"\s*-?\d{1,3}(?: \d{3})+(?:\.\d+)?\s*", text) else text
 
 
 def _scientific(match: re.Match) -> str:
-    return rf"{match[1]}\times10^{{{match[2].replace('+', '')}{match[3]}}}"
+    return rf"{match[1]}\cdot10^{{{match[2].replace('+', '')}{match[3]}}}"
 
 
 def _repeating(match: re.Match) -> str:

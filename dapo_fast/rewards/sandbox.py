@@ -2,8 +2,8 @@
 
 In a sandbox there is no network, no process but its own, no environment, a read-only file system of the interpreter and
 the system's libraries, and a private ``/tmp``. Memory, processes, files and time are bounded, by the kernel for each
-process and by a guard outside (``guard.py``) for all of them together; the end of its first process, or of its caller,
-is the end of all.
+process and by a guard outside (``sandboxed/guard.py``) for all of them together; the end of its first process, or of
+its caller, is the end of all.
 """
 
 from __future__ import annotations
@@ -29,18 +29,14 @@ from typing import Any
 
 from dapo_fast.errors import InputError
 from dapo_fast.rewards.memory import reserved
-from dapo_fast.rewards.sandbox_init import FRAME_HEAD
+from dapo_fast.rewards.sandboxed.data import FRAME_HEAD
 
 log = logging.getLogger("dapo_fast.rewards")
 
 INSECURE_VARIABLE = "DAPO_FAST_INSECURE_SANDBOX"
-_SCRIPT = Path(__file__).with_name("sandbox_init.py")
-_GUARD = Path(__file__).with_name("guard.py")
-# Through the loader and not as a script, so that its compiled form is reused: a third of the time of a start.
-_START = (
-    "import sys; from importlib.machinery import SourceFileLoader as Loader; "
-    "exec(Loader('__main__', sys.argv[1]).get_code('__main__'), globals())"
-)
+_INSIDE = Path(__file__).with_name("sandboxed")
+# A package of its own, behind the standard library's folders, which it must not shadow.
+_START = "import sys; sys.path.append(sys.argv[1]); from sandboxed.{} import main; sys.path.pop(); main()"
 _SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/etc/ld.so.cache", "/etc/alternatives")
 _DEVICES = ("/dev/null", "/dev/urandom", "/dev/random")  # not zero: mapped, it is memory
 _ENVIRONMENT = {"HOME": "/tmp", "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
@@ -50,7 +46,7 @@ _ENVIRONMENT = {"HOME": "/tmp", "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OPE
 class Limits:
     """What one sandbox may use."""
 
-    seconds: float = 10.0  # of CPU time or asleep; the wall allows three times that and a second, for a busy machine
+    seconds: float = 10.0  # of CPU time or asleep; the wall allows three times that and a minute
     memory_bytes: int = 2**30  # of all its processes together
     processes: int = 32  # threads included
     file_bytes: int = 2**24
@@ -71,7 +67,8 @@ class Sandboxed:
         errors: int = subprocess.DEVNULL,
     ) -> None:
         """Start ``role`` ("script", "program" or "judge") with the file descriptors it is given by name."""
-        self.deadline = time.monotonic() + 3 * limits.seconds + 1
+        # The guard ends what works or sleeps for too long; this is for what a busy machine holds up.
+        self.deadline = time.monotonic() + 3 * limits.seconds + 60
         self.limits = limits
         together = {
             "caller": os.getpid(),
@@ -85,7 +82,6 @@ class Sandboxed:
             "role": role,
             "fds": fds,
             "method": method,
-            "guard": str(_GUARD),
             "limits": together,
             "read_only": _read_only_paths(),
             "site": [] if method == "none" else ["/site"],
@@ -235,13 +231,14 @@ _OWN_PROCESSES = {"bubblewrap": 3, "namespaces": 2, "none": 1}
 
 
 def _command(method: str, limits: dict[str, Any], stdin: int | None) -> list[str]:
-    """What to start. In namespaces the script forks its guard itself, else the guard starts the rest."""
-    python = [os.path.realpath(sys._base_executable), "-I", "-S"]
+    """What to start. In namespaces it forks its guard itself, else the guard starts the rest."""
+    python = [os.path.realpath(sys._base_executable), "-I", "-S", "-c"]
+    inside = [*python, _START.format("main"), str(_INSIDE.parent)]
     if method == "namespaces":
-        return [*python, "-c", _START, str(_SCRIPT)]
-    guard = [*python, "-c", _START, str(_GUARD), json.dumps(limits)]
+        return inside
+    guard = [*python, _START.format("guard"), str(_INSIDE.parent), json.dumps(limits)]
     if method == "none":
-        return [*guard, *python, "-c", _START, str(_SCRIPT)]
+        return [*guard, *inside]
     wrapper = [
         str(_bubblewrap()),
         "--unshare-all",
@@ -250,7 +247,7 @@ def _command(method: str, limits: dict[str, Any], stdin: int | None) -> list[str
         "--new-session",
         "--clearenv",
     ]
-    # To mount /tmp with a bound of files, which it cannot: the script gives the capability up.
+    # To mount /tmp with a bound of files, which it cannot: what runs inside gives the capability up.
     wrapper += ["--uid", "65534", "--gid", "65534", "--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN"]
     for source, target in _read_only_paths():
         if os.path.islink(source):
@@ -259,8 +256,8 @@ def _command(method: str, limits: dict[str, Any], stdin: int | None) -> list[str
             wrapper += ["--dev-bind" if source.startswith("/dev/") else "--ro-bind", source, target]
     if stdin is not None:
         wrapper += ["--ro-bind-data", str(stdin), "/dev/stdin"]
-    wrapper += ["--symlink", "/tmp", "/dev/shm", "--ro-bind", str(_SCRIPT), "/init.py"]
-    return [*guard, *wrapper, "--dir", "/tmp", "--remount-ro", "/", *python, "/init.py"]
+    wrapper += ["--symlink", "/tmp", "/dev/shm", "--ro-bind", str(_INSIDE), "/init/sandboxed"]
+    return [*guard, *wrapper, "--dir", "/tmp", "--remount-ro", "/", *inside[:-1], "/init"]
 
 
 @functools.cache

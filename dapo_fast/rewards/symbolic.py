@@ -16,7 +16,7 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 from dapo_fast.rewards.normal import tolerance_between
 
 _COMMANDS = re.compile(
-    r"d?frac|sqrt|cdot|times|div|(?:arc)?(?:sin|cos|tan)|cot|sec|csc|(?:sin|cos|tan)h|ln|log|exp|binom|infty|to|pi|%|"
+    r"d?frac|sqrt|cdot|div|(?:arc)?(?:sin|cos|tan)|cot|sec|csc|(?:sin|cos|tan)h|ln|log|exp|binom|infty|to|pi|%|"
     r"[lr](?:floor|ceil)|int|sum|prod|lim|partial|vec|hat|bar|overline|d?dot|hbar|ell|(?:var)?(?:epsilon|theta|phi)|alpha|"
     r"beta|gamma|delta|zeta|eta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau|chi|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Pi|"
     r"Sigma|Phi|Psi|Omega"
@@ -62,7 +62,7 @@ def _read(text: str) -> Any:
     ):
         return None
     expression = latex2sympy(
-        text.replace("\\times", "\\cdot"),
+        text,
         is_real=True,
         normalization_config=None,
         conversion_config=ConversionConfig(lowercase_symbols=False),

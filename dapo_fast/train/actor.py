@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from dapo_fast.config import ActorSettings, ModelSettings, ParallelSettings
-from dapo_fast.data.packing import Group, Pack, actor_batches, actor_groups, pack_actor
+from dapo_fast.data.batches import Group, actor_batches, actor_groups
+from dapo_fast.data.pack import Pack
+from dapo_fast.data.packing import pack_actor
 from dapo_fast.data.store import read_trees
 from dapo_fast.data.tree import Tree
 from dapo_fast.errors import InputError, first_line, refuse_pipe
@@ -58,8 +60,7 @@ class ActorTask:
 
     def batch(self, step: int) -> Batch:
         """The state-action pairs of ``step``."""
-        groups = self._batches[step]
-        packs = pack_actor(self._trees, groups, self._dealer.pack_tokens, self._dealer.lengths)
+        packs = self._dealer.packs(pack_actor, self._trees, self._batches[step])
         return self._dealer(packs, sum(pack.steps for pack in packs))
 
     def items(self, pack: Pack) -> int:
@@ -145,7 +146,7 @@ def train_actor(
         _fill_reference(trees, reader, dealer, world, out / "reference", digest)
         beta = _set_targets(trees, settings)
         task = ActorTask(reader, trees, settings, dealer, seed, beta, objective)
-        train(task, reader, reader.model, settings, world, out, seed, digest, parallel.tracker)
+        train(task, reader, reader.model, settings, world, out, seed, digest, parallel)
         _write_scores(out / "scores.parquet", trees[:SCORED_TREES], reader, dealer, world)
         pairs = sum(len(trees[t].states[s].candidates) for t, s in groups)
         summary = {"steps": task.steps, "states": len(groups), "pairs": pairs, "beta": beta}
@@ -165,8 +166,7 @@ def _set_targets(trees: Sequence[Tree], settings: ActorSettings) -> float:
 
 def _read_logps(trees: Sequence[Tree], reader: PolicyReader, dealer: Dealer, world: World) -> tuple[Tensor, Tensor]:
     """Keys ``(S, 3)`` and log π(a|s) ``(S,)`` of every candidate of the kept states."""
-    packs = pack_actor(trees, actor_groups(trees), dealer.pack_tokens, dealer.lengths)
-    batch = dealer(packs, 1)
+    batch = dealer(dealer.packs(pack_actor, trees, actor_groups(trees)), 1)
     if not batch.packs:
         return torch.zeros((0, 3), dtype=torch.int64), torch.zeros(0)
     logps = read_values(reader, batch, world, reader.step_logps)

@@ -14,6 +14,7 @@ import shutil
 import warnings
 import zlib
 from concurrent.futures import Future
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,9 @@ class Checkpoints:
         self.world = world
         self.keep = keep
         self.digest = digest
-        # Saving runs collectives in a thread of its own: they must not meet those of the training step.
-        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        # Saving runs collectives in a thread of its own: they must not meet those of the training step. Nor are they to
+        # time out: a rank's file may take an hour to read, and who dies meanwhile is missed by the heartbeat.
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if world.size > 1 else None
         self._pending: Future | None = None
         if world.rank == 0:
             directory.mkdir(parents=True, exist_ok=True)
@@ -140,17 +142,17 @@ class Checkpoints:
     def resume(self, state: dict[str, Any]) -> int:
         """Load the newest checkpoint into ``state`` in place; returns its step, 0 where there is none.
 
+        Each rank checks the files that the rank of its number wrote, all at the same time.
+
         Raises:
             InputError: it was made with other settings, or a file of it is damaged; the message names the file and
                 the newest checkpoint that is whole.
         """
-        steps = self.world.broadcast(self.steps() if self.world.rank == 0 else None)
+        steps = self._gather(self.steps())[0]
         if not steps:
             return 0
         path = self._path(steps[-1])
-        problem = self.world.broadcast(self._check(path) if self.world.rank == 0 else None)
-        if problem is not None:
-            raise InputError(problem)
+        self._check(path, steps[:-1])
         try:
             dcp.load(state, checkpoint_id=path, process_group=self._group, no_dist=self._group is None)
         except dcp.api.CheckpointException as error:
@@ -158,30 +160,43 @@ class Checkpoints:
             raise InputError(f"{path}: does not fit this model and optimizer ({cause})") from error
         return steps[-1]
 
-    def _check(self, path: Path) -> str | None:
-        problem = _damage(path)
+    def _check(self, path: Path, older: list[int]) -> None:
+        """Raise what every rank must know of a checkpoint before any of them reads it."""
+        problem = self._damage(path)
         if problem is not None:
-            good = next((self._path(s) for s in reversed(self.steps()) if _damage(self._path(s)) is None), None)
+            good = next((self._path(step) for step in reversed(older) if self._damage(self._path(step)) is None), None)
             advice = f"the newest whole checkpoint is {good}" if good else "no other checkpoint is whole"
-            return f"{problem}; {advice}; remove {path} to go on from there"
-        if read_state(path / "meta.json", Checkpoint)["digest"] != self.digest:
-            return f"{path}: made with other settings; use a new run directory"
-        return None
+            raise InputError(f"{problem}; {advice}; remove {path} to go on from there")
+        if self._gather(read_state(path / "meta.json", Checkpoint)["digest"])[0] != self.digest:
+            raise InputError(f"{path}: made with other settings; use a new run directory")
+
+    def _damage(self, path: Path) -> str | None:
+        """What any rank finds wrong with its share of the files, or None."""
+        found = self._gather(_damage(path, self.world.rank, self.world.size))
+        return next((problem for problem in found if problem is not None), None)
+
+    def _gather(self, value: Any) -> list[Any]:
+        """Every rank's ``value``, on every rank, however long they take."""
+        if self._group is None:
+            return [value]
+        box: list[Any] = [None] * self.world.size
+        dist.all_gather_object(box, value, group=self._group)
+        return box
 
 
-def _damage(path: Path) -> str | None:
-    """What is wrong with the files of a checkpoint, or None."""
+def _damage(path: Path, rank: int, size: int) -> str | None:
+    """What is wrong with the files of a checkpoint that rank ``rank`` of ``size`` is to check, or None."""
     sums: dict[str, list[int]] = {}
     try:
-        ranks = range(read_state(path / "meta.json", Checkpoint)["world_size"])
-        for name in ("index", *ranks):
+        written_by = range(read_state(path / "meta.json", Checkpoint)["world_size"])
+        for name in [*written_by[rank::size], *(["index"] if rank == 0 else [])]:
             sums |= read_state(path / f"sums-{name}.json", Sums)
     except InputError as error:
         return str(error)
-    for name, (size, crc) in sums.items():
+    for name, written in sums.items():
         file = path / name
         if not file.is_file():
             return f"{file}: missing"
-        if _sum(file) != [size, crc]:
+        if _sum(file) != written:
             return f"{file}: damaged (size or checksum differs from what was written)"
     return None

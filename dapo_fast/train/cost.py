@@ -13,6 +13,7 @@ import torch
 
 from dapo_fast.config import CollectSettings, Config
 from dapo_fast.models.loading import load_config_of, new_causal_lm
+from dapo_fast.models.size import active_body
 from dapo_fast.models.variants import head_size, largest
 
 PROBLEMS = 1000  # where neither the caller nor the settings name a number
@@ -162,10 +163,7 @@ class _Flop:
             policy = new_causal_lm(config, 0, torch.device("meta"), torch.float32)
         text = config.get_text_config()
         self._head = text.vocab_size * text.hidden_size
-        embedding = policy.get_input_embeddings().weight.numel()
-        tied = policy.get_output_embeddings().weight is policy.get_input_embeddings().weight
-        total = sum(p.numel() for p in policy.parameters())
-        self._body = total - embedding - (0 if tied else self._head)
+        self._body = active_body(policy)
         self._attention = 4 * text.num_hidden_layers * largest(text, "num_attention_heads") * head_size(text)
 
     def __call__(self, tokens: float, scored: float, depth: float) -> float:

@@ -11,26 +11,19 @@ import torch
 from torch import Tensor
 
 from dapo_fast.config import CriticSettings, ModelSettings, ParallelSettings
-from dapo_fast.data.packing import (
-    Group,
-    Pack,
-    critic_batches,
-    critic_groups,
-    pack_candidates,
-    pack_critic,
-    pad_lengths,
-)
+from dapo_fast.data.batches import Group, critic_batches, critic_groups
+from dapo_fast.data.pack import Pack
+from dapo_fast.data.packing import pack_candidates, pack_critic
 from dapo_fast.data.store import read_trees
 from dapo_fast.data.tree import Tree, is_heldout
 from dapo_fast.errors import InputError
 from dapo_fast.evidence import ASSUMED, fit_shrinkage
-from dapo_fast.models.loading import load_value_model, resolve_device
 from dapo_fast.models.readpath import ValueReader
 from dapo_fast.rundir import write_json
 from dapo_fast.train.calibration import measure
 from dapo_fast.train.loop import Batch, train
 from dapo_fast.train.parallel import World, open_world
-from dapo_fast.train.stage import Dealer, Epochs, finish, finished, read_values, value_reader
+from dapo_fast.train.stage import Dealer, Epochs, finish, finished, read_values, saved_value_reader, value_reader
 
 log = logging.getLogger("dapo_fast.train")
 
@@ -57,7 +50,7 @@ class CriticTask:
 
     def batch(self, step: int) -> Batch:
         """The states of ``step``."""
-        packs = pack_critic(self._trees, self._batches[step], self._dealer.pack_tokens, self._dealer.lengths)
+        packs = self._dealer.packs(pack_critic, self._trees, self._batches[step])
         return self._dealer(packs, int(sum(pack.value_weights.sum().item() for pack in packs)))
 
     def items(self, pack: Pack) -> int:
@@ -121,7 +114,7 @@ def train_critic(
         reader = value_reader(start, kind, settings, model, parallel, world, seed)
         dealer = Dealer(world, reader.model, settings.pack_tokens)
         task = CriticTask(reader, training, settings, dealer, seed)
-        train(task, reader, reader.model, settings, world, out, seed, digest, parallel.tracker)
+        train(task, reader, reader.model, settings, world, out, seed, digest, parallel)
         measured = _measure_heldout(heldout, training, reader, dealer, world)
         if world.rank == 0:
             write_json(out / "heldout.json", measured)
@@ -145,7 +138,7 @@ def _measure_heldout(
     if not groups:
         log.warning("critic: no held-out state (%d held-out problems); its quality is not measured", len(heldout))
         return {"problems": len(heldout), "states": 0}
-    batch = dealer(pack_critic(heldout, groups, dealer.pack_tokens, dealer.lengths), 1)
+    batch = dealer(dealer.packs(pack_critic, heldout, groups), 1)
     values = read_values(reader, batch, world, reader.values)
     keys = torch.cat([pack.value_keys for pack in batch.packs]).tolist()
     states = [heldout[tree].states[state] for tree, state, _ in keys]
@@ -163,30 +156,27 @@ def _measure_heldout(
 
 
 class ValueFiller:
-    """Reads V of every state and of what every candidate leads to with a trained critic, in this process."""
+    """Reads V of every state and of what every candidate leads to with a trained critic, on all ranks."""
 
-    def __init__(self, critic: Path, model: ModelSettings, pack_tokens: int) -> None:
-        """Load the critic in ``critic`` onto ``model.device``.
+    def __init__(
+        self, critic: Path, model: ModelSettings, parallel: ParallelSettings, world: World, pack_tokens: int
+    ) -> None:
+        """Lay the critic in ``critic`` over the processes of ``world``.
 
         Args:
-            pack_tokens: Token budget of one forward pass.
+            pack_tokens: Most tokens of one forward pass.
         """
-        self._device = resolve_device(model.device)
-        self._reader = ValueReader(load_value_model(critic, self._device, model.dtype, model.attention))
-        self._pack_tokens = pack_tokens
+        self._reader = saved_value_reader(critic, model, parallel, world)
+        self._dealer = Dealer(world, self._reader.model, pack_tokens)
+        self._world = world
 
     def __call__(self, trees: Sequence[Tree]) -> None:
-        """Set ``value`` of every state, and of every candidate that does not end its response."""
-        lengths = pad_lengths(self._pack_tokens, self._device)
-        for pack in pack_candidates(trees, self._pack_tokens, lengths):
-            values = self._reader.values(pack.to(self._device)).tolist()
-            for (tree, state, candidate), value in zip(pack.value_keys.tolist(), values, strict=True):
-                if candidate < 0:
-                    trees[tree].states[state].value = value
-                else:
-                    trees[tree].states[state].candidates[candidate].value = value
-
-
-def fill_values(trees: Sequence[Tree], critic: Path, model: ModelSettings, pack_tokens: int) -> None:
-    """``ValueFiller`` for one set of trees."""
-    ValueFiller(critic, model, pack_tokens)(trees)
+        """Set ``value`` of every state, and of every candidate that does not end its response, on every rank."""
+        batch = self._dealer(self._dealer.packs(pack_candidates, trees), 1)
+        values = read_values(self._reader, batch, self._world, self._reader.values).tolist()
+        keys = [key for pack in batch.packs for key in pack.value_keys.tolist()]
+        for (tree, state, candidate), value in zip(keys, values, strict=True):
+            if candidate < 0:
+                trees[tree].states[state].value = value
+            else:
+                trees[tree].states[state].candidates[candidate].value = value

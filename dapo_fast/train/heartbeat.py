@@ -20,6 +20,34 @@ log = logging.getLogger("dapo_fast.train")
 
 HEARTBEAT_S = 2.0
 LOST_AFTER_S = 30.0
+_REPORTED = "reported"  # how many ranks have given up
+
+
+class Pulse:
+    """What a rank tells in the store and reads there, three calls a beat: its own beats, those of the rank before it in
+    a ring, and whether anybody has given up, which is how the others hear of a rank that only its neighbour watches."""
+
+    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+        self._store = store
+        self._own = f"beat {rank}"
+        self._before = (rank - 1) % size
+        self._seen: tuple[int, float] | None = None
+
+    def beat(self, now: float) -> str | None:
+        """Tell that this rank lives; why it should give up, or None.
+
+        Args:
+            now: Seconds of a clock that goes on steadily.
+        """
+        self._store.add(self._own, 1)
+        if self._store.add(_REPORTED, 0):
+            return "another rank gave up"
+        count = self._store.add(f"beat {self._before}", 0)
+        if self._seen is None or count != self._seen[0]:
+            self._seen = (count, now)
+        elif now - self._seen[1] > LOST_AFTER_S and not self._store.add(f"left {self._before}", 0):
+            return f"no sign of life from rank {self._before} for {LOST_AFTER_S:.0f} s"
+        return None
 
 
 class Heart:
@@ -29,31 +57,26 @@ class Heart:
         """Start beating; with ``size`` 1 there is nobody to tell."""
         self._store = store
         self._rank = rank
-        self._others = [other for other in range(size) if other != rank]
+        self._alone = size == 1
+        self._pulse = Pulse(store, rank, size)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        if self._others:
+        if not self._alone:
             self._thread.start()
 
     def _beat(self) -> None:
-        seen = {rank: (0, time.monotonic()) for rank in self._others}
         while not self._stopped.wait(HEARTBEAT_S):
             try:
-                self._store.add(f"beat {self._rank}", 1)
-                for rank, (count, since) in seen.items():
-                    now = self._store.add(f"beat {rank}", 0)
-                    if now != count:
-                        seen[rank] = (now, time.monotonic())
-                    elif time.monotonic() - since > LOST_AFTER_S and not self._store.add(f"left {rank}", 0):
-                        self.give_up(f"no sign of life from rank {rank} for {LOST_AFTER_S:.0f} s")
+                reason = self._pulse.beat(time.monotonic())
             except RuntimeError as error:
-                if not self._stopped.is_set():
-                    self.give_up(f"the launcher's store is gone: {first_line(error)}")
+                reason = f"the launcher's store is gone: {first_line(error)}"
+            if reason is not None and not self._stopped.is_set():
+                self.give_up(reason)
 
     def stop(self) -> None:
         """This rank leaves in good order."""
         self._stopped.set()
-        if self._others:
+        if not self._alone:
             self._thread.join()
             with contextlib.suppress(RuntimeError):
                 self._store.add(f"left {self._rank}", 1)
@@ -65,7 +88,7 @@ class Heart:
         """
         first = True
         with contextlib.suppress(RuntimeError):
-            first = self._store.add("reported", 1) == 1
+            first = self._store.add(_REPORTED, 1) == 1
         if first:
             log.error(
                 "rank %d: another process of this training died or hangs (%s); stopping. Its own message says why; "

@@ -22,8 +22,8 @@ from typing import NoReturn, Protocol
 import torch
 from torch import Tensor, nn
 
-from dapo_fast.config import OptimSettings
-from dapo_fast.data.packing import Pack
+from dapo_fast.config import OptimSettings, ParallelSettings
+from dapo_fast.data.pack import Pack
 from dapo_fast.errors import NonFiniteError
 from dapo_fast.rundir import read_state, write_json
 from dapo_fast.signals import handled
@@ -88,7 +88,7 @@ def train(
     directory: Path,
     seed: int,
     digest: str,
-    tracker: str = "none",
+    parallel: ParallelSettings,
 ) -> dict[str, float]:
     """Train ``root``'s trainable parameters for ``task.steps`` steps, from the newest checkpoint if there is one.
 
@@ -106,14 +106,14 @@ def train(
     """
     root.eval()  # No dropout: the loss is of the policy's own log-probabilities.
     trained = [p for p in root.parameters() if p.requires_grad]
-    optimizer = make_optimizer(trained, settings)
+    optimizer = make_optimizer(model, settings)
     checkpoints = Checkpoints(directory / "checkpoints", world, settings.keep_checkpoints, digest)
     start = checkpoints.resume(training_state(model, optimizer, settings.optimizer_state))
     steps = _halted(directory, task.steps)
     if start:
         log.info("%s: resuming after step %d of %d", task.name, start, steps)
     meter = Meter(model, world)
-    telemetry = Telemetry(directory, world, task.name, start, task.steps, tracker, settings.model_dump())
+    telemetry = Telemetry(directory, world, task.name, start, task.steps, parallel.tracker, settings.model_dump())
     metrics: dict[str, float] = {}
     stop = _StopSignals()
     heard = handled((signal.SIGTERM, signal.SIGINT), stop)
@@ -124,7 +124,7 @@ def train(
             batch = upcoming.result()
             upcoming = ahead.submit(task.batch, step + 1) if step + 1 < task.steps else None
             torch.manual_seed(((seed << 32) + step) % 2**63)
-            loss, values = _accumulate(task, root, batch, world)
+            loss, values = _accumulate(task, root, batch, world, parallel)
             norm = clip_gradients(trained, settings.clip_norm)
             report = _reduce(loss, values, stop.signal or 0, world)
             if not (math.isfinite(report.loss) and math.isfinite(norm)):
@@ -165,14 +165,16 @@ def _halted(directory: Path, steps: int) -> int:
     return min(steps, read_state(path, Halted)["step"]) if path.exists() else steps
 
 
-def _accumulate(task: Task, root: nn.Module, batch: Batch, world: World) -> tuple[Tensor, Tensor]:
+def _accumulate(
+    task: Task, root: nn.Module, batch: Batch, world: World, parallel: ParallelSettings
+) -> tuple[Tensor, Tensor]:
     """Forward and backward over this rank's packs: (its share of the loss, values at its places, zeros elsewhere)."""
     values = torch.zeros(sum(task.items(pack) for pack in batch.packs), dtype=torch.float64, device=world.device)
     place = sum(task.items(pack) for rank in batch.ranks[: world.rank] for pack in rank)
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     mine = batch.ranks[world.rank]
     for index, pack in enumerate(mine):
-        last_of_batch(root, index == len(mine) - 1)
+        last_of_batch(root, index == len(mine) - 1, parallel)
         loss, found = task.loss(pack.to(world.device, non_blocking=True), batch.count)
         loss.backward()
         total += loss.detach()

@@ -170,7 +170,10 @@ def _count(
     ]
     if sharded:
         # Two blocks are gathered at a time, one computing and one arriving; embedding, head and norm all through.
-        fixed.append(("gathered weights", width * (2 * block + rest)))
+        gathered = 2 * block + rest if parallel.reshard_after_forward else trainable + frozen
+        fixed.append(("gathered weights", width * gathered))
+        if parallel.defer_reduction:
+            fixed.append(("gradients of all packs, fp32", 4 * trainable))
         if not settings.lora_rank:
             # Gradients as they are made, and their fp32 copy on its way into the reduction.
             fixed.append(("gradients before reduction", (width + 4) * max(2 * block, rest)))

@@ -16,29 +16,43 @@ from dapo_fast.errors import InputError
 INT8_BLOCK = 128  # divides the widths of common models, 896 and 1536 among them
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], settings: OptimSettings) -> torch.optim.Optimizer:
-    """AdamW over ``parameters`` with states of ``settings.optimizer_state``, already allocated.
+def make_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
+    """AdamW over what ``model`` trains, with states of ``settings.optimizer_state``, already allocated.
 
-    fp32 states: torch's fused kernel, on CPU and CUDA. bf16 and int8 (block-wise, 128 values a scale, matrices only):
-    torchao, whose update is compiled and computes in fp32.
+    Weight decay pulls on matrices only (``decays``). fp32 states: torch's fused kernel, on CPU and CUDA. bf16 and int8
+    (block-wise, 128 values a scale, matrices only): torchao, whose update is compiled and computes in fp32.
 
     Raises:
         InputError: torchao is needed and not installed.
     """
-    parameters = list(parameters)
-    options = {"betas": settings.adam_betas, "weight_decay": settings.weight_decay}
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for name, p in trained if decays(name, p) == decaying], "weight_decay": decay}
+        for decaying, decay in ((True, settings.weight_decay), (False, 0.0))
+    ]
+    groups = [group for group in groups if group["params"]]
     if settings.optimizer_state == "float32":
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(parameters, lr=0.0, fused=True, **options)
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=0.0, betas=settings.adam_betas, fused=True)
     else:
-        optimizer = _low_bit(settings.optimizer_state)(parameters, lr=0.0, **options)
+        optimizer = _low_bit(settings.optimizer_state)(groups, lr=0.0, betas=settings.adam_betas)
     # A checkpoint is read into states that exist: a step of rate 0 on zero gradients makes them and moves nothing.
-    for parameter in parameters:
+    for _, parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
     for state in optimizer.state.values():
         state["step"].zero_()
     return optimizer
+
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay is for this parameter: not for norms, biases and a value head.
+
+    By name as well as by shape: a norm by heads and the biases of experts are matrices.
+    """
+    owner, _, own = name.rpartition(".")
+    layer = owner.rpartition(".")[2]
+    return parameter.ndim > 1 and layer != "score" and "norm" not in layer and not own.endswith("bias")
 
 
 def _low_bit(kind: str) -> Callable[..., torch.optim.Optimizer]:

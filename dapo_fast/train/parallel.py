@@ -79,6 +79,9 @@ class World:
         return box
 
 
+ALONE = World(0, 1, torch.device("cpu"), torch.float32, None)
+
+
 @contextlib.contextmanager
 def open_world(model: ModelSettings, parallel: ParallelSettings) -> Iterator[World]:
     """Join the processes that torchrun started, or be alone; leave them at the end.
@@ -111,7 +114,9 @@ def open_world(model: ModelSettings, parallel: ParallelSettings) -> Iterator[Wor
     store: dist.Store = next(rendezvous("env://"))[0] if launched else dist.HashStore()
     store = dist.PrefixStore(f"dapo-fast-{next(_generation)}", store)
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(minutes=10))
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=parallel.timeout_s)
+    )
     mesh = init_device_mesh(kind, (parallel.replicas, size // parallel.replicas), mesh_dim_names=("replicate", "shard"))
     if rank == 0:
         shape = f"{parallel.replicas} × {size // parallel.replicas}" if parallel.replicas > 1 else str(size)
@@ -200,7 +205,13 @@ def shard(root: nn.Module, model: nn.Module, world: World, settings: ParallelSet
     policy = MixedPrecisionPolicy(param_dtype=world.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     offload = CPUOffloadPolicy() if settings.cpu_offload and world.device.type == "cuda" else OffloadPolicy()
     for block in blocks(model):
-        fully_shard(block, mesh=world.mesh, mp_policy=policy, offload_policy=offload)
+        fully_shard(
+            block,
+            mesh=world.mesh,
+            mp_policy=policy,
+            offload_policy=offload,
+            reshard_after_forward=settings.reshard_after_forward,
+        )
     fully_shard(root, mesh=world.mesh, mp_policy=policy, offload_policy=offload)
     for module in root.modules():
         if isinstance(module, FSDPModule):
@@ -209,8 +220,22 @@ def shard(root: nn.Module, model: nn.Module, world: World, settings: ParallelSet
             module.set_force_sum_reduction_for_comms(True)
 
 
-def last_of_batch(root: nn.Module, last: bool) -> None:
-    """Say whether the coming backward is the batch's last: replicas add up their gradients only then."""
+def last_of_batch(root: nn.Module, last: bool, settings: ParallelSettings) -> None:
+    """Say whether the coming backward is the batch's last.
+
+    Replicas add up their gradients only then, and so do the ranks of one with ``defer_reduction``; what
+    ``reshard_after_forward`` keeps gathered is let go then.
+    """
     if isinstance(root, FSDPModule):
         root.set_is_last_backward(last)
+        if settings.defer_reduction:
+            root.set_requires_gradient_sync(last)
         root.set_requires_all_reduce(last)
+        root.set_reshard_after_backward(last or settings.reshard_after_forward)
+
+
+def reshard(root: nn.Module) -> None:
+    """Let go of what a forward without a backward has left gathered: the parameters are the sharded ones again."""
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from dapo_fast.config import ModelSettings, ParallelSettings, SftSettings
-from dapo_fast.data.packing import Pack, pack_sequences
+from dapo_fast.data.pack import Pack
+from dapo_fast.data.packing import pack_sequences
 from dapo_fast.errors import InputError, blaming
 from dapo_fast.models.readpath import PolicyReader
 from dapo_fast.train.loop import Batch, train
@@ -34,7 +35,7 @@ class SftTask:
 
     def batch(self, step: int) -> Batch:
         """The sequences of ``step``, packed flat; counted by scored token."""
-        packs = pack_sequences(self._stream(step), self._dealer.pack_tokens, self._dealer.lengths)
+        packs = self._dealer.packs(pack_sequences, self._stream(step))
         return self._dealer(packs, sum(pack.targets.numel() for pack in packs))
 
     def items(self, pack: Pack) -> int:
@@ -88,7 +89,7 @@ def train_sft(
     with open_world(model, parallel) as world:
         reader = policy_reader(start, settings, model, parallel, world)
         task = SftTask(reader, stream, steps, Dealer(world, reader.model, settings.pack_tokens))
-        train(task, reader, reader.model, settings, world, out, seed, digest, parallel.tracker)
+        train(task, reader, reader.model, settings, world, out, seed, digest, parallel)
         return finish(out, digest, reader.model, start, world, {"steps": steps})
 
 

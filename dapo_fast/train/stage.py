@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
-from transformers import PreTrainedModel
+from torch.distributed.fsdp import register_fsdp_forward_method
+from transformers import GenerationMixin, PreTrainedModel
 
 from dapo_fast.config import ModelSettings, OptimSettings, ParallelSettings
-from dapo_fast.data.packing import Pack, deal, pad_lengths
+from dapo_fast.data.dealing import Ranks, deal
+from dapo_fast.data.pack import Pack, pad_lengths
 from dapo_fast.errors import InputError
 from dapo_fast.models.attention import check_trees, tree_error
 from dapo_fast.models.loading import (
@@ -28,8 +29,8 @@ from dapo_fast.models.readpath import PolicyReader, ValueReader
 from dapo_fast.rundir import read_metrics, read_state, write_json
 from dapo_fast.state import Done
 from dapo_fast.train.loop import Batch
-from dapo_fast.train.parallel import World, prepare_blocks, shard
-from dapo_fast.train.weights import add_lora, export, load_sharded, reset_adapters
+from dapo_fast.train.parallel import World, prepare_blocks, reshard, shard
+from dapo_fast.train.weights import add_lora, export, load_sharded, reset_adapters, trained_from
 
 log = logging.getLogger("dapo_fast.train")
 
@@ -40,7 +41,11 @@ Item = TypeVar("Item")
 def policy_reader(
     directory: Path, settings: OptimSettings, model: ModelSettings, parallel: ParallelSettings, world: World
 ) -> PolicyReader:
-    """The policy in ``directory`` as a trainable reader, laid over the processes of ``world``."""
+    """The policy in ``directory`` as a trainable reader, laid over the processes of ``world``.
+
+    An earlier training that computed in less than fp32 has left its fp32 weights (``weights.trained_from``).
+    """
+    directory = trained_from(directory)
     if world.mesh is None:
         policy = load_causal_lm(directory, world.device, torch.float32, model.attention)
         return _dress(PolicyReader(policy), settings, parallel, world, None)
@@ -67,6 +72,15 @@ def value_reader(
     return _dress(ValueReader(skeleton), settings, parallel, world, directory, fresh_head=init == "causal_lm")
 
 
+def saved_value_reader(directory: Path, model: ModelSettings, parallel: ParallelSettings, world: World) -> ValueReader:
+    """A critic that was trained, to read values with: held in what it computes in, since nothing is added to it."""
+    if world.mesh is None:
+        return ValueReader(load_value_model(directory, world.device, world.dtype, model.attention))
+    reader = ValueReader(value_model_skeleton(directory, model.attention))
+    reader.requires_grad_(False)
+    return _dress(reader, OptimSettings(), parallel, world, directory)
+
+
 def _dress(
     reader: Reader,
     settings: OptimSettings,
@@ -81,11 +95,11 @@ def _dress(
         use_liger(model, world.device)
     if settings.lora_rank:
         add_lora(model, settings)
-        if world.mesh is not None:
-            for parameter in model.parameters():
-                if not parameter.requires_grad:
-                    # Nothing is ever added to a frozen weight: what it computes in is precise enough to hold it.
-                    parameter.data = parameter.data.to(world.dtype)
+    if world.mesh is not None:
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                # Nothing is ever added to a frozen weight: what it computes in is precise enough to hold it.
+                parameter.data = parameter.data.to(world.dtype)
     prepare_blocks(model, parallel)
     shard(reader, model, world, parallel)
     if source is not None:
@@ -113,25 +127,48 @@ def _try_trees(reader: PolicyReader | ValueReader, source: Path, world: World) -
 
     def error() -> float:
         found = world.broadcast(reader.tree_error())
-        reader.reshard()  # as in read_values
+        reshard(reader)
         return found
 
     check_trees(reader.model, str(source), world.dtype, error)
     del reader.tree_error
 
 
+# Tokens of a pack below which a step takes no less time: a GPU reads weights (or waits for them from other ranks) for
+# about as long as it computes a thousand tokens or two, a core is busy with a few rows.
+BUSY_TOKENS = {"cuda": 2048, "cpu": 64}
+
+
 class Dealer:
-    """Turns the packs of a batch into the ``Batch`` of this world."""
+    """Cuts what a step reads into packs that fill the ranks of this world, and deals them."""
 
     def __init__(self, world: World, model: PreTrainedModel, pack_tokens: int) -> None:
-        self.pack_tokens = pack_tokens
-        self.lengths = pad_lengths(pack_tokens, world.device)
-        self._size = world.size
-        self._hidden = model.config.get_text_config().hidden_size
+        """``pack_tokens``: of a pack at most."""
+        self._most = pack_tokens
+        self._lengths = pad_lengths(pack_tokens, world.device)
+        busy = min(pack_tokens, BUSY_TOKENS[world.device.type])
+        self._ranks = Ranks(world.size, busy, model.config.get_text_config().hidden_size)
+        self._said = False
+
+    def packs(self, pack: Callable[..., list[Pack]], *what: Any) -> list[Pack]:
+        """What ``pack`` (one of ``data.packing``) makes of ``what``."""
+        packs = pack(*what, self._most, self._lengths, ranks=self._ranks)
+        long = [p.tokens for p in packs if p.tokens > self._most]
+        if long and not self._said:
+            self._said = True
+            log.warning(
+                "%d of %d packs are over pack_tokens %d, the longest has %d tokens: a path is never divided, and the "
+                "branches of a long one share its pack; said once",
+                len(long),
+                len(packs),
+                self._most,
+                max(long),
+            )
+        return packs
 
     def __call__(self, packs: Sequence[Pack], count: int) -> Batch:
         """``packs`` over the ranks, their loss to be divided by ``count``."""
-        return Batch(deal(packs, self._size, self._hidden, self.lengths), count)
+        return Batch(deal(packs, self._ranks, self._lengths), count)
 
 
 class Epochs(Generic[Item]):
@@ -175,9 +212,7 @@ def read_values(
         found = read(pack.to(world.device, non_blocking=True))
         values[place : place + found.numel()] = found
         place += found.numel()
-    if isinstance(reader, FSDPModule):
-        # The root stays gathered after a forward that no backward follows: its parameters are not the sharded ones.
-        reader.reshard()
+    reshard(reader)
     return world.all_sum(values).cpu()
 
 
@@ -202,10 +237,21 @@ def finish(
 ) -> dict[str, Any]:
     """Export the model to ``directory/model``, write ``done.json``, and drop the checkpoints, which nobody needs now.
 
+    A policy keeps its fp32 weights: the next iteration trains on from them.
+
+    Args:
+        source: The policy that this one was, or whose tokens a critic reads.
+
     Returns:
-        What ``done.json`` holds: digest, steps, the last step's metrics and ``summary``.
+        What ``done.json`` holds: digest, steps, the last step's metrics, ``summary``, and for a policy the share of its
+        weights that ``changed``.
     """
-    export(model, directory / "model", source, world.dtype, world)
+    policy = isinstance(model, GenerationMixin)
+    changed = export(model, directory / "model", source, world.dtype, world, master=policy)
+    if policy:
+        summary = summary | {"changed": changed}
+        kind = str(world.dtype).removeprefix("torch.")
+        log.info("%s: %.1f%% of the weights have changed, as %s", directory / "model", 100 * changed, kind)
     result: dict[str, Any] = {}
     if world.rank == 0:
         metrics = directory / "metrics.jsonl"

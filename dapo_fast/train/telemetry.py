@@ -17,8 +17,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dapo_fast.data.packing import Pack, pack_cost
+from dapo_fast.data.pack import Pack, pack_cost
 from dapo_fast.errors import InputError
+from dapo_fast.models.size import active_body
 from dapo_fast.models.variants import head_size, largest
 from dapo_fast.rundir import read_metrics
 from dapo_fast.train.parallel import World
@@ -141,10 +142,7 @@ class Meter:
         config = model.config.get_text_config()
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         self._head = head.weight.numel() if head is not None else 0
-        embedding = model.get_input_embeddings().weight.numel()
-        total = sum(p.numel() for p in model.parameters())
-        tied = head is not None and head.weight is model.get_input_embeddings().weight
-        self._body = total - embedding - (0 if tied else self._head)
+        self._body = active_body(model)
         self._attention = config.num_hidden_layers * largest(config, "num_attention_heads") * head_size(config)
         self._hidden = config.hidden_size
         name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else ""
@@ -152,7 +150,7 @@ class Meter:
         self._world = world
 
     def flops(self, pack: Pack) -> float:
-        """Flops of one forward and backward: 6 a weight and token, 12 a visible query-key pair and attention width."""
+        """Flops of one forward and backward: 6 a token and weight it meets, 12 a visible pair and attention width."""
         visible = float((pack.position_ids + 1).sum())
         return 6 * self._body * pack.tokens + 6 * self._head * pack.targets.numel() + 12 * self._attention * visible
 

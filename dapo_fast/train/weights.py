@@ -188,14 +188,76 @@ def _merged(weight: Tensor, layer: nn.Module) -> Tensor:
     return _whole(weight).float() + layer.scaling[_ADAPTER] * (up.float() @ down.float())
 
 
-def export(model: nn.Module, directory: Path, source: Path, dtype: torch.dtype, world: World) -> None:
+MASTER = "master"  # within a model's directory: its weights in fp32
+
+
+def export(
+    model: nn.Module, directory: Path, source: Path, dtype: torch.dtype, world: World, master: bool = False
+) -> float:
     """Write ``model`` as a Hugging Face directory: parameters in ``dtype``, buffers as they are, config, tokenizer.
 
     It appears whole or not at all.
 
     Args:
         source: Directory whose tokenizer (and whatever else is not weights or config) comes along.
+        master: Whether ``directory/master`` holds the weights in fp32 too, where ``dtype`` is less: updates of 1e-7 are
+            lost in bf16.
+
+    Returns:
+        The share of the weights written that differ from ``source``'s; of a ``source`` without weights, 1.
     """
+    temporary = directory.with_name(directory.name + ".tmp")
+    if world.rank == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    changes = _Changes(source, world)
+    _write(model, temporary, dtype, world, changes.count)
+    if master and dtype != torch.float32:
+        _write(model, temporary / MASTER, torch.float32, world, lambda *_: None)
+    if world.rank == 0:
+        _copy_others(source, temporary)
+        if directory.exists():
+            shutil.rmtree(directory)
+        os.replace(temporary, directory)
+    world.barrier()
+    return changes.share()
+
+
+class _Changes:
+    """Counts weights that are not those of another model, each rank some rows of every tensor."""
+
+    def __init__(self, source: Path, world: World) -> None:
+        self._before = stored_tensors(source) if any(source.glob("*.safetensors")) else {}
+        self._world = world
+        self._counts = torch.zeros(2, dtype=torch.float64, device=world.device)  # changed, all
+
+    def count(self, name: str, whole: Tensor, dtype: torch.dtype) -> None:
+        """Compare ``whole``, as it is written in ``dtype``, with the tensor of that name."""
+        before = self._before.get(name)
+        if before is None or before.shape != tuple(whole.shape) or not whole.ndim:
+            return
+        rows = -(-whole.shape[0] // self._world.size)
+        mine = slice(rows * self._world.rank, rows * (self._world.rank + 1))
+        with safe_open(before.file, framework="pt") as file:
+            new, old = whole[mine].to("cpu", dtype), file.get_slice(name)[mine].to(dtype)
+        self._counts += torch.tensor([int((new != old).sum()), new.numel()], device=self._counts.device)
+
+    def share(self) -> float:
+        """What has changed of all that was compared, over all ranks."""
+        changed, total = self._world.all_sum(self._counts).tolist()
+        return changed / total if total else 1.0
+
+
+def _write(
+    model: nn.Module,
+    directory: Path,
+    dtype: torch.dtype,
+    world: World,
+    see: Callable[[str, Tensor, torch.dtype], None],
+) -> None:
+    """Weights and config into ``directory``; ``see`` is shown every parameter whole."""
+    if world.rank == 0:
+        directory.mkdir(exist_ok=True)
     tensors: dict[str, Callable[[], Tensor]] = {}
     shapes: dict[str, Tensor] = {}
     for name, tensor, whole in full_weights(model):
@@ -208,29 +270,31 @@ def export(model: nn.Module, directory: Path, source: Path, dtype: torch.dtype, 
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=SHARD_BYTES,
     )
-    temporary = directory.with_name(directory.name + ".tmp")
-    if world.rank == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
     for file, names in plan.filename_to_tensors.items():
         held: dict[str, Tensor] = {}
         for name in names:
             whole = tensors[name]()
+            if shapes[name].dtype == dtype:
+                see(name, whole, dtype)
             if world.rank == 0:
                 held[name] = whole.to(device="cpu", dtype=shapes[name].dtype).contiguous()
             del whole
         if world.rank == 0:
-            save_file(held, temporary / file, metadata={"format": "pt"})
+            save_file(held, directory / file, metadata={"format": "pt"})
     if world.rank == 0:
         if plan.is_sharded:
             index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-            (temporary / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
-        save_config(model, temporary, dtype)
-        _copy_others(source, temporary)
-        if directory.exists():
-            shutil.rmtree(directory)
-        os.replace(temporary, directory)
-    world.barrier()
+            (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+        save_config(model, directory, dtype)
+
+
+def trained_from(directory: Path) -> Path:
+    """Where training reads the model in ``directory``: its fp32 weights, if it has them."""
+    master = directory / MASTER
+    if not master.is_dir():
+        return directory
+    log.info("%s: training goes on from its fp32 weights", directory)
+    return master
 
 
 def save_config(model: nn.Module, directory: Path, dtype: torch.dtype) -> None:

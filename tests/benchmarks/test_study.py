@@ -4,6 +4,7 @@ import fcntl
 import json
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.study import __main__ as command  # noqa: E402
 from benchmarks.study.baselines import correct_responses, dpo, preference_trees  # noqa: E402
 from benchmarks.study.config import (  # noqa: E402
     changed_cells,
@@ -23,8 +25,10 @@ from benchmarks.study.config import (  # noqa: E402
     method_cells,
     tuning_cells,
 )
+from benchmarks.study.rows import rows_of  # noqa: E402
 from dapo_fast.config import load_config  # noqa: E402
-from dapo_fast.data.packing import actor_groups, pack_actor  # noqa: E402
+from dapo_fast.data.batches import actor_groups  # noqa: E402
+from dapo_fast.data.packing import pack_actor  # noqa: E402
 from dapo_fast.data.tree import Tree, Trunk  # noqa: E402
 from dapo_fast.errors import InputError  # noqa: E402
 from dapo_fast.models.readpath import PolicyReader  # noqa: E402
@@ -147,6 +151,14 @@ def test_study_runs_shares_and_resumes(tmp_path):
     assert json.loads((tmp_path / "study" / "commits.json").read_text())
     assert measured["pairs"] > 0 and all(-1 < measured[name] < 1 for name in ("critic", "outcomes", "shrunk"))
 
+    rows = {row["variant"]: row for row in rows_of(load_study(config), tmp_path / "study")}
+    names = ["sft", "evaluate 0", "collect 1", "critic 1", "advantages 1", "actor 1", "evaluate 1"]
+    assert [stage["stage"] for stage in rows["dapo"]["stages"]] == names
+    assert rows["dapo"]["signals"][0]["pairs"] == rows["dapo"]["pairs"][0] and not rows["dpo"]["signals"]
+    for mode in ("greedy", "sampled"):
+        before, after = (iteration[mode] for iteration in rows["dpo"]["iterations"])
+        assert rows["dpo"]["change"][mode]["mean"] == pytest.approx(after - before)
+
     # A cell and its model lost: only that is done again, to the same result.
     model = (seed / "dpo" / "iter1" / "actor").resolve() / "model" / "model.safetensors"
     before, others = model.read_bytes(), (seed / "dapo" / "cell.json").stat().st_mtime_ns
@@ -204,3 +216,30 @@ def test_study_of_a_given_model_and_problems(tmp_path):
     missing = run_study(tmp_path / "other", config)
     assert missing.returncode == 2 and "nowhere" in missing.stderr and "Traceback" not in missing.stderr
     assert not list((tmp_path / "other").glob("*/*/*"))
+
+
+def test_a_worker_that_was_killed_is_one_line(tmp_path, monkeypatch, capsys):
+    def broken(*_):
+        raise BrokenProcessPool("a process in the process pool was terminated abruptly")
+
+    monkeypatch.setattr(command, "run_study", broken)
+    assert command.main([str(tmp_path), "--no-record"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+WORKER = """
+import os, threading, time
+from benchmarks.study.runner import _end_with
+threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+print("works", flush=True)
+time.sleep(60)
+print("still there", flush=True)
+"""
+
+
+def test_a_killed_studys_workers_end():
+    start = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {WORKER!r}])"
+    with subprocess.Popen([sys.executable, "-c", start], cwd=ROOT, stdout=subprocess.PIPE, text=True) as study:
+        assert study.stdout.readline() == "works\n"
+        study.kill()
+        assert study.stdout.read() == "", "the pipe is closed by the worker's end, not by the study's"

@@ -184,9 +184,17 @@ def test_settings_of_an_iteration_are_those_before_it_and_its_own():
             "by_iteration.3.collect.kept=1",
         ]
     )
-    assert [config.at(i).actor.beta for i in (1, 2, 3)] == ["auto", 0.5, 0.5]
+    assert [config.at(i).actor.beta for i in (1, 2, 3)] == ["std/6", 0.5, 0.5]
     assert [config.at(i).collect.kept for i in (1, 2, 3)] == [6, 6, 1]
     assert config.at(2).actor.lr == 1e-4
+
+
+def test_beta_by_rule_is_small_in_the_first_iteration_only():
+    config = load_config(overrides=[*NEEDED, "iterations=3"])
+    assert config.actor.beta == "auto"
+    assert [config.at(i).actor.beta for i in (1, 2, 3)] == ["std/6", "std/2", "std/2"]
+    given = load_config(overrides=[*NEEDED, "iterations=3", "by_iteration.3.actor.beta=auto", "actor.beta=std/4"])
+    assert [given.at(i).actor.beta for i in (1, 2, 3)] == ["std/4", "std/4", "std/2"]
 
 
 def test_an_iterations_settings_merge_whoever_writes_its_number(tmp_path):

@@ -18,7 +18,9 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from dapo_fast.data.packing import Pack, actor_groups, empty_pack, pack_actor, pack_sequences
+from dapo_fast.data.batches import actor_groups
+from dapo_fast.data.pack import Pack, empty_pack
+from dapo_fast.data.packing import pack_actor, pack_sequences
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
 from dapo_fast.errors import InputError
 from dapo_fast.models.attention import Dense, check_supported, choose_backend, plan_attention

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 
 from dapo_fast.config import ParallelSettings
-from dapo_fast.data.packing import Pack, actor_groups, pack_actor, pack_sequences
+from dapo_fast.data.batches import actor_groups
+from dapo_fast.data.pack import Pack
+from dapo_fast.data.packing import pack_actor, pack_sequences
 from dapo_fast.models.loading import new_causal_lm
 from dapo_fast.models.readpath import PolicyReader
 from dapo_fast.models.tree_flex import compiled_region

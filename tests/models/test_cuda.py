@@ -8,7 +8,9 @@ import pytest
 import torch
 from transformers import Qwen2Config
 
-from dapo_fast.data.packing import actor_groups, pack_actor, pad_lengths
+from dapo_fast.data.batches import actor_groups
+from dapo_fast.data.pack import pad_lengths
+from dapo_fast.data.packing import pack_actor
 from dapo_fast.models.attention import Dense, plan_attention
 from dapo_fast.models.loading import new_causal_lm
 from dapo_fast.models.readpath import PolicyReader

@@ -1,17 +1,18 @@
 """Code rewards: references pass, emptied ones fail, and no attack turns a wrong program into a right one."""
 
-import ast
-import json
 import os
 import shutil
 import socket
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from dapo_fast.data.problems import load_problems
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+
+from benchmarks.programs import EMPTY, emptied, references
 from dapo_fast.errors import InputError
 from dapo_fast.rewards import code, sandbox, verify_many
 
@@ -19,29 +20,12 @@ SLICES = Path(__file__).parent / "slices"
 ADD_ONE = ["assert f(1) == 2", "assert f(5) == 6"]
 
 
-def references(name):
-    problems = load_problems(str(SLICES / f"{name}.jsonl"))
-    rows = [json.loads(line) for line in (SLICES / f"{name}.jsonl").read_text().splitlines()]
-    solutions = [row["code"] if "code" in row else row["prompt"] + row["canonical_solution"] for row in rows]
-    return list(zip(problems, solutions, strict=True))
-
-
-def emptied(program, statement):
-    tree = ast.parse(program)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef):
-            node.body = [statement]
-    return ast.unparse(ast.fix_missing_locations(tree))
-
-
 @pytest.mark.parametrize("name", ["humaneval", "mbpp"])
 def test_references_pass_and_emptied_ones_fail(name):
-    pairs = references(name)
+    pairs = references(SLICES / f"{name}.jsonl")
     right = [(solution, problem.tests) for problem, solution in pairs]
     wrong = [
-        (emptied(solution, statement), problem.tests)
-        for problem, solution in pairs
-        for statement in (ast.Pass(), ast.Return(ast.Constant(None)))
+        (emptied(solution, statement), problem.tests) for problem, solution in pairs for statement in EMPTY.values()
     ]
     with ThreadPoolExecutor(2) as pool:
         verdicts = list(pool.map(lambda pair: code.verify(*pair), right + wrong))
@@ -49,7 +33,7 @@ def test_references_pass_and_emptied_ones_fail(name):
 
 
 def test_responses_become_programs():
-    problem, solution = references("humaneval")[0]
+    problem, solution = references(SLICES / "humaneval.jsonl")[0]
     body = solution.removeprefix(problem.prompt)
     fenced = f"Sure:\n```python\n{solution}\n```\nIt loops over all pairs."
     alone = "```python\n" + solution[solution.index("def ") :] + "```"

@@ -3,10 +3,18 @@
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    GraniteMoeConfig,
+    MixtralConfig,
+    Qwen2Config,
+    Qwen3MoeConfig,
+)
 
 from dapo_fast.cli import main
 from dapo_fast.config import load_config
+from dapo_fast.models.size import active_body
 from dapo_fast.train.cost import Lengths, _Flop, iteration_cost, plans, sampled_tokens
 
 
@@ -28,6 +36,31 @@ def test_operations_are_those_that_torch_counts(model):
         network(torch.zeros(1, tokens, dtype=torch.long))
     # The counter sees every query with every key: a mean depth of all tokens. Norms and biases are not in it.
     assert _Flop(path)(tokens, tokens, tokens) == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Qwen3MoeConfig(num_experts=8, num_experts_per_tok=2, moe_intermediate_size=24, head_dim=16),
+        MixtralConfig(num_local_experts=4, num_experts_per_tok=1),
+        DeepseekV3Config(n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=24, n_group=1, topk_group=1,
+                         first_k_dense_replace=1),
+        GraniteMoeConfig(num_local_experts=4, num_experts_per_tok=1),
+    ],
+    ids=lambda config: config.model_type,
+)  # fmt: skip
+def test_of_routed_experts_only_those_count_that_a_token_goes_to(config):
+    config.update({"vocab_size": 320, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4})
+    config.update({"num_key_value_heads": 4, "intermediate_size": 96, "tie_word_embeddings": False})
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    stacked = [n for n, p in model.named_parameters() if p.ndim == 3]
+    assert len(stacked) >= 4  # two matrices in each routed layer
+    outside = sizes["model.embed_tokens.weight"] + sizes["lm_head.weight"]
+    routed = sum(sizes[name] for name in stacked)
+    share = 1 / 4
+    assert active_body(model) == sum(sizes.values()) - outside - (1 - share) * routed
 
 
 def test_tokens_of_a_small_iteration(model):

@@ -15,6 +15,7 @@ import train_cases as cases
 from safetensors.torch import load_file
 
 from dapo_fast.cli import main
+from dapo_fast.data.store import read_trees
 from dapo_fast.rundir import write_json
 from dapo_fast.train import heartbeat
 
@@ -65,9 +66,17 @@ def assert_same(first, second, tolerance=1e-5):
         torch.testing.assert_close(a[name], b[name], atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def assert_same_advantages(first, second):
+    for one, two in zip(read_trees(first), read_trees(second), strict=True):
+        for ours, theirs in zip(one.states, two.states, strict=True):
+            assert ours.value == pytest.approx(theirs.value, abs=1e-6) and ours.kept == theirs.kept
+            for a, b in zip(ours.candidates, theirs.candidates, strict=True):
+                assert (a.value, a.q, a.advantage) == pytest.approx((b.value, b.q, b.advantage), abs=1e-6)
+
+
 def test_every_world_size_gives_what_one_process_gives(base):
     """All stages at world size 2, the actor at 4 and at 2 × 2 hybrid, with other packs and other accumulation."""
-    for stage in ("sft", "critic", "actor"):
+    for stage in ("sft", "critic", "actor", "advantages"):
         cases.run(stage, base, base / f"{stage}-1", {})
     cases.run("actor", base, base / "lora-1", {}, lora_rank=2)
     small = {"pack_tokens": 100}
@@ -78,6 +87,7 @@ def test_every_world_size_gives_what_one_process_gives(base):
         [
             {"stage": "sft", "out": "sft-2", "changes": small},
             {"stage": "critic", "out": "critic-2", "changes": small},
+            {"stage": "advantages", "out": "advantages-2"},
             {"stage": "actor", "out": "actor-2", "parallel": full},
             {"stage": "actor", "out": "lora-2", "changes": {"lora_rank": 2}},
         ],
@@ -95,8 +105,11 @@ def test_every_world_size_gives_what_one_process_gives(base):
     assert_same(base / "lora-2", base / "lora-1")
     for name in ("actor-4", "actor-2x2"):
         assert_same(base / name, base / "actor-1")
+    # A batch that one pack would hold is cut in two for two ranks.
+    assert sum(curve(base / "actor-2", "packs")) > sum(curve(base / "actor-1", "packs"))
     heldout = [json.loads((base / f"critic-{n}" / "heldout.json").read_text())["critic"]["bce"] for n in (1, 2)]
     assert heldout[0] == pytest.approx(heldout[1], abs=1e-5)
+    assert_same_advantages(base / "advantages-2", base / "advantages-1")
 
 
 def test_sigterm_under_torchrun_and_resume_in_one_process(base):
@@ -145,29 +158,27 @@ def test_a_rank_that_hangs_stops_the_others(base, monkeypatch):
 
 
 def test_the_command_line_under_torchrun(base):
-    """`torchrun … -m dapo_fast critic RUN` and `… actor RUN` give what `dapo-fast critic RUN` and `actor RUN` give."""
-    trees = cases.make_trees(12)
-    kept = sum(bool(state.kept) for tree in trees for state in tree.states)
-    overrides = ["sft.steps=4", "critic.batch_states=24", "actor.batch_pairs=32", "actor.steps=5"]
+    """`torchrun … -m dapo_fast critic RUN`, `advantages` and `actor` give what `dapo-fast critic RUN` … give."""
+    overrides = ["sft.steps=4", "critic.batch_states=24", "actor.batch_pairs=32", "actor.steps=5", "advantages.gap=0"]
     runs = base / "run-1", base / "run-2"
     for run in runs:
-        for name in ("collect", "advantages"):
-            cases.write_trees(run / "iter1" / name)
-            write_json(run / "iter1" / name / "stage.json", {"digest": name, "settings": {}})
-            counts = {"kept": kept, "states": kept, "all_wrong": 0, "all_right": 0, "single": 0}
-            write_json(run / "iter1" / name / "done.json", {"digest": name} | counts)
+        cases.write_trees(run / "iter1" / "collect")
+        write_json(run / "iter1" / "collect" / "stage.json", {"digest": "collect", "settings": {}})
+        write_json(run / "iter1" / "collect" / "done.json", {"digest": "collect"})
         shutil.copytree(base / "policy", run / "sft" / "model")
         write_json(run / "sft" / "stage.json", {"digest": "sft", "settings": {}})
-    for stage in ("critic", "actor"):
-        assert main([stage, str(runs[0]), "--preset", "arithmetic", *overrides]) == 0
     options = f"--preset arithmetic {' '.join(overrides)}"
     launch_line = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 -m dapo_fast"
-    for stage in ("critic", "actor"):
+    for stage in ("critic", "advantages", "actor"):
+        assert main([stage, str(runs[0]), "--preset", "arithmetic", *overrides]) == 0
         line = f"{launch_line} {stage} {runs[1]} {options}"
         done = subprocess.run(line.split(), env=environment(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count(f"{stage}: digest=") == 1
-    for stage in ("critic", "actor"):
-        assert_same(runs[1] / "iter1" / stage, runs[0] / "iter1" / stage)
+        one, two = (run / "iter1" / stage for run in runs)
+        (assert_same_advantages if stage == "advantages" else assert_same)(two, one)
+        # The next stage is to start from the same bits.
+        shutil.rmtree(two)
+        shutil.copytree(one, two)
     # A finished stage of another config is refused by every rank, with one message and the exit code of bad input.
     assert main(["actor", str(runs[1]), "actor.beta=0.5"]) == 2

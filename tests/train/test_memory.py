@@ -64,6 +64,10 @@ def test_what_saves_memory_saves_memory(seven):
     assert lora.longest_pack > 0
     assert total(processes=8).total(0) < 0.3 * plain.total(0)
     assert "does NOT fit" in str(total("actor.pack_tokens=200000", processes=8))
+    # A step's gradients, or its weights, held whole on every rank.
+    less = total(processes=8).total(0)
+    assert total("parallel.defer_reduction=true", processes=8).total(0) == less + 4 * plain.parameters
+    assert total("parallel.reshard_after_forward=false", processes=8).total(0) > less + plain.parameters
     # Replicas hold whole copies.
     hybrid = dict(total("parallel.replicas=2", processes=8).fixed)["weights, fp32 where trained"]
     assert hybrid == dict(total(processes=4).fixed)["weights, fp32 where trained"]

@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from dapo_fast.config import ActorSettings, CriticSettings, ModelSettings, ParallelSettings
-from dapo_fast.data.packing import actor_groups, pack_actor
+from dapo_fast.data.batches import actor_groups
+from dapo_fast.data.packing import pack_actor
 from dapo_fast.errors import InputError
 from dapo_fast.models.loading import load_causal_lm
 from dapo_fast.train.parallel import World, open_world
@@ -97,7 +98,7 @@ def loaded(directory, stage, dtype="float32"):
             if stage == "actor":
                 reader = policy_reader(directory, ActorSettings(), settings, parallel, world)
                 dealer = Dealer(world, reader.model, 256)
-                batch = dealer(pack_actor(trees, actor_groups(trees), 256, dealer.lengths), 1)
+                batch = dealer(dealer.packs(pack_actor, trees, actor_groups(trees)), 1)
                 return read_values(reader, batch, world, reader.step_logps).tolist()
             value_reader(directory, "causal_lm", CriticSettings(), settings, parallel, world, 0)
             return []

@@ -17,7 +17,14 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from dapo_fast.config import ActorSettings, CriticSettings, ModelSettings, ParallelSettings, SftSettings
+from dapo_fast.config import (
+    ActorSettings,
+    AdvantageSettings,
+    CriticSettings,
+    ModelSettings,
+    ParallelSettings,
+    SftSettings,
+)
 from dapo_fast.data.store import write_shard
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
 from dapo_fast.tasks import get_task
@@ -97,9 +104,11 @@ def stream(step: int) -> list[tuple[list[int], list[int]]]:
 
 
 def run(stage: str, base: Path, out: Path, parallel: dict, digest: str = "test", **changes: object) -> dict:
-    """Train ``stage`` from ``base/policy`` and ``base/trees`` into ``out``."""
+    """Train ``stage`` from ``base/policy`` and ``base/trees`` into ``out``; advantages by ``base/critic-1``."""
+    from dapo_fast.advantages import compute_advantages
     from dapo_fast.train.actor import train_actor
-    from dapo_fast.train.critic import train_critic
+    from dapo_fast.train.critic import ValueFiller, train_critic
+    from dapo_fast.train.parallel import open_world
     from dapo_fast.train.sft import train_sft
 
     laid = ParallelSettings(**parallel)
@@ -109,6 +118,11 @@ def run(stage: str, base: Path, out: Path, parallel: dict, digest: str = "test",
     if stage == "critic":
         settings = CriticSettings(**CRITIC | changes)
         return train_critic(base / "trees", str(base / "policy"), base / "policy", settings, laid, CPU, out, **common)
+    if stage == "advantages":
+        with open_world(CPU, laid) as world:
+            fill = ValueFiller(base / "critic-1" / "model", CPU, laid, world, 100)
+            settings = AdvantageSettings(**changes)
+            return compute_advantages(base / "trees", out, settings, fill, digest, world=world)
     return train_actor(base / "trees", base / "policy", ActorSettings(**ACTOR | changes), laid, CPU, out, **common)
 
 

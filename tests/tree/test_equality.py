@@ -17,7 +17,8 @@ from tree_cases import (
     separate_values,
 )
 
-from dapo_fast.data.packing import actor_groups, critic_groups, pack_actor, pack_candidates, pack_critic
+from dapo_fast.data.batches import actor_groups, critic_groups
+from dapo_fast.data.packing import pack_actor, pack_candidates, pack_critic
 from dapo_fast.models.loading import new_causal_lm
 from dapo_fast.models.readpath import PolicyReader, ValueReader
 from dapo_fast.models.value import ValueModel

@@ -20,7 +20,8 @@ from tree_cases import (
 )
 
 from dapo_fast.config import load_config
-from dapo_fast.data.packing import actor_groups, critic_groups, pack_actor, pack_critic
+from dapo_fast.data.batches import actor_groups, critic_groups
+from dapo_fast.data.packing import pack_actor, pack_critic
 from dapo_fast.errors import InputError
 from dapo_fast.models.loading import load_value_model, new_causal_lm
 from dapo_fast.models.readpath import PolicyReader, ValueReader

@@ -7,7 +7,9 @@ import pytest
 import torch
 from tree_cases import FAMILIES, VOCABULARY, random_tree
 
-from dapo_fast.data.packing import actor_groups, empty_pack, pack_actor, pack_candidates
+from dapo_fast.data.batches import actor_groups
+from dapo_fast.data.pack import empty_pack
+from dapo_fast.data.packing import pack_actor, pack_candidates
 from dapo_fast.models.attention import implementation
 from dapo_fast.models.loading import new_causal_lm
 from dapo_fast.models.readpath import PolicyReader, ValueReader

@@ -1,6 +1,6 @@
 """What a pack holds: every prefix once, every step scored once, nothing that is not read."""
 
-import logging
+import itertools
 import random
 
 import pytest
@@ -9,22 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tree_cases import random_tree
 
-from dapo_fast.data.packing import (
-    Pack,
-    actor_batches,
-    actor_groups,
-    critic_batches,
-    critic_groups,
-    deal,
-    empty_pack,
-    pack_actor,
-    pack_candidates,
-    pack_cost,
-    pack_critic,
-    pack_sequences,
-    pack_stats,
-    pad_lengths,
-)
+from dapo_fast.data.batches import actor_batches, actor_groups, critic_batches, critic_groups
+from dapo_fast.data.dealing import Ranks, deal
+from dapo_fast.data.pack import Pack, empty_pack, pack_cost, pack_stats, pad_lengths
+from dapo_fast.data.packing import pack_actor, pack_candidates, pack_critic, pack_sequences
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
 from dapo_fast.errors import InputError
 from dapo_fast.models.attention import Dense, plan_attention
@@ -84,8 +72,9 @@ def test_actor_pack(seed, budget, flat, padded):
             assert pack.advantages[step].item() == pytest.approx(candidate.advantage)
             assert pack.ref_logps[step].item() == pytest.approx(candidate.ref_logp)
             seen.append((t, s, c))
-        if pack.tokens > budget:  # only a prefix with one step that is itself too long
-            assert pack.steps == 1
+        if pack.tokens > budget and pack.steps > 1:  # the branches of a long prefix
+            assert not flat and pack.tokens <= 2 * (pack.position_ids.max() + 1)
+        elif pack.tokens > budget:  # a path that is itself too long
             assert pack.tokens == pack.flat_tokens
     assert sorted(seen) == sorted((t, s, c) for t, s in groups for c in range(len(trees[t].states[s].candidates)))
 
@@ -177,11 +166,9 @@ def test_a_prompt_without_responses():
         assert max(pack.tokens for pack in packs) <= max(budget, 6)
 
 
-def test_too_long_a_step_is_logged(caplog):
-    with caplog.at_level(logging.WARNING, logger="dapo_fast.packing"):
-        (pack,) = pack_actor([line_tree("p", 1, 1, step=30)], [(0, 0)], 16)
-    assert pack.steps == 1
-    assert "over the budget of 16" in caplog.text
+def test_a_step_that_is_too_long_gets_a_pack_of_its_own():
+    (pack,) = pack_actor([line_tree("p", 1, 1, step=30)], [(0, 0)], 16)
+    assert pack.steps == 1 and pack.tokens > 16
 
 
 def test_single_pairs_can_be_asked_for():
@@ -235,7 +222,7 @@ def test_states_that_are_not_kept_are_left_out():
 def test_deal(world_size):
     trees = [line_tree(f"p{index}", 1 + index % 9, 4) for index in range(40)]
     packs = pack_actor(trees, actor_groups(trees), 200)
-    ranks = deal(packs, world_size, hidden_size=64)
+    ranks = deal(packs, Ranks(world_size, hidden_size=64))
     assert len({len(rank) for rank in ranks}) == 1
     dealt = [pack for rank in ranks for pack in rank if pack.steps]
     assert sorted(map(id, dealt)) == sorted(map(id, packs))
@@ -243,7 +230,7 @@ def test_deal(world_size):
     assert max(work) - min(work) <= max(pack_cost(pack, 64) for pack in packs)
 
 
-def test_first_fit_decreasing_fills_packs():
+def test_one_rank_has_full_packs():
     trees = [line_tree(f"p{index}", 1 + index % 9, 4) for index in range(60)]
     packs = pack_actor(trees, actor_groups(trees), 1000)
     stats = pack_stats(packs)
@@ -254,7 +241,9 @@ def test_first_fit_decreasing_fills_packs():
 
 def test_pad_lengths():
     assert pad_lengths(16384, "cpu") is None
-    assert pad_lengths(16384, "cuda") == [2048, 4096, 8192, 16384]
+    lengths = pad_lengths(16384, "cuda")
+    assert lengths[::4] == [2048, 4096, 8192, 16384]
+    assert all(b <= 1.25 * a for a, b in itertools.pairwise(lengths))
     assert all(length % 128 == 0 for length in pad_lengths(1000, "cuda"))
     assert empty_pack([256]).length == 256
     assert empty_pack().length == 1

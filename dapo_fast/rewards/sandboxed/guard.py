@@ -1,6 +1,6 @@
 """The process that stands outside a sandbox: bounds what all of it uses together, and ends it with its caller.
 
-A script of the standard library alone. Limits of the kernel's are for one process each, and a cgroup is rarely ours to
+Of the standard library alone. Limits of the kernel's are for one process each, and a cgroup is rarely ours to
 make; so this one adds up what its descendants use. It is no process of the sandbox's own, which can neither see nor
 signal it.
 """
@@ -177,7 +177,7 @@ def close_other_files(kept: int) -> None:
 
 
 def main() -> None:
-    """Arguments: the limits as JSON, with ``caller``; then the command that makes the sandbox."""
+    """Arguments behind the first: the limits as JSON, with ``caller``; then the command that makes the sandbox."""
     limits = json.loads(sys.argv[2])
     child = os.fork()
     if not child:
@@ -188,7 +188,3 @@ def main() -> None:
     proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
     close_other_files(proc)
     os._exit(watch(child, proc, limits["caller"], limits))
-
-
-if __name__ == "__main__":
-    main()

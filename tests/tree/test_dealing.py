@@ -1,0 +1,121 @@
+"""Work fills the ranks: simulated dealing of the paper's batches on generated trees."""
+
+import random
+
+import numpy as np
+import pytest
+
+from dapo_fast.data.batches import actor_batches, critic_batches
+from dapo_fast.data.dealing import Ranks, cut_line, deal, first_fit
+from dapo_fast.data.pack import pack_cost
+from dapo_fast.data.packing import pack_actor, pack_critic, pack_sequences
+from dapo_fast.data.tree import Candidate, State, Tree, Trunk
+
+HIDDEN = 1536
+MOST = 16384
+
+
+def tokens(rng, mean):
+    return [rng.randrange(1000) for _ in range(max(1, round(rng.lognormvariate(np.log(mean) - 0.32, 0.8))))]
+
+
+def tree(rng, name, trunks=6, steps=20, candidates=10):
+    """A problem of the paper's size: trunks of about 400 tokens, ten candidates at every second state."""
+    responses, states = [], []
+    for trunk in range(trunks):
+        ids, ends = [], []
+        for step in range(steps):
+            # The trunk's own next step is a candidate as well.
+            own = tokens(rng, 20)
+            steps_here = [own, *(tokens(rng, 20) for _ in range(candidates - 1))]
+            rng.shuffle(steps_here)
+            made = [Candidate(i, 1, False, 0.0, advantage=0.1, ref_logp=-1.0) for i in steps_here]
+            states.append(State(trunk, step, [1.0, 0.0], made, kept=step % 2 == 0))
+            ids = ids + own
+            ends.append(len(ids))
+        responses.append(Trunk(ids, ends, 1.0, True))
+    return Tree(name, "", "", tokens(rng, 100), responses, states, 6, 3)
+
+
+@pytest.fixture(scope="module")
+def trees():
+    rng = random.Random(0)
+    return [tree(rng, f"p{index}") for index in range(8)]
+
+
+def batch(trees, kind):
+    """(the function that packs, the groups) of the first batch of an epoch."""
+    if kind == "2,048 pairs":
+        return pack_actor, actor_batches(trees, 2048, 0, 0)[0]
+    return pack_critic, critic_batches(trees, 512, 0, 0)[0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 64])
+@pytest.mark.parametrize("kind", ["2,048 pairs", "512 states"])
+def test_no_rank_has_more_than_its_share(trees, kind, size):
+    pack, groups = batch(trees, kind)
+    ranks = Ranks(size, 64, HIDDEN)
+    packs = pack(trees, groups, MOST, ranks=ranks)
+    work = [sum(pack_cost(p, HIDDEN) for p in rank) for rank in deal(packs, ranks)]
+    # What cannot be divided: one state with all before it.
+    atom = max(int(p.position_ids.max()) + 1 for p in packs)
+    share = max(sum(work) / size, float(ranks.work(np.array(atom))))
+    assert max(work) <= 1.05 * share
+    if kind == "2,048 pairs":
+        assert share == sum(work) / size  # the atoms permit it
+    assert all(p.tokens <= MOST for p in packs)
+
+
+@pytest.mark.parametrize("kind", ["2,048 pairs", "512 states"])
+def test_a_cut_repeats_one_prefix(trees, kind):
+    pack, groups = batch(trees, kind)
+    whole = sum(p.tokens for p in pack(trees, groups, 10**6))
+    for size in (2, 8, 64):
+        packs = pack(trees, groups, MOST, ranks=Ranks(size, 64, HIDDEN))
+        prefixes = len(packs) * max(int(p.position_ids.max()) + 1 for p in packs)
+        assert whole <= sum(p.tokens for p in packs) <= whole + prefixes
+
+
+def test_packs_are_not_too_small_to_keep_a_rank_busy(trees):
+    pack, groups = batch(trees, "512 states")
+    whole = sum(p.tokens for p in pack(trees, groups, 10**6))
+    packs = pack(trees, groups, MOST, ranks=Ranks(64, 2048, HIDDEN))
+    assert len(packs) == whole // 2048
+    assert max(p.tokens for p in packs) <= 1.3 * min(p.tokens for p in packs)
+
+
+@pytest.mark.parametrize("size", [2, 8])
+def test_sequences_fill_the_ranks_too(size):
+    rng = random.Random(1)
+    ranks = Ranks(size, 64, HIDDEN)
+    packs = pack_sequences([(tokens(rng, 100), tokens(rng, 300)) for _ in range(256)], MOST, ranks=ranks)
+    work = [sum(pack_cost(p, HIDDEN) for p in rank) for rank in deal(packs, ranks)]
+    assert max(work) * size / sum(work) <= 1.05
+
+
+def test_branches_of_a_long_prefix_share_a_pack():
+    """A trunk of twice the budget: packs grow with what they must repeat, and repeat it at most as often as it pays."""
+    rng = random.Random(2)
+    long = tree(rng, "long", trunks=1, steps=600, candidates=4)
+    groups = [(0, state) for state in range(600)]
+    most = len(long.trunks[0].ids) // 2
+    packs = pack_actor([long], groups, most)
+    whole = sum(p.tokens for p in pack_actor([long], groups, 10**7))
+    assert sum(p.tokens for p in packs) <= 2 * whole
+    path = max(int(p.position_ids.max()) + 1 for p in packs)
+    assert most < max(p.tokens for p in packs) <= 2 * path
+
+
+def test_lines_and_fits_by_hand():
+    one = Ranks()
+    # Two trees: paths of 4, 5, 6 tokens that share 3 and 4 with the one before, then one of 7 alone.
+    assert cut_line([4, 5, 6, 7], [0, 3, 4, 0], 100, one) == [slice(0, 4)]
+    assert cut_line([4, 5, 6, 7], [0, 3, 4, 0], 8, one) == [slice(0, 3), slice(3, 4)]
+    # Twice the 3 tokens that a cut would repeat are 6: two paths fit.
+    assert cut_line([4, 5, 6, 7], [0, 3, 4, 0], 3, one) == [slice(0, 2), slice(2, 3), slice(3, 4)]
+    assert cut_line([9], [0], 3, one) == [slice(0, 1)]
+    assert cut_line([4, 5, 6, 7], [0, 3, 4, 0], 100, Ranks(2, 1, 10**9)) == [slice(0, 3), slice(3, 4)]
+    assert cut_line([], [], 3, one) == first_fit([], 3, one) == []
+    assert first_fit([3, 5, 2, 4], 7, one) == [[1, 2], [0, 3]]
+    assert first_fit([3, 5, 2, 4], 100, Ranks(2, 1, 10**9)) == [[1, 2], [0, 3]]
+    assert first_fit([3, 5, 2, 4], 100, Ranks(2, 10, 10**9)) == [[0, 1, 2, 3]]
