@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -113,6 +114,9 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         SystemExit: 128 + the signal after SIGTERM, or after either signal in training, which saves the step first.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an encoding that has no β must not end a run
+            stream.reconfigure(errors="backslashreplace")
     args = _parse(argv)
     if "" not in sys.path:
         sys.path.append("")  # the working directory may hold a module:function; last, so that it shadows nothing
@@ -154,7 +158,7 @@ def _run_command(args: argparse.Namespace) -> int:
 
 def _tell(args: argparse.Namespace, message: str, code: int) -> int:
     rank = os.environ.get("RANK")
-    where = f" (rank {one_line(rank)})" if rank else ""
+    where = f" (rank {one_line(rank)[:9]})" if rank else ""
     print(f"dapo-fast {args.command}{where}: {one_line(message)}", file=sys.stderr)
     return code
 
@@ -168,6 +172,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
     if rest:
         args.overrides = [*args.overrides, *rest]
+    if args.command in _STAGES and (args.iteration != 0 if args.command == "sft" else args.iteration < 1):
+        known = "comes before the first" if args.command == "sft" else "begins with 1"
+        parser.error(f"--iteration {args.iteration}: {args.command} {known}")
     if args.command == "evaluate":
         if args.run and "=" in args.run and not os.path.isdir(args.run):
             args.overrides, args.run = [args.run, *args.overrides], None
@@ -177,15 +184,27 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10
+
+
 def _check_launcher() -> None:
-    """What torchrun, or another launcher, says of this process must be numbers."""
+    """What torchrun, or another launcher, says of this process must be numbers, and where they meet an address."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         text = os.environ.get(name)
-        if text is not None and not (text.isascii() and text.isdecimal()):
+        if text is not None and not _is_number(text):
             raise InputError(f"environment variable {name}: {text!r} is not a number")
     rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
-    if rank is not None and size is not None and int(rank) >= int(size):
+    if rank is None or size is None:
+        return
+    if int(rank) >= int(size):
         raise InputError(f"environment variables: RANK {rank} is not below WORLD_SIZE {size}")
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    if not address or not (_is_number(port) and 0 < int(port) < 2**16):
+        raise InputError(
+            "environment variables: with RANK and WORLD_SIZE, MASTER_ADDR and MASTER_PORT say where to meet, not "
+            f"{address!r} and {port!r}"
+        )
 
 
 def _dispatch(args: argparse.Namespace) -> int:
@@ -307,11 +326,11 @@ def _estimate(args: argparse.Namespace) -> int:
 
     for name in ("processes", "problems", "prompt_tokens", "response_tokens", "response_steps"):
         value = getattr(args, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} {value}: at least 1")
+        if value is not None and not 1 <= value < 2**53:
+            raise InputError(f"--{name.replace('_', '-')} {value}: at least 1, and a number that can be counted to")
     config = _config(args, [f"model.path={json.dumps(args.model)}", "data.problems=none"])
     assert config is not None
-    check_model_directory("model", Path(args.model))
+    check_model_directory("model", Path(args.model), weights=False)
     print(estimate(args.model, config, args.processes))
     lengths = Lengths(args.prompt_tokens, args.response_tokens, args.response_steps)
     print(iteration_cost(args.model, config, args.problems, lengths))

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from dapo_fast import state
 from dapo_fast.config import Config, load_config, wrong_keys
-from dapo_fast.errors import InputError, blaming
+from dapo_fast.errors import InputError, blaming, refuse_pipe
 from dapo_fast.hashing import digest
 
 # Settings that move work around or bound its size, and leave the mathematics as it is: they may change between a kill
@@ -41,10 +41,18 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
+def read_text(path: Path) -> str:
+    """The text of a file that is there; InputError names one that is no text, or a pipe, which nobody may ever fill."""
+    refuse_pipe(path)
+    with blaming(path):
+        return path.read_text(encoding="utf-8")
+
+
 def read_json(path: Path) -> Any:
     """Read a file that ``write_json`` made; InputError names one that is not JSON."""
+    text = read_text(path)
     with blaming(path):
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(text)
 
 
 def read_state(path: Path, shape: type[BaseModel] | None = None) -> dict[str, Any]:
@@ -63,7 +71,23 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [_fitting(path, state.Row, row) for row in rows]
 
 
-def _fitting(path: Path, shape: type[BaseModel], value: Any) -> Any:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, one an optimizer step; none where it is not there.
+
+    The last line of a run in flight may be half written, and is left out; InputError names any other that is no step.
+    """
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(read_text(path).split("\n")[:-1], 1):
+        where = f"{path}, line {number}"
+        with blaming(where, "not JSON"):
+            row = json.loads(line)
+        rows.append(_fitting(where, state.Step, row))
+    return rows
+
+
+def _fitting(path: Path | str, shape: type[BaseModel], value: Any) -> Any:
     try:
         shape.model_validate(value)
     except ValidationError as error:
@@ -125,6 +149,8 @@ class RunDirectory:
 
     def lock(self) -> None:
         """Hold the directory until this process ends; InputError if another process does."""
+        for name in (".lock", "run.log"):
+            refuse_pipe(self.path / name)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held for the life of the process

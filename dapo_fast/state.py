@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 
 
 class Shape(BaseModel):
@@ -48,6 +48,42 @@ class AdvantagesDone(Done):
     single: int
 
 
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Step(Shape):
+    """A line of metrics.jsonl; what else it holds is drawn where it is a finite number."""
+
+    step: int = Field(ge=1, lt=2**53)
+    seconds: Amount | None = None
+    tokens: Amount | None = None
+
+
+class Checkpoint(Shape):
+    """meta.json of a checkpoint."""
+
+    digest: str
+    world_size: int = Field(ge=1)
+
+
+class Sums(RootModel):
+    """sums-*.json of a checkpoint: size and CRC-32 of files."""
+
+    root: dict[str, Annotated[list[int], Field(min_length=2, max_length=2)]]
+
+
+_Process = Annotated[str, Field(pattern=r"^\d+ \d+ \S+$")]  # rollout.guard.identity
+
+
+class Serving(Shape):
+    """server.pid: who started the sampling server, who guards it, and the server."""
+
+    owner: _Process | None
+    guard: _Process
+    server: _Process | None
+
+
 class Halted(Shape):
     """halted.json."""
 
@@ -57,7 +93,7 @@ class Halted(Shape):
 class Timing(Shape):
     """timing.json."""
 
-    seconds: float = Field(ge=0)
+    seconds: Amount
 
 
 class Decision(Shape):
@@ -68,15 +104,24 @@ class Decision(Shape):
 
 
 class Accuracy(Shape):
-    """One mode of an evaluation."""
+    """One mode of an evaluation; ``pass@k`` of some k beside them."""
 
-    accuracy: float
-    low: float
-    high: float
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    accuracy: Share
+    low: Share
+    high: Share
     n: int | None = None
     samples: int = 1
-    tokens: float | None = None
-    truncated: float | None = None
+    tokens: Amount | None = None
+    truncated: Share | None = None
+
+    @model_validator(mode="after")
+    def _pass_at_k(self) -> Accuracy:
+        for key, value in (self.model_extra or {}).items():
+            if key.startswith("pass@") and not (key[5:].isdecimal() and isinstance(value, int | float)):
+                raise ValueError(f"{key} is {value!r}, not the share of problems that one of k samples solves")
+        return self
 
 
 class Measured(Shape):

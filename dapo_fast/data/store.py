@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
-from dapo_fast.errors import InputError, first_line
+from dapo_fast.errors import InputError, first_line, refuse_pipe
 from dapo_fast.rundir import read_state, write_json
 
 SCHEMA_VERSION = "3"
@@ -114,7 +114,10 @@ def sealed_summary(directory: Path, shape: type[BaseModel] | None = None) -> dic
         return None
     if shape is not None:
         read_state(path, shape)
-    return {key: value for key, value in _done(directory).items() if key != _SHARDS}
+    found = _done(directory)
+    if _SHARDS not in found:
+        raise InputError(f"{path}: does not say which shards the store has")
+    return {key: value for key, value in found.items() if key != _SHARDS}
 
 
 def _done(directory: Path) -> dict[str, Any]:
@@ -163,6 +166,7 @@ def _check_sealed(path: Path) -> None:
 
 def _open(path: str | Path) -> pa.Table:
     path = Path(path)
+    refuse_pipe(path)
     try:
         _check_sealed(path)
         table = pq.read_table(path, page_checksum_verification=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dapo_fast.report.accuracy import MODES
 from dapo_fast.report.charts import stacked_bar
 from dapo_fast.report.markup import legend, missing, paragraph, section, table
 from dapo_fast.report.read import Run, Stage
@@ -51,7 +52,8 @@ def _cost(stage: Stage) -> StageCost:
 
 def _evaluated(summary: dict[str, Any]) -> float | None:
     """Tokens that an evaluation sampled: it keeps their mean over a mode's responses, which come back as a sum."""
-    modes = [mode for mode in summary.values() if isinstance(mode, dict) and "tokens" in mode and "n" in mode]
+    modes = [summary[name] for name in MODES if summary.get(name)]
+    modes = [mode for mode in modes if mode.get("tokens") is not None and mode.get("n") is not None]
     return float(sum(round(mode["tokens"] * mode["n"] * mode.get("samples", 1)) for mode in modes)) if modes else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from pydantic import BaseModel
 
 from dapo_fast.config import Config, load_config
 from dapo_fast.errors import InputError
-from dapo_fast.rundir import read_rows, read_state
+from dapo_fast.rundir import read_metrics, read_rows, read_state
 from dapo_fast.state import Decision, Heldout, Measured, Timing
 
 
@@ -144,29 +143,3 @@ def _read_stage(path: Path, name: str, iteration: int) -> Stage:
 def _read_object(path: Path, shape: type[BaseModel] | None = None) -> dict[str, Any] | None:
     """The JSON object in ``path``, which must fit ``shape``; None if it is not there."""
     return read_state(path, shape) if path.exists() else None
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; none if it is not there.
-
-    The last line of a run in flight may be half written, and is then left out; any other that is not a JSON object is
-    an InputError.
-    """
-    if not path.exists():
-        return []
-    try:
-        lines = path.read_text().splitlines(keepends=True)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable ({error})") from error
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if number == len(lines) and not line.endswith("\n"):
-            break
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path}, line {number}: not JSON ({error})") from error
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise InputError(f'{path}, line {number}: not an object with a "step"')
-        rows.append(row)
-    return rows

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from dapo_fast.data.store import read_trees
 from dapo_fast.data.tree import State, Tree, is_heldout
-from dapo_fast.errors import InputError
+from dapo_fast.errors import InputError, refuse_pipe
 from dapo_fast.report.read import Iteration
 
 BINS = 40  # of advantages, on [-1, 1], where every advantage lies since Q is in [0, 1]
@@ -155,6 +155,7 @@ class Scores:
         self._path = path
         if not path.exists():
             return
+        refuse_pipe(path)
         columns = ["tree", "state", "candidate", "ref_logp", "logp_after"]
         try:
             table = pq.read_table(path, columns=columns, page_checksum_verification=True)

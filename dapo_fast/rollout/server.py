@@ -6,7 +6,6 @@ behind is ended by the next one, if it is provably that run's.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
@@ -24,6 +23,8 @@ import httpx
 from dapo_fast.config import EngineSettings
 from dapo_fast.errors import InputError
 from dapo_fast.rollout import guard
+from dapo_fast.rundir import read_state
+from dapo_fast.state import Serving
 
 log = logging.getLogger("dapo_fast.rollout.server")
 
@@ -193,8 +194,8 @@ class Server:
 
     def _known(self) -> dict:
         try:
-            return json.loads(self._pid_file.read_text())
-        except (OSError, ValueError):  # there is none, or a kill or a full disk left half of one: it proves nothing
+            return read_state(self._pid_file, Serving)
+        except InputError:  # there is none, or a kill or a full disk left half of one: it proves nothing
             return {}
 
     def _end_what_was_left(self) -> None:

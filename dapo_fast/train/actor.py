@@ -19,7 +19,7 @@ from dapo_fast.data.pack import Pack
 from dapo_fast.data.packing import pack_actor
 from dapo_fast.data.store import read_trees
 from dapo_fast.data.tree import Tree
-from dapo_fast.errors import InputError, first_line
+from dapo_fast.errors import InputError, first_line, refuse_pipe
 from dapo_fast.models.readpath import PackObjective, PolicyReader
 from dapo_fast.targets import beta_of, subtract_log_partition
 from dapo_fast.train.loop import Batch, train
@@ -194,6 +194,7 @@ def _fill_reference(
 
 def _read_reference(path: Path, digest: str) -> list[list]:
     """Tree, state and candidate indices and their log π_ref(a|s)."""
+    refuse_pipe(path)
     try:
         table = pq.read_table(path, page_checksum_verification=True)
         columns = [table.column(name).to_pylist() for name in ("tree", "state", "candidate", "ref_logp")]

@@ -8,7 +8,6 @@ stored by name and global shape: another world size, or none, reads the same fil
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -25,7 +24,8 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 
 from dapo_fast.errors import InputError
-from dapo_fast.rundir import read_json, write_json
+from dapo_fast.rundir import read_state, write_json
+from dapo_fast.state import Checkpoint, Sums
 from dapo_fast.train.optim import plain_states
 from dapo_fast.train.parallel import World
 
@@ -167,7 +167,7 @@ class Checkpoints:
             good = next((self._path(step) for step in reversed(older) if self._damage(self._path(step)) is None), None)
             advice = f"the newest whole checkpoint is {good}" if good else "no other checkpoint is whole"
             raise InputError(f"{problem}; {advice}; remove {path} to go on from there")
-        if self._gather(read_json(path / "meta.json")["digest"])[0] != self.digest:
+        if self._gather(read_state(path / "meta.json", Checkpoint)["digest"])[0] != self.digest:
             raise InputError(f"{path}: made with other settings; use a new run directory")
 
     def _damage(self, path: Path) -> str | None:
@@ -187,17 +187,15 @@ class Checkpoints:
 def _damage(path: Path, rank: int, size: int) -> str | None:
     """What is wrong with the files of a checkpoint that rank ``rank`` of ``size`` is to check, or None."""
     sums: dict[str, list[int]] = {}
-    file = path / "meta.json"
     try:
-        written_by = range(json.loads(file.read_text())["world_size"])
+        written_by = range(read_state(path / "meta.json", Checkpoint)["world_size"])
         for name in [*written_by[rank::size], *(["index"] if rank == 0 else [])]:
-            file = path / f"sums-{name}.json"
-            sums |= json.loads(file.read_text())
-    except (OSError, ValueError, KeyError) as error:
-        return f"{file}: damaged ({error})"
+            sums |= read_state(path / f"sums-{name}.json", Sums)
+    except InputError as error:
+        return str(error)
     for name, written in sums.items():
         file = path / name
-        if not file.exists():
+        if not file.is_file():
             return f"{file}: missing"
         if _sum(file) != written:
             return f"{file}: damaged (size or checksum differs from what was written)"

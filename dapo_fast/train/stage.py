@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -27,7 +26,7 @@ from dapo_fast.models.loading import (
     value_model_skeleton,
 )
 from dapo_fast.models.readpath import PolicyReader, ValueReader
-from dapo_fast.rundir import read_state, write_json
+from dapo_fast.rundir import read_metrics, read_state, write_json
 from dapo_fast.state import Done
 from dapo_fast.train.loop import Batch
 from dapo_fast.train.parallel import World, prepare_blocks, reshard, shard
@@ -255,8 +254,11 @@ def finish(
         log.info("%s: %.1f%% of the weights have changed, as %s", directory / "model", 100 * changed, kind)
     result: dict[str, Any] = {}
     if world.rank == 0:
-        lines = (directory / "metrics.jsonl").read_text().splitlines()
-        result = {"digest": digest, "last": json.loads(lines[-1])} | summary
+        metrics = directory / "metrics.jsonl"
+        rows = read_metrics(metrics)
+        if not rows:
+            raise InputError(f"{metrics}: holds no step, though the training is done")
+        result = {"digest": digest, "last": rows[-1]} | summary
         write_json(directory / "done.json", result)
         if (directory / "checkpoints").exists():  # a short run has none
             shutil.rmtree(directory / "checkpoints")

@@ -22,6 +22,7 @@ from dapo_fast.errors import InputError
 from dapo_fast.events import tell_step
 from dapo_fast.models.size import active_body
 from dapo_fast.models.variants import head_size, largest
+from dapo_fast.rundir import read_metrics
 from dapo_fast.train.parallel import World
 
 log = logging.getLogger("dapo_fast.train")
@@ -99,14 +100,7 @@ class Telemetry:
 def _cut_metrics(path: Path, start: int) -> None:
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            step = json.loads(line)["step"]
-        except ValueError:
-            break  # the last line of a run that was killed while writing it
-        if step <= start:
-            kept.append(line + "\n")
+    kept = [json.dumps(row) + "\n" for row in read_metrics(path) if row["step"] <= start]
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(kept))
     os.replace(temporary, path)

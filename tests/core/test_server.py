@@ -192,7 +192,7 @@ def test_what_guard_and_run_left_is_ended_by_the_next_run(tmp_path):
             assert not alive(before)
 
 
-@pytest.mark.parametrize("known", ["{", "{}", '{"owner": "1 1 x", "guard": "1 1 x", "server": "1 1 x"}'])
+@pytest.mark.parametrize("known", ["{", "{}", "[]", '{"owner": "1 1 x", "guard": "1 1 x", "server": "1 1 x"}'])
 def test_what_is_not_provably_ours_is_left_alone(tmp_path, known):
     server = settings(tmp_path)
     with run_of(server, tmp_path):
