@@ -136,7 +136,8 @@ def tuned(rows: Rows) -> str:
             chosen = next((r["actor"] for r in cells_of(rows, task, variant)), {})
             tried = [r for r in rows if r["task"] == task and r["variant"].startswith(f"{variant}@")]
             found = sorted(r["sampled"]["accuracy"] for r in tried)
-            setting = ", ".join(f"{'β' if key == 'beta' else key} {value}" for key, value in chosen.items())
+            varied = [k for k in chosen if len({str(r["actor"].get(k)) for r in tried}) > 1] or chosen
+            setting = ", ".join(f"{'β' if key == 'beta' else key} {chosen[key]}" for key in varied)
             spread = f"; all {len(found)}: {100 * found[0]:.1f} to {100 * found[-1]:.1f}" if found else ""
             cells.append(setting + spread if chosen and found else "")
         if any(cells):
