@@ -3,8 +3,8 @@
 Reads the model by its attributes only; transformers is imported by models that are given the fused loss, and no others.
 """
 
-import functools
 import inspect
+import types
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -70,22 +70,23 @@ def use_fused_loss(model: nn.Module) -> nn.Module:
         raise ValueError(f"model: the forward of this {type(model).__name__} is replaced already")
     if getattr(model.config, "output_router_logits", False):
         raise ValueError(f"model: {type(model).__name__} adds a router's loss (config.output_router_logits)")
-    plain = model.forward
-    names = list(inspect.signature(plain).parameters)
+    names = list(inspect.signature(model.forward).parameters)
 
-    @functools.wraps(plain)
-    def forward(*args: Any, **inputs: Any) -> Any:
+    # Of whichever model it is bound to: a deepcopy (an average of weights, a reference) binds it to the copy.
+    def forward(self: nn.Module, *args: Any, **inputs: Any) -> Any:
         from transformers.modeling_outputs import CausalLMOutputWithPast
 
         inputs |= zip(names, args)
-        if inputs.get("labels") is None or not model.training or inputs.get("return_dict") is False:
-            return plain(**inputs)
+        if inputs.get("labels") is None or not self.training or inputs.get("return_dict") is False:
+            return type(self).forward(self, **inputs)
         labels, items = inputs.pop("labels"), inputs.pop("num_items_in_batch", None)
         for unused in ("return_dict", "logits_to_keep"):
             inputs.pop(unused, None)
-        head = hidden_states_and_weight(model, **{"use_cache": False} | inputs)
+        head = hidden_states_and_weight(self, **{"use_cache": False} | inputs)
         loss = linear_cross_entropy(head.hidden, head.weight, labels, items, shift=1, **head.options)
         return CausalLMOutputWithPast(loss=loss)
 
-    model.forward = forward
+    # What trainers look up which columns to keep by; functools.wraps would also name the function it wraps, unbound.
+    forward.__signature__ = inspect.signature(type(model).forward)  # type: ignore[attr-defined]
+    model.forward = types.MethodType(forward, model)
     return model

@@ -1,5 +1,8 @@
 """hidden_states_and_weight on tiny random Hugging Face models: the same log-probabilities as their own logits."""
 
+import copy
+import inspect
+
 import dapo_kernels as dk
 import pytest
 import torch
@@ -126,3 +129,19 @@ def test_the_fused_loss_makes_no_logits_and_leaves_the_rest_alone():
     model.config.output_router_logits = True
     with pytest.raises(ValueError, match=r"^model: .*router"):
         dk.use_fused_loss(model)
+
+
+def test_a_copy_runs_its_own_weights():
+    model = dk.use_fused_loss(tiny("Llama").train())
+    copied, batch = copy.deepcopy(model), labelled()
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.mul_(1.5)
+    plain = tiny("Llama").train()
+    plain.load_state_dict(copied.state_dict())
+    loss = copied(**batch).loss
+    torch.testing.assert_close(loss, plain(**batch).loss, atol=1e-4, rtol=1e-4)
+    assert abs(loss - model(**batch).loss) > 0.1
+    wanted = plain.eval()(**batch).logits
+    torch.testing.assert_close(copied.eval()(**batch).logits, wanted)
+    assert inspect.signature(copied.forward) == inspect.signature(model.forward) == inspect.signature(plain.forward)
