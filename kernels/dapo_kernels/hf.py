@@ -59,17 +59,17 @@ def hidden_states_and_weight(model: nn.Module, **inputs: Any) -> LinearHead:
 def use_fused_loss(model: nn.Module) -> nn.Module:
     """Give a Hugging Face causal LM the fused loss: `model(…, labels=…)`, in training mode, then makes no logits.
 
-    The loss is the model's own: labels are shifted by one, -100 is ignored, the sum is divided by num_items_in_batch
-    where a trainer passes it. The output's `logits` are None then; without labels, in eval mode, and with
-    return_dict=False nothing changes. Returns the same model; `del model.forward` takes it back.
+    The loss is the model's own: labels are shifted by one (shift_labels are not), ignore_index (-100) is ignored, the
+    sum is divided by num_items_in_batch where a trainer passes it. The output's `logits` are None then; without labels,
+    in eval mode, and where hidden states, attentions, a cache or return_dict=False are asked for, nothing changes.
+    Returns the same model; `del model.forward` takes it back.
 
     Raises ValueError naming `model`, here or when it runs, for a head that hidden_states_and_weight refuses, and where
-    config.output_router_logits asks for a router's loss as well.
+    output_router_logits, the config's or the call's, asks for a router's loss as well.
     """
     if "forward" in vars(model):
         raise ValueError(f"model: the forward of this {type(model).__name__} is replaced already")
-    if getattr(model.config, "output_router_logits", False):
-        raise ValueError(f"model: {type(model).__name__} adds a router's loss (config.output_router_logits)")
+    _refuse_router_loss(model, {})
     names = list(inspect.signature(model.forward).parameters)
 
     # Of whichever model it is bound to: a deepcopy (an average of weights, a reference) binds it to the copy.
@@ -77,16 +77,42 @@ def use_fused_loss(model: nn.Module) -> nn.Module:
         from transformers.modeling_outputs import CausalLMOutputWithPast
 
         inputs |= zip(names, args)
-        if inputs.get("labels") is None or not self.training or inputs.get("return_dict") is False:
+        labelled = any(inputs.get(name) is not None for name in ("labels", "shift_labels"))
+        if not (labelled and self.training) or _asks_for_more(self, inputs):
             return type(self).forward(self, **inputs)
-        labels, items = inputs.pop("labels"), inputs.pop("num_items_in_batch", None)
+        _refuse_router_loss(self, inputs)
+        labels, shifted, items = (inputs.pop(n, None) for n in ("labels", "shift_labels", "num_items_in_batch"))
+        ignore_index = inputs.pop("ignore_index", -100)
         for unused in ("return_dict", "logits_to_keep"):
             inputs.pop(unused, None)
-        head = hidden_states_and_weight(self, **{"use_cache": False} | inputs)
-        loss = linear_cross_entropy(head.hidden, head.weight, labels, items, shift=1, **head.options)
+        head = hidden_states_and_weight(self, **inputs | {"use_cache": False})
+        targets, shift = (labels, 1) if shifted is None else (shifted, 0)
+        if isinstance(items, Tensor):
+            items = items.reshape(())  # a trainer on several GPUs scatters one item to each
+        options = head.options | {"shift": shift, "ignore_index": ignore_index}
+        loss = linear_cross_entropy(head.hidden, head.weight, targets.to(head.hidden.device), items, **options)
         return CausalLMOutputWithPast(loss=loss)
 
     # What trainers look up which columns to keep by; functools.wraps would also name the function it wraps, unbound.
     forward.__signature__ = inspect.signature(type(model).forward)  # type: ignore[attr-defined]
     model.forward = types.MethodType(forward, model)
     return model
+
+
+def _asked(model: nn.Module, inputs: dict[str, Any], name: str) -> Any:
+    """An option of forward: the call's, or else the config's."""
+    value = inputs.get(name)
+    return getattr(model.config, name, None) if value is None else value
+
+
+def _asks_for_more(model: nn.Module, inputs: dict[str, Any]) -> bool:
+    """Whether the output must hold more than a loss. A cache counts where the call asks: every config does."""
+    if inputs.get("use_cache") or inputs.get("past_key_values") is not None:
+        return True
+    options = ("output_hidden_states", "output_attentions")
+    return _asked(model, inputs, "return_dict") is False or any(_asked(model, inputs, name) for name in options)
+
+
+def _refuse_router_loss(model: nn.Module, inputs: dict[str, Any]) -> None:
+    if _asked(model, inputs, "output_router_logits"):
+        raise ValueError(f"model: {type(model).__name__} adds a router's loss (output_router_logits)")

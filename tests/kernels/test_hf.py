@@ -145,3 +145,33 @@ def test_a_copy_runs_its_own_weights():
     wanted = plain.eval()(**batch).logits
     torch.testing.assert_close(copied.eval()(**batch).logits, wanted)
     assert inspect.signature(copied.forward) == inspect.signature(model.forward) == inspect.signature(plain.forward)
+
+
+@pytest.mark.parametrize("ignored", [-100, 7])
+def test_shifted_labels_ignore_index_and_a_scattered_count_are_honoured(ignored):
+    batch = labelled()
+    shifted = batch["labels"].roll(3, 1)
+    batch["shift_labels"] = shifted.masked_fill(shifted == -100, ignored)
+    batch |= {"ignore_index": ignored, "num_items_in_batch": torch.tensor([5])}
+    wanted = tiny("Llama").train()(**batch).loss
+    model = dk.use_fused_loss(tiny("Llama").train())
+    torch.testing.assert_close(model(**batch).loss, wanted.reshape(()), atol=1e-4, rtol=1e-4)
+    del batch["labels"]
+    torch.testing.assert_close(model(**batch).loss, wanted.reshape(()), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_labels_on_the_cpu_serve_a_model_on_cuda():
+    batch = {name: t if name == "labels" else t.cuda() for name, t in labelled().items()}
+    wanted = tiny("Llama").cuda().train()(**batch).loss
+    torch.testing.assert_close(dk.use_fused_loss(tiny("Llama").cuda().train())(**batch).loss, wanted, atol=0, rtol=1e-2)
+
+
+def test_what_the_fused_path_does_not_make_comes_from_the_plain_forward():
+    model, batch = dk.use_fused_loss(tiny("Llama").train()), labelled()
+    assert len(model(**batch, output_hidden_states=True).hidden_states) == 3
+    assert model(**batch, use_cache=True).past_key_values is not None
+    model.config.output_hidden_states = True
+    assert len(model(**batch).hidden_states) == 3
+    with pytest.raises(ValueError, match=r"^model: .*router"):
+        model(**batch, output_router_logits=True, output_hidden_states=False)
