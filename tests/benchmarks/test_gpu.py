@@ -49,7 +49,8 @@ def test_a_dry_run_on_a_bare_machine_goes_through_every_section(tmp_path):
     assert states == dict.fromkeys(["errors", "tests", "attention", "fused_loss", "actor", "sampling"], "done")
     assert suites["gpu_tests"]["rows"][0]["passed"] > 0
     assert all(row["error"] <= row["limit"] for row in suites["gpu_errors"]["rows"])
-    assert {row["peer"] for row in suites["gpu_actor"]["rows"]} == {"flat", "tree"}
+    actor = {(row["peer"], row["liger"]) for row in suites["gpu_actor"]["rows"]}
+    assert actor == {("flat", False), ("tree", False)}
     assert any(row["peer"] == "dapo-fast, chunks of 8" for row in suites["fused_loss"]["rows"])
     assert suites["rollout"]["rows"][0]["ratio"] > 0
     assert path.with_suffix(".png").stat().st_size > 1000
