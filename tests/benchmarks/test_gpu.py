@@ -49,11 +49,26 @@ def test_a_dry_run_on_a_bare_machine_goes_through_every_section(tmp_path):
     assert states == dict.fromkeys(["errors", "tests", "attention", "fused_loss", "actor", "sampling"], "done")
     assert suites["gpu_tests"]["rows"][0]["passed"] > 0
     assert all(row["error"] <= row["limit"] for row in suites["gpu_errors"]["rows"])
+    assert any("chunks of 16" in row["case"] for row in suites["gpu_errors"]["rows"])
     actor = {(row["peer"], row["liger"]) for row in suites["gpu_actor"]["rows"]}
     assert actor == {("flat", False), ("tree", False)}
     assert any(row["peer"] == "dapo-fast, chunks of 8" for row in suites["fused_loss"]["rows"])
     assert suites["rollout"]["rows"][0]["ratio"] > 0
     assert path.with_suffix(".png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("difference", [0.03, float("nan")])
+def test_a_chunk_size_with_another_loss_is_a_failure(monkeypatch, difference):
+    from benchmarks.gpu import losses
+    from benchmarks.gpu.sections import Setup
+
+    peers = {"dapo-fast": 0.0, "naive": 0.5, "dapo-fast, chunks of 8": difference}
+    found = [{"peer": name, "case": "N", "difference_from_ours": value} for name, value in peers.items()]
+    monkeypatch.setattr(losses, "run_shape", lambda *_, **__: found)
+    rows = losses.rows(Setup(True, time.time() + 1000))
+    assert [next(rows) for _ in found] == found
+    with pytest.raises(AssertionError, match=r"^differs from the default: dapo-fast, chunks of 8 at N$"):
+        next(rows)
 
 
 def test_without_a_gpu_it_says_so():
