@@ -71,6 +71,14 @@ def test_a_chunk_size_with_another_loss_is_a_failure(monkeypatch, difference):
         next(rows)
 
 
+def test_both_samplers_are_warm_before_they_are_timed():
+    from benchmarks.rollout import _interleaved
+
+    calls = []
+    _interleaved(lambda: calls.append("ours"), lambda: calls.append("theirs"), 2)
+    assert calls == ["ours", "theirs"] * 3
+
+
 def test_without_a_gpu_it_says_so():
     done = gpu()
     assert done.returncode == 2 and "no GPU" in done.stderr and not done.stdout
