@@ -115,8 +115,9 @@ def test_the_fused_loss_is_the_models_own(family, items):
 def test_the_fused_loss_makes_no_logits_and_leaves_the_rest_alone():
     model = dk.use_fused_loss(tiny("Llama").train())
     called, batch = [], labelled()
-    model.lm_head.register_forward_hook(lambda *_: called.append(1))
     ids, labels = batch["input_ids"], batch["labels"]
+    model(ids, labels=labels)  # the first call compares the two
+    model.lm_head.register_forward_hook(lambda *_: called.append(1))
     assert model(ids, labels=labels).logits is None and not called  # positional, as well
     assert model(input_ids=ids).logits.shape == (2, 9, 61)
     assert model(ids, labels=labels, return_dict=False)[1].shape == (2, 9, 61)
@@ -175,3 +176,41 @@ def test_what_the_fused_path_does_not_make_comes_from_the_plain_forward():
     assert len(model(**batch).hidden_states) == 3
     with pytest.raises(ValueError, match=r"^model: .*router"):
         model(**batch, output_router_logits=True, output_hidden_states=False)
+
+
+class TwiceAsSharp(transformers.LlamaForCausalLM):
+    """Logits that are another function of the hidden states than config says."""
+
+    def forward(self, *args, **inputs):
+        out = super().forward(*args, **inputs)
+        out.logits = out.logits * 2
+        return out
+
+
+def test_other_logits_are_refused_by_the_first_training_call():
+    plain = tiny("Llama")
+    other = TwiceAsSharp(plain.config)
+    other.load_state_dict(plain.state_dict())
+    model = dk.use_fused_loss(other)
+    assert model.eval()(**labelled()).logits is not None
+    with pytest.raises(ValueError, match=r"^model: the logits of TwiceAsSharp are not the linear map"):
+        model.train()(**labelled())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_first_call_leaves_the_trainings_random_numbers_alone(dtype):
+    losses = []
+    for change in (lambda model: model, dk.use_fused_loss):
+        model = change(tiny("Llama").to(dtype).train())
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = 0.5
+        torch.manual_seed(3)
+        losses.append(model(**labelled()).loss.detach().float())
+    torch.testing.assert_close(losses[1], losses[0], atol=0, rtol=1e-5 if dtype == torch.float32 else 1e-2)
+
+
+def test_a_model_of_images_and_text_is_refused():
+    model = tiny("Llama")
+    model.config.get_text_config = lambda *_, **__: transformers.LlamaConfig(**TINY)
+    with pytest.raises(ValueError, match=r"^model: .* several models"):
+        dk.hidden_states_and_weight(model, input_ids=torch.tensor([[3, 4]]))
