@@ -7,6 +7,7 @@ products alone (logits, hidden's gradient, weight's gradient), each tensor read 
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from math import ceil
@@ -30,6 +31,7 @@ class Peak:
 
 
 PEAKS = {"H100": Peak(989e12, 3.35e12), "H200": Peak(989e12, 4.8e12)}
+OTHER_BOARDS = {"NVL", "PCIe"}  # the same chip with other clocks and memory
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Pass:
 
 def peak_of(device: str) -> Peak | None:
     """The data sheet of a device by its name, such as "NVIDIA H100 80GB HBM3"; None: not one that is listed."""
-    return next((peak for name, peak in PEAKS.items() if name in device and "PCIe" not in device), None)
+    words = set(re.split(r"\W+", device))
+    return next((peak for name, peak in PEAKS.items() if name in words and not words & OTHER_BOARDS), None)
 
 
 def passes(shape: Shape, chunk_rows: int | None = None) -> list[Pass]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from step_tree import SHAPES, compare, generated_trees
 
@@ -20,4 +21,5 @@ def rows(setup: Setup) -> Iterator[dict]:
         if not late:
             trees = generated_trees(0, vocabulary=SHAPES[shape].vocab_size, **size)
             found = compare(shape, "generated", trees, setup.device, 1 if setup.dry else 3, names=["flat", "tree"])
-            yield from (row | {"suite": "gpu_actor"} for row in found)
+            liger = setup.device.type == "cuda" and find_spec("liger_kernel") is not None  # as models.loading decides
+            yield from (row | {"suite": "gpu_actor", "liger": liger} for row in found)

@@ -13,6 +13,7 @@ from .sections import Setup
 
 SHAPES = [(512, 896, 151936), (512, 896, 50257)]
 FORWARD, BACKWARD = 1e-3, 2e-2  # largest difference allowed, relative to the largest value
+CHUNK_ROWS = (128, 16)  # by default the rows of a case fit one chunk; 16 also cuts steps in two
 
 
 def rows(setup: Setup) -> Iterator[dict]:
@@ -21,7 +22,8 @@ def rows(setup: Setup) -> Iterator[dict]:
     for shape in [(24, 16, 53)] if setup.dry else SHAPES:
         problem = make_problem(shape, setup.device.type)
         shared = torch.arange(shape[0], device=setup.device) // 2
-        found = {"": _of_losses(problem, None) | _of_values(problem), ", shared rows": _of_losses(problem, shared)}
+        found = {"": _of_losses(problem, None) | _of_values(problem)}
+        found |= {f", shared rows, chunks of {n}": _of_losses(problem, shared, n) for n in CHUNK_ROWS}
         for how, errors in found.items():
             for name, (error, limit) in errors.items():
                 case = "N={} H={} V={}".format(*shape) + how
@@ -36,13 +38,13 @@ def _leaves(problem: Problem, dtype: torch.dtype) -> list[Tensor]:
     return [t.detach().to(dtype).requires_grad_() for t in (problem.hidden, problem.weight)]
 
 
-def _of_losses(p: Problem, index: Tensor | None) -> dict[str, tuple[float, float]]:
+def _of_losses(p: Problem, index: Tensor | None, chunk_rows: int | None = None) -> dict[str, tuple[float, float]]:
     own, exact = _leaves(p, p.hidden.dtype), _leaves(p, torch.float64)
     data = (p.targets, p.cu_steps, p.advantages, p.ref_logps, BETA)
-    out = linear_direct_advantage_loss(*own, *data, rows=index, statistics=True)
+    out = linear_direct_advantage_loss(*own, *data, rows=index, statistics=True, chunk_rows=chunk_rows)
     out.loss.backward()
     with torch.no_grad():
-        alone = linear_step_logprobs(*own, p.targets, p.cu_steps, rows=index)
+        alone = linear_step_logprobs(*own, p.targets, p.cu_steps, rows=index, chunk_rows=chunk_rows)
         entropies, lses = reference.token_statistics(*exact, p.targets, rows=index)
     steps = reference.step_logprobs(reference.token_logprobs(*exact, p.targets, rows=index), p.cu_steps)
     loss = reference.direct_advantage_loss(steps, p.advantages.double(), p.ref_logps.double(), BETA, len(steps))

@@ -15,4 +15,4 @@ def rows(setup: Setup) -> Iterator[dict]:
     if setup.dry:
         yield states(tiny_config(32, 1), 2, 1, setup.device, count=2)
     else:
-        yield states(SHAPES["0.5B"], 16, 1, setup.device, count=4)
+        yield states(SHAPES["0.5B"], 16, 3, setup.device, count=4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
 from collections.abc import Iterator
@@ -215,12 +216,19 @@ def _ready(model: PreTrainedModel, source: str | Path, device: torch.device) -> 
 
 
 def use_liger(model: PreTrainedModel, device: torch.device) -> None:
-    """Liger's RMSNorm, RoPE and SwiGLU in a model that will run on ``device``, where that is CUDA; in place."""
-    if device.type == "cuda":
-        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+    """Liger's RMSNorm, RoPE and SwiGLU in a model that will run on ``device``, where that is CUDA; in place.
 
-        # The losses are dapo_kernels'; only what runs in every layer is Liger's.
-        _apply_liger_kernel_to_instance(
-            model, rope=True, rms_norm=True, swiglu=True, cross_entropy=False, fused_linear_cross_entropy=False
-        )
-        log.info("Liger RMSNorm, RoPE and SwiGLU for %s", type(model).__name__)
+    A warning, and the model as it is, where Liger is not installed.
+    """
+    if device.type != "cuda":
+        return
+    if importlib.util.find_spec("liger_kernel") is None:
+        log.warning("liger_kernel is not installed: %s runs without Liger's kernels, slower", type(model).__name__)
+        return
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+    # The losses are dapo_kernels'; only what runs in every layer is Liger's.
+    _apply_liger_kernel_to_instance(
+        model, rope=True, rms_norm=True, swiglu=True, cross_entropy=False, fused_linear_cross_entropy=False
+    )
+    log.info("Liger RMSNorm, RoPE and SwiGLU for %s", type(model).__name__)

@@ -62,6 +62,15 @@ class Gradients:
         return tuple(None if g is None else g.to(t.dtype) for g, t in zip(self.finished(), like))
 
 
+def refuse_nested(function: str) -> None:
+    """NotImplementedError within two torch.func transforms: the outer one would take the gradients for constants."""
+    if (torch._C._functorch.maybe_current_level() or 0) > 1:
+        raise NotImplementedError(
+            f"{function}: is differentiable once; it has no rule for nested transforms of torch.func (a gradient's "
+            "gradient, a Hessian, vmap)"
+        )
+
+
 def save_gradients(ctx: Any, gradients: tuple[Tensor | None, ...], like: tuple[Tensor | None, ...]) -> None:
     """Keep for ``scaled`` the gradients of `like` by a scalar loss, in whatever dtype they were summed."""
     ctx.save_for_backward(*gradients)

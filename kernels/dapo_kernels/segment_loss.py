@@ -10,7 +10,7 @@ from dapo_kernels import checks
 from dapo_kernels.call import Backend, Call, gather_rows, log, on_device
 from dapo_kernels.chunk_torch import spread
 from dapo_kernels.compiling import breaks_graph
-from dapo_kernels.gradients import Gradients, save_gradients, scaled
+from dapo_kernels.gradients import Gradients, refuse_nested, save_gradients, scaled
 from dapo_kernels.plan import Chunk
 from dapo_kernels.tokens import Tokens
 
@@ -63,7 +63,8 @@ def linear_segment_loss(
     Where a gradient is needed, it is made in this call, chunk by chunk: three GEMMs, or fewer where hidden or weight
     needs none; without gradients one. Logits and their reductions are fp32 (fp64 for fp64 inputs); the weight's
     gradient is summed in fp32, and cast once, in backward. A group longer than `chunk_rows` is still exact: its logits
-    are computed twice (a fourth GEMM for its tokens). The result is differentiable once.
+    are computed twice (a fourth GEMM for its tokens). The result is differentiable once: NotImplementedError within
+    two transforms of torch.func.
 
     On a GPU, keep cu_segments and rows on the CPU if you can: cutting chunks reads them on the host.
     Same inputs, same bits, on the same device and thread count.
@@ -109,6 +110,7 @@ def segment_loss(call: Call, cu_segments: Tensor | None, objective: Objective, p
         )  # fmt: skip
         tokens = [t.detach() for t in tokens] if call.statistics else [tokens[0].detach(), None, None]
         return SegmentLoss(loss, segments.detach(), *tokens)
+    refuse_nested("linear_segment_loss")
     return SegmentLoss(
         *_SegmentLoss.apply(call.hidden, call.weight, call.bias, call, cu_segments, objective, per_group, needs)[:5]
     )

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from dapo_kernels import checks
 from dapo_kernels.call import Backend, choose_triton, on_device
-from dapo_kernels.gradients import save_gradients, scaled
+from dapo_kernels.gradients import refuse_nested, save_gradients, scaled
 
 
 class ValueLoss(NamedTuple):
@@ -72,6 +72,7 @@ def linear_value_loss(
             hidden, weight, bias, rows, targets, weights, normalizer, kind, backend, needs
         )
         return ValueLoss(loss, values.detach(), logits.detach())
+    refuse_nested("linear_value_loss")
     arguments = (hidden, weight, bias, rows, targets, weights, normalizer, kind, backend, needs)
     return ValueLoss(*_ValueLoss.apply(*arguments)[:3])
 

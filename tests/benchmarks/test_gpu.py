@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -49,10 +50,66 @@ def test_a_dry_run_on_a_bare_machine_goes_through_every_section(tmp_path):
     assert states == dict.fromkeys(["errors", "tests", "attention", "fused_loss", "actor", "sampling"], "done")
     assert suites["gpu_tests"]["rows"][0]["passed"] > 0
     assert all(row["error"] <= row["limit"] for row in suites["gpu_errors"]["rows"])
-    assert {row["peer"] for row in suites["gpu_actor"]["rows"]} == {"flat", "tree"}
+    assert any("chunks of 16" in row["case"] for row in suites["gpu_errors"]["rows"])
+    actor = {(row["peer"], row["liger"]) for row in suites["gpu_actor"]["rows"]}
+    assert actor == {("flat", False), ("tree", False)}
     assert any(row["peer"] == "dapo-fast, chunks of 8" for row in suites["fused_loss"]["rows"])
     assert suites["rollout"]["rows"][0]["ratio"] > 0
     assert path.with_suffix(".png").stat().st_size > 1000
+
+
+class Slow:
+    """A pytest that does not end until it gets ``signals``; then it prints its summary."""
+
+    def __init__(self, signals):
+        self.left = list(signals)
+
+    def communicate(self, timeout=None):
+        if self.left:
+            raise subprocess.TimeoutExpired("pytest", timeout)
+        return "FAILED a.py::b - wrong\n!!! KeyboardInterrupt !!!\n1 failed, 2 passed in 3.00s\n(to show more)", None
+
+    def send_signal(self, number):
+        assert number == signal.SIGINT
+        self.left.remove("interrupt")
+
+    def kill(self):
+        self.left.clear()
+
+
+@pytest.mark.parametrize("signals", [["interrupt"], ["interrupt", "kill"]])
+def test_tests_that_do_not_end_are_interrupted_and_still_counted(monkeypatch, signals):
+    from benchmarks.gpu import cuda_tests
+    from benchmarks.gpu.sections import Setup
+
+    monkeypatch.setattr(cuda_tests.subprocess, "Popen", lambda *_, **__: Slow(signals))
+    rows = cuda_tests.rows(Setup(True, 0.0))
+    row = next(rows)
+    assert (row["passed"], row["failed"]) == (2, 1) and row["failures"][-1] == "to end in time"
+    with pytest.raises(AssertionError, match="to end in time"):
+        next(rows)
+
+
+@pytest.mark.parametrize("difference", [0.03, float("nan")])
+def test_a_chunk_size_with_another_loss_is_a_failure(monkeypatch, difference):
+    from benchmarks.gpu import losses
+    from benchmarks.gpu.sections import Setup
+
+    peers = {"dapo-fast": 0.0, "naive": 0.5, "dapo-fast, chunks of 8": difference}
+    found = [{"peer": name, "case": "N", "difference_from_ours": value} for name, value in peers.items()]
+    monkeypatch.setattr(losses, "run_shape", lambda *_, **__: found)
+    rows = losses.rows(Setup(True, time.time() + 1000))
+    assert [next(rows) for _ in found] == found
+    with pytest.raises(AssertionError, match=r"^differs from the default: dapo-fast, chunks of 8 at N$"):
+        next(rows)
+
+
+def test_both_samplers_are_warm_before_they_are_timed():
+    from benchmarks.rollout import _interleaved
+
+    calls = []
+    _interleaved(lambda: calls.append("ours"), lambda: calls.append("theirs"), 2)
+    assert calls == ["ours", "theirs"] * 3
 
 
 def test_without_a_gpu_it_says_so():

@@ -37,7 +37,9 @@ def test_a_pass_takes_the_longer_of_its_operations_and_its_bytes():
 
 def test_other_boards_are_not_taken_for_these():
     assert peak_of("NVIDIA H200") is PEAKS["H200"]
-    assert peak_of("NVIDIA H100 PCIe") is None and peak_of("AMD EPYC") is None
+    for name in ("H100 PCIe", "H100 NVL", "H200 NVL", "GH200 480GB", "GH200 144G HBM3e"):
+        assert peak_of(f"NVIDIA {name}") is None, name
+    assert peak_of("AMD EPYC") is None
 
 
 @pytest.mark.parametrize("words", [(), ("1", "2"), ("1", "2", "x")])

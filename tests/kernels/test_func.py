@@ -37,6 +37,16 @@ def test_grad_is_autograds(name, path):
     assert not torch.is_tensor(plain[0].grad)
 
 
+@pytest.mark.parametrize("name", ["direct", "own", "value"])
+def test_a_gradient_of_a_gradient_is_refused(name, path):
+    case = make_case([4, 2], bias=True, device=path[1])
+    hidden, *others = (leaf.detach() for leaf in case.leaves())
+    once = torch.func.grad(losses(case, path[0])[name])
+    assert once(hidden, *others).abs().sum() > 0
+    with pytest.raises(NotImplementedError, match=r"^linear_(segment|value)_loss: .* torch\.func"):
+        torch.func.grad(lambda h: once(h, *others).square().sum())(hidden)
+
+
 def test_log_probabilities_say_that_they_have_no_rule(path):
     case = make_case([4, 2], device=path[1])
 

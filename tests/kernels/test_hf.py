@@ -1,5 +1,8 @@
 """hidden_states_and_weight on tiny random Hugging Face models: the same log-probabilities as their own logits."""
 
+import copy
+import inspect
+
 import dapo_kernels as dk
 import pytest
 import torch
@@ -112,8 +115,9 @@ def test_the_fused_loss_is_the_models_own(family, items):
 def test_the_fused_loss_makes_no_logits_and_leaves_the_rest_alone():
     model = dk.use_fused_loss(tiny("Llama").train())
     called, batch = [], labelled()
-    model.lm_head.register_forward_hook(lambda *_: called.append(1))
     ids, labels = batch["input_ids"], batch["labels"]
+    model(ids, labels=labels)  # the first call compares the two
+    model.lm_head.register_forward_hook(lambda *_: called.append(1))
     assert model(ids, labels=labels).logits is None and not called  # positional, as well
     assert model(input_ids=ids).logits.shape == (2, 9, 61)
     assert model(ids, labels=labels, return_dict=False)[1].shape == (2, 9, 61)
@@ -126,3 +130,87 @@ def test_the_fused_loss_makes_no_logits_and_leaves_the_rest_alone():
     model.config.output_router_logits = True
     with pytest.raises(ValueError, match=r"^model: .*router"):
         dk.use_fused_loss(model)
+
+
+def test_a_copy_runs_its_own_weights():
+    model = dk.use_fused_loss(tiny("Llama").train())
+    copied, batch = copy.deepcopy(model), labelled()
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.mul_(1.5)
+    plain = tiny("Llama").train()
+    plain.load_state_dict(copied.state_dict())
+    loss = copied(**batch).loss
+    torch.testing.assert_close(loss, plain(**batch).loss, atol=1e-4, rtol=1e-4)
+    assert abs(loss - model(**batch).loss) > 0.1
+    wanted = plain.eval()(**batch).logits
+    torch.testing.assert_close(copied.eval()(**batch).logits, wanted)
+    assert inspect.signature(copied.forward) == inspect.signature(model.forward) == inspect.signature(plain.forward)
+
+
+@pytest.mark.parametrize("ignored", [-100, 7])
+def test_shifted_labels_ignore_index_and_a_scattered_count_are_honoured(ignored):
+    batch = labelled()
+    shifted = batch["labels"].roll(3, 1)
+    batch["shift_labels"] = shifted.masked_fill(shifted == -100, ignored)
+    batch |= {"ignore_index": ignored, "num_items_in_batch": torch.tensor([5])}
+    wanted = tiny("Llama").train()(**batch).loss
+    model = dk.use_fused_loss(tiny("Llama").train())
+    torch.testing.assert_close(model(**batch).loss, wanted.reshape(()), atol=1e-4, rtol=1e-4)
+    del batch["labels"]
+    torch.testing.assert_close(model(**batch).loss, wanted.reshape(()), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_labels_on_the_cpu_serve_a_model_on_cuda():
+    batch = {name: t if name == "labels" else t.cuda() for name, t in labelled().items()}
+    wanted = tiny("Llama").cuda().train()(**batch).loss
+    torch.testing.assert_close(dk.use_fused_loss(tiny("Llama").cuda().train())(**batch).loss, wanted, atol=0, rtol=1e-2)
+
+
+def test_what_the_fused_path_does_not_make_comes_from_the_plain_forward():
+    model, batch = dk.use_fused_loss(tiny("Llama").train()), labelled()
+    assert len(model(**batch, output_hidden_states=True).hidden_states) == 3
+    assert model(**batch, use_cache=True).past_key_values is not None
+    model.config.output_hidden_states = True
+    assert len(model(**batch).hidden_states) == 3
+    with pytest.raises(ValueError, match=r"^model: .*router"):
+        model(**batch, output_router_logits=True, output_hidden_states=False)
+
+
+class TwiceAsSharp(transformers.LlamaForCausalLM):
+    """Logits that are another function of the hidden states than config says."""
+
+    def forward(self, *args, **inputs):
+        out = super().forward(*args, **inputs)
+        out.logits = out.logits * 2
+        return out
+
+
+def test_other_logits_are_refused_by_the_first_training_call():
+    plain = tiny("Llama")
+    other = TwiceAsSharp(plain.config)
+    other.load_state_dict(plain.state_dict())
+    model = dk.use_fused_loss(other)
+    assert model.eval()(**labelled()).logits is not None
+    with pytest.raises(ValueError, match=r"^model: the logits of TwiceAsSharp are not the linear map"):
+        model.train()(**labelled())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_first_call_leaves_the_trainings_random_numbers_alone(dtype):
+    losses = []
+    for change in (lambda model: model, dk.use_fused_loss):
+        model = change(tiny("Llama").to(dtype).train())
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = 0.5
+        torch.manual_seed(3)
+        losses.append(model(**labelled()).loss.detach().float())
+    torch.testing.assert_close(losses[1], losses[0], atol=0, rtol=1e-5 if dtype == torch.float32 else 1e-2)
+
+
+def test_a_model_of_images_and_text_is_refused():
+    model = tiny("Llama")
+    model.config.get_text_config = lambda *_, **__: transformers.LlamaConfig(**TINY)
+    with pytest.raises(ValueError, match=r"^model: .* several models"):
+        dk.hidden_states_and_weight(model, input_ids=torch.tensor([[3, 4]]))

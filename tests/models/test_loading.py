@@ -1,12 +1,14 @@
 """Models and critics to and from Hugging Face directories."""
 
+import importlib.util
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, LlamaConfig, Qwen2Config
 
 from dapo_fast.data.packing import pack_sequences
 from dapo_fast.errors import InputError
-from dapo_fast.models.loading import load_causal_lm, load_value_model, new_causal_lm
+from dapo_fast.models.loading import load_causal_lm, load_value_model, new_causal_lm, use_liger
 from dapo_fast.models.readpath import PolicyReader, ValueReader
 from dapo_fast.models.value import ValueModel
 
@@ -113,3 +115,13 @@ def test_a_critic_is_no_policy_and_a_damaged_file_is_named(actor, tmp_path):
         load_causal_lm(directory)
     with pytest.raises(InputError, match=r"model\.safetensors: not a readable safetensors file"):
         load_value_model(directory, init="causal_lm")
+
+
+def test_without_liger_a_model_for_cuda_stays_as_it_is(actor, monkeypatch, caplog):
+    model, _ = actor
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    before = [type(module) for module in model.modules()]
+    use_liger(model, torch.device("cuda"))
+    assert [type(module) for module in model.modules()] == before
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "without Liger's kernels" in record.message
