@@ -66,6 +66,11 @@ def add_lora(model: nn.Module, settings: OptimSettings) -> None:
         model.score.requires_grad_(True)
 
 
+def has_adapters(model: nn.Module) -> bool:
+    """Whether ``add_lora`` has been there."""
+    return any(".lora_" in name for name, _ in model.named_parameters())
+
+
 def reset_adapters(model: nn.Module) -> None:
     """Start values of every adapter: A uniform in ±1/√(inputs), drawn from its name alone, and B zero."""
     for name, parameter in model.named_parameters():
@@ -288,10 +293,17 @@ def _write(
         save_config(model, directory, dtype)
 
 
-def trained_from(directory: Path) -> Path:
-    """Where training reads the model in ``directory``: its fp32 weights, if it has them."""
+def trained_from(directory: Path, adapting: bool) -> Path:
+    """Where training reads the model in ``directory``: its fp32 weights, if it has them and is to train them itself.
+
+    Args:
+        adapting: It is adapters that are trained, and the weights behind them may be held in less than fp32.
+    """
     master = directory / MASTER
     if not master.is_dir():
+        return directory
+    if adapting:
+        log.info("%s: adapters are trained on the weights as exported, not on the fp32 ones in %s", directory, MASTER)
         return directory
     log.info("%s: training goes on from its fp32 weights", directory)
     return master
