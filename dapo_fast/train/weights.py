@@ -34,6 +34,7 @@ from dapo_fast.models.files import (
     stored_tensors,
     tied_groups,
 )
+from dapo_fast.rundir import sync
 from dapo_fast.train.parallel import World
 
 log = logging.getLogger("dapo_fast.train")
@@ -223,7 +224,11 @@ def export(
         _copy_others(source, temporary)
         if directory.exists():
             shutil.rmtree(directory)
+        # Next the checkpoints go: a model that is not on the disk yet, and is lost with the power, would be the last.
+        for path in (*temporary.rglob("*"), temporary):
+            sync(path)
         os.replace(temporary, directory)
+        sync(directory.parent)
     world.barrier()
     return changes.share()
 
