@@ -45,7 +45,7 @@ def policy_reader(
 
     An earlier training that computed in less than fp32 has left its fp32 weights (``weights.trained_from``).
     """
-    directory = trained_from(directory, adapting=settings.lora_rank > 0)
+    directory = trained_from(directory, world, adapting=settings.lora_rank > 0)
     if world.mesh is None:
         policy = load_causal_lm(directory, world.device, torch.float32, model.attention)
         return _dress(PolicyReader(policy), settings, parallel, world, None)

@@ -298,14 +298,16 @@ def _write(
         save_config(model, directory, dtype)
 
 
-def trained_from(directory: Path, adapting: bool) -> Path:
+def trained_from(directory: Path, world: World, adapting: bool) -> Path:
     """Where training reads the model in ``directory``: its fp32 weights, if it has them and is to train them itself.
+
+    Rank 0 looks for all: on a file system of several nodes not every one need see them yet.
 
     Args:
         adapting: It is adapters that are trained, and the weights behind them may be held in less than fp32.
     """
     master = directory / MASTER
-    if not master.is_dir():
+    if not world.broadcast(master.is_dir()):
         return directory
     if adapting:
         log.info("%s: adapters are trained on the weights as exported, not on the fp32 ones in %s", directory, MASTER)

@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from dapo_fast.config import ActorSettings, ParallelSettings
 from dapo_fast.train.actor import train_actor
+from dapo_fast.train.parallel import World
+from dapo_fast.train.weights import trained_from
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +63,16 @@ def test_adapters_neither_read_nor_leave_fp32_weights(base, tmp_path, caplog):
     frozen = load_file(tmp_path / "a" / "model" / "model.safetensors")[name]
     assert torch.equal(frozen, load_file(policy / "model.safetensors")[name].bfloat16())
     assert not (tmp_path / "a" / "model" / "master").exists()
+
+
+@pytest.mark.parametrize("sees", [False, True])
+def test_whether_there_are_fp32_weights_is_what_rank_0_says(tmp_path, sees):
+    class Second(World):
+        def broadcast(self, value):
+            assert value is sees
+            return not sees
+
+    if sees:
+        (tmp_path / "master").mkdir()
+    world = Second(1, 2, torch.device("cpu"), torch.bfloat16, None)
+    assert trained_from(tmp_path, world, adapting=False) == (tmp_path if sees else tmp_path / "master")
