@@ -1,5 +1,7 @@
 """The ring of heartbeats, and checkpoints that take longer to check than a collective may."""
 
+import errno
+import os
 import time
 from datetime import timedelta
 
@@ -15,7 +17,7 @@ from dapo_fast.train import checkpoint
 from dapo_fast.train.checkpoint import Checkpoints, training_state
 from dapo_fast.train.heartbeat import HEARTBEAT_S, LOST_AFTER_S, Pulse
 from dapo_fast.train.optim import make_optimizer
-from dapo_fast.train.parallel import open_world
+from dapo_fast.train.parallel import ALONE, open_world
 
 
 class Store:
@@ -138,3 +140,18 @@ def test_each_rank_checks_its_own_files_and_all_refuse_what_one_finds(tmp_path):
     names = [path.name for path in checked.iterdir()]
     assert "1 step-00000002 __1_0.distcp" in names and "0 step-00000002 __0_0.distcp" in names
     assert len({name.split(" ", 1)[1] for name in names}) == len(names)  # nothing is read twice
+
+
+def test_a_file_that_cannot_be_read_is_damage(tmp_path, monkeypatch):
+    """Not an error of the rank that reads it, which would leave the others in the gather of what each has found."""
+    checkpoints = Checkpoints(tmp_path / "c", ALONE, 2, "d")
+    layer, optimizer = learner()
+    checkpoints.save(1, training_state(layer, optimizer))
+    checkpoints.wait()
+
+    def unreadable(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(checkpoint, "_sum", unreadable)
+    with pytest.raises(InputError, match=r"__0_0\.distcp: Input/output error; no other checkpoint is whole"):
+        checkpoints.resume(training_state(layer, optimizer))
