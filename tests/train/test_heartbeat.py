@@ -13,7 +13,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from dapo_fast.config import OptimSettings, ParallelSettings
 from dapo_fast.errors import InputError
-from dapo_fast.train import checkpoint
+from dapo_fast.train import checkpoint, heartbeat
 from dapo_fast.train.checkpoint import Checkpoints, training_state
 from dapo_fast.train.heartbeat import HEARTBEAT_S, LOST_AFTER_S, Pulse
 from dapo_fast.train.optim import make_optimizer
@@ -155,3 +155,26 @@ def test_a_file_that_cannot_be_read_is_damage(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_sum", unreadable)
     with pytest.raises(InputError, match=r"__0_0\.distcp: Input/output error; no other checkpoint is whole"):
         checkpoints.resume(training_state(layer, optimizer))
+
+
+def test_a_rank_that_raises_is_missed_though_its_process_lives_on(tmp_path, monkeypatch):
+    """What it was to take part in would else end at the collectives' time-out."""
+    monkeypatch.setattr(heartbeat, "LOST_AFTER_S", 2.0)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.2)
+
+    def rank():
+        try:
+            with open_world(cases.CPU, ParallelSettings()) as world:
+                if world.rank:
+                    raise ValueError("rank 1's own")
+                world.barrier()
+        except ValueError:
+            time.sleep(600)
+
+    processes = cases.forked(2, rank, tmp_path / "log")
+    processes[0].join(60)
+    code = processes[0].exitcode
+    for process in processes:
+        process.kill()
+        process.join()
+    assert code == 1
