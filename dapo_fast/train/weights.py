@@ -291,6 +291,9 @@ def _write(
             del whole
         if world.rank == 0:
             save_file(held, directory / file, metadata={"format": "pt"})
+            sync(directory / file)
+        # Who ran ahead would wait for all files in one collective, or stop at its time-out: so for one file at a time.
+        world.barrier()
     if world.rank == 0:
         if plan.is_sharded:
             index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}

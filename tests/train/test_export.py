@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from dapo_fast.train import weights
 from dapo_fast.train.parallel import World
 from dapo_fast.train.weights import export
 
@@ -99,3 +100,17 @@ def test_all_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     assert Path("master/model.safetensors") in written
     assert {tmp_path / "model.tmp" / path for path in written} <= set(synced[:published])
     assert tmp_path in synced[published:]
+
+
+def test_the_others_wait_for_one_file_at_a_time(tmp_path, monkeypatch):
+    events, save = [], weights.save_file
+
+    class Waiting(World):
+        def barrier(self):
+            events.append("wait")
+
+    monkeypatch.setattr(weights, "save_file", lambda *args, **kwargs: events.append("file") or save(*args, **kwargs))
+    monkeypatch.setattr(weights, "SHARD_BYTES", 4096)
+    out = exported(made("llama"), tmp_path, torch.float32, world=Waiting)
+    files = len(list(out.glob("*.safetensors")))
+    assert files > 2 and events == ["file", "wait"] * files + ["wait"]
