@@ -41,6 +41,15 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
+def sync(path: Path) -> None:
+    """Put a file, or a directory's list of names, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def read_text(path: Path) -> str:
     """The text of a file that is there; InputError names one that is no text, or a pipe, which nobody may ever fill."""
     refuse_pipe(path)

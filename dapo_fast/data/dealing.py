@@ -17,8 +17,8 @@ log = logging.getLogger("dapo_fast.packing")
 Packed = TypeVar("Packed")
 
 TOLERANCE = 0.005  # of a pack's work, between the limit that is found and the least
-# Whoever reads a path of n tokens has memory for n: room for as many again makes a pack of branches of a long prefix
-# at most twice as large as what must fit, and what the prefix costs to repeat at most half of all.
+# Where a prefix alone is over the limit, whoever reads it has memory for it: room for as many tokens again makes a pack
+# of its branches at most twice as large as what must fit, and what the prefix costs to repeat at most half of all.
 GROWTH = 2
 
 
@@ -69,7 +69,7 @@ def cut_line(sizes: Sequence[int], shared: Sequence[int], most: int, ranks: Rank
     Args:
         sizes: ``(n,)`` tokens of each item's whole path.
         shared: ``(n,)`` tokens of it that are the item's before as well; 0 where a tree begins.
-        most: Tokens of a pack at most; with a prefix of over half of them ``GROWTH`` times the prefix, or one path.
+        most: Tokens of a pack at most; with a shared prefix of more than that ``GROWTH`` times the prefix, or one path.
 
     Returns:
         The stretch of items of each pack.
@@ -84,7 +84,8 @@ def cut_line(sizes: Sequence[int], shared: Sequence[int], most: int, ranks: Rank
         start = 0
         while start < len(whole):
             repeated = common[start + 1] if start + 1 < len(common) else 0  # by a cut after the first item
-            stop = min(tokens.stop(start, max(most, GROWTH * repeated)), work.stop(start, limit))
+            room = GROWTH * repeated if repeated > most else most
+            stop = min(tokens.stop(start, room), work.stop(start, limit))
             packs.append(slice(start, stop))
             start = stop
         return packs

@@ -95,11 +95,14 @@ def _softcapped(softcap: float) -> Callable:
 
 
 def allow_recompiles() -> None:
-    """Let dynamo compile each pack length once with and once without gradients, for the policy and for a critic.
+    """Let dynamo compile each pack length once with and once without gradients, for every mask and every stage.
 
     Its own limit of 8 would be passed, and beyond it attention is computed the slow way, with all T×T scores.
     """
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    # 13 pad lengths × gradients or none × masks with and without a window × (sft, critic, advantages, actor) are 208;
+    # a path over pack_tokens adds lengths. The accumulated limit, 256 by default, counts them over all models.
+    for name in ("recompile_limit", "accumulated_recompile_limit"):
+        setattr(torch._dynamo.config, name, max(getattr(torch._dynamo.config, name), 512))
 
 
 def compiled_region(function: Callable) -> Callable:

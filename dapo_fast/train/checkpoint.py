@@ -23,7 +23,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 
-from dapo_fast.errors import InputError
+from dapo_fast.errors import InputError, reason
 from dapo_fast.rundir import read_state, write_json
 from dapo_fast.state import Checkpoint, Sums
 from dapo_fast.train.optim import plain_states
@@ -195,8 +195,11 @@ def _damage(path: Path, rank: int, size: int) -> str | None:
         return str(error)
     for name, written in sums.items():
         file = path / name
-        if not file.is_file():
-            return f"{file}: missing"
-        if _sum(file) != written:
-            return f"{file}: damaged (size or checksum differs from what was written)"
+        try:
+            if not file.is_file():
+                return f"{file}: missing"
+            if _sum(file) != written:
+                return f"{file}: damaged (size or checksum differs from what was written)"
+        except OSError as error:  # raised, it would leave the others alone in their gather
+            return f"{file}: {reason(error)}"
     return None

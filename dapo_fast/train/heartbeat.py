@@ -73,11 +73,13 @@ class Heart:
             if reason is not None and not self._stopped.is_set():
                 self.give_up(reason)
 
-    def stop(self) -> None:
-        """This rank leaves in good order."""
+    def stop(self, in_order: bool = True) -> None:
+        """This rank leaves: in good order, or for the others to miss it, who may wait for it in a collective."""
         self._stopped.set()
-        if not self._alone:
-            self._thread.join()
+        if self._alone:
+            return
+        self._thread.join()
+        if in_order:
             with contextlib.suppress(RuntimeError):
                 self._store.add(f"left {self._rank}", 1)
 

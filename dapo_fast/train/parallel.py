@@ -126,10 +126,11 @@ def open_world(model: ModelSettings, parallel: ParallelSettings) -> Iterator[Wor
     try:
         yield World(rank, size, device, dtype, mesh if parallel.replicas > 1 else mesh["shard"])
     except BaseException as error:
-        heart.stop()
+        in_order = size == 1 or isinstance(error, SystemExit | InputError)
+        heart.stop(in_order)
         if size > 1 and is_lost_peer(error):
             heart.give_up(first_line(error))
-        if size == 1 or isinstance(error, SystemExit | InputError):
+        if in_order:
             dist.destroy_process_group()
         # Elsewhere the others are in a collective that this rank has left: tearing down the group may hang.
         raise

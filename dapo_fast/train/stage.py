@@ -30,7 +30,7 @@ from dapo_fast.rundir import read_metrics, read_state, write_json
 from dapo_fast.state import Done
 from dapo_fast.train.loop import Batch
 from dapo_fast.train.parallel import World, prepare_blocks, reshard, shard
-from dapo_fast.train.weights import add_lora, export, load_sharded, reset_adapters, trained_from
+from dapo_fast.train.weights import add_lora, export, has_adapters, load_sharded, reset_adapters, trained_from
 
 log = logging.getLogger("dapo_fast.train")
 
@@ -45,7 +45,7 @@ def policy_reader(
 
     An earlier training that computed in less than fp32 has left its fp32 weights (``weights.trained_from``).
     """
-    directory = trained_from(directory)
+    directory = trained_from(directory, world, adapting=settings.lora_rank > 0)
     if world.mesh is None:
         policy = load_causal_lm(directory, world.device, torch.float32, model.attention)
         return _dress(PolicyReader(policy), settings, parallel, world, None)
@@ -237,7 +237,7 @@ def finish(
 ) -> dict[str, Any]:
     """Export the model to ``directory/model``, write ``done.json``, and drop the checkpoints, which nobody needs now.
 
-    A policy keeps its fp32 weights: the next iteration trains on from them.
+    A policy keeps its fp32 weights, unless it was adapters that were trained: the next iteration goes on from them.
 
     Args:
         source: The policy that this one was, or whose tokens a critic reads.
@@ -247,7 +247,9 @@ def finish(
         weights that ``changed``.
     """
     policy = isinstance(model, GenerationMixin)
-    changed = export(model, directory / "model", source, world.dtype, world, master=policy)
+    # Behind adapters weights are held in what is computed in (``_dress``): there is nothing more precise to keep.
+    master = policy and not has_adapters(model)
+    changed = export(model, directory / "model", source, world.dtype, world, master)
     if policy:
         summary = summary | {"changed": changed}
         kind = str(world.dtype).removeprefix("torch.")

@@ -34,6 +34,7 @@ from dapo_fast.models.files import (
     stored_tensors,
     tied_groups,
 )
+from dapo_fast.rundir import sync
 from dapo_fast.train.parallel import World
 
 log = logging.getLogger("dapo_fast.train")
@@ -64,6 +65,11 @@ def add_lora(model: nn.Module, settings: OptimSettings) -> None:
     inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
     if hasattr(model, "score"):
         model.score.requires_grad_(True)
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether ``add_lora`` has been there."""
+    return any(".lora_" in name for name, _ in model.named_parameters())
 
 
 def reset_adapters(model: nn.Module) -> None:
@@ -218,7 +224,11 @@ def export(
         _copy_others(source, temporary)
         if directory.exists():
             shutil.rmtree(directory)
+        # Next the checkpoints go: a model that is not on the disk yet, and is lost with the power, would be the last.
+        for path in (*temporary.rglob("*"), temporary):
+            sync(path)
         os.replace(temporary, directory)
+        sync(directory.parent)
     world.barrier()
     return changes.share()
 
@@ -281,6 +291,9 @@ def _write(
             del whole
         if world.rank == 0:
             save_file(held, directory / file, metadata={"format": "pt"})
+            sync(directory / file)
+        # Who ran ahead would wait for all files in one collective, or stop at its time-out: so for one file at a time.
+        world.barrier()
     if world.rank == 0:
         if plan.is_sharded:
             index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
@@ -288,10 +301,19 @@ def _write(
         save_config(model, directory, dtype)
 
 
-def trained_from(directory: Path) -> Path:
-    """Where training reads the model in ``directory``: its fp32 weights, if it has them."""
+def trained_from(directory: Path, world: World, adapting: bool) -> Path:
+    """Where training reads the model in ``directory``: its fp32 weights, if it has them and is to train them itself.
+
+    Rank 0 looks for all: on a file system of several nodes not every one need see them yet.
+
+    Args:
+        adapting: It is adapters that are trained, and the weights behind them may be held in less than fp32.
+    """
     master = directory / MASTER
-    if not master.is_dir():
+    if not world.broadcast(master.is_dir()):
+        return directory
+    if adapting:
+        log.info("%s: adapters are trained on the weights as exported, not on the fp32 ones in %s", directory, MASTER)
         return directory
     log.info("%s: training goes on from its fp32 weights", directory)
     return master

@@ -8,11 +8,11 @@ from transformers import LlamaConfig
 
 from dapo_fast.config import ParallelSettings
 from dapo_fast.data.batches import actor_groups
-from dapo_fast.data.pack import Pack
+from dapo_fast.data.pack import Pack, pad_lengths
 from dapo_fast.data.packing import pack_actor, pack_sequences
 from dapo_fast.models.loading import new_causal_lm
 from dapo_fast.models.readpath import PolicyReader
-from dapo_fast.models.tree_flex import compiled_region
+from dapo_fast.models.tree_flex import allow_recompiles, compiled_region
 from dapo_fast.train.parallel import blocks, prepare_blocks
 
 CONFIG = LlamaConfig(**(SMALL | {"vocab_size": 1000}), pad_token_id=0)
@@ -58,9 +58,18 @@ def test_on_a_cpu_a_block_breaks_around_its_attention_alone(monkeypatch):
     compile_block = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda block: compile_block(block, backend=counting))
     prepare_blocks(model, ParallelSettings(compile=True))
-    assert torch._dynamo.config.recompile_limit >= 64
     torch.testing.assert_close(PolicyReader(model).step_logps(pack), wanted)
     assert len(graphs) == 4  # before and after it, of the layer and of its attention module; the same for every layer
+
+
+def test_what_a_process_may_compile_is_within_the_limits():
+    """Pack lengths, gradients or none, masks with and without a window, and sft, critic, advantages and actor."""
+    most = len(pad_lengths(16384, "cuda")) * 2 * 2 * 4
+    with torch._dynamo.config.patch(recompile_limit=8, accumulated_recompile_limit=8):
+        allow_recompiles()
+        # Half is left for lengths of paths over pack_tokens.
+        assert 2 * most <= torch._dynamo.config.recompile_limit
+        assert 2 * most <= torch._dynamo.config.accumulated_recompile_limit
 
 
 calls = []

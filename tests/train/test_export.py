@@ -1,10 +1,14 @@
 """What training exports is the model: plain transformers reloads it and says the same, whatever the family holds."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from dapo_fast.train import weights
 from dapo_fast.train.parallel import World
 from dapo_fast.train.weights import export
 
@@ -48,9 +52,10 @@ def made(family):
     return model
 
 
-def exported(model, directory, dtype):
+def exported(model, directory, dtype, master=False, world=World):
     (directory / "source").mkdir()
-    export(model, directory / "model", directory / "source", dtype, World(0, 1, torch.device("cpu"), dtype, None))
+    alone = world(0, 1, torch.device("cpu"), dtype, None)
+    export(model, directory / "model", directory / "source", dtype, alone, master)
     return directory / "model"
 
 
@@ -73,3 +78,39 @@ def test_buffers_keep_their_type(tmp_path):
     assert torch.equal(stored["steps_seen"], model.steps_seen)
     assert "computed" not in stored
     assert stored["lm_head.weight"].dtype == torch.bfloat16
+
+
+def test_all_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced, fsync, replace, out = [], os.fsync, os.replace, tmp_path / "model"
+
+    def record(handle):
+        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")))
+        fsync(handle)
+
+    def publish(source, target):
+        if target == out:
+            synced.append("published")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", record)
+    monkeypatch.setattr(os, "replace", publish)
+    exported(made("llama"), tmp_path, torch.bfloat16, master=True)
+    published = synced.index("published")
+    written = [path.relative_to(out) for path in (out, *out.rglob("*"))]
+    assert Path("master/model.safetensors") in written
+    assert {tmp_path / "model.tmp" / path for path in written} <= set(synced[:published])
+    assert tmp_path in synced[published:]
+
+
+def test_the_others_wait_for_one_file_at_a_time(tmp_path, monkeypatch):
+    events, save = [], weights.save_file
+
+    class Waiting(World):
+        def barrier(self):
+            events.append("wait")
+
+    monkeypatch.setattr(weights, "save_file", lambda *args, **kwargs: events.append("file") or save(*args, **kwargs))
+    monkeypatch.setattr(weights, "SHARD_BYTES", 4096)
+    out = exported(made("llama"), tmp_path, torch.float32, world=Waiting)
+    files = len(list(out.glob("*.safetensors")))
+    assert files > 2 and events == ["file", "wait"] * files + ["wait"]

@@ -1,5 +1,7 @@
 """The ring of heartbeats, and checkpoints that take longer to check than a collective may."""
 
+import errno
+import os
 import time
 from datetime import timedelta
 
@@ -11,11 +13,11 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from dapo_fast.config import OptimSettings, ParallelSettings
 from dapo_fast.errors import InputError
-from dapo_fast.train import checkpoint
+from dapo_fast.train import checkpoint, heartbeat
 from dapo_fast.train.checkpoint import Checkpoints, training_state
 from dapo_fast.train.heartbeat import HEARTBEAT_S, LOST_AFTER_S, Pulse
 from dapo_fast.train.optim import make_optimizer
-from dapo_fast.train.parallel import open_world
+from dapo_fast.train.parallel import ALONE, open_world
 
 
 class Store:
@@ -138,3 +140,41 @@ def test_each_rank_checks_its_own_files_and_all_refuse_what_one_finds(tmp_path):
     names = [path.name for path in checked.iterdir()]
     assert "1 step-00000002 __1_0.distcp" in names and "0 step-00000002 __0_0.distcp" in names
     assert len({name.split(" ", 1)[1] for name in names}) == len(names)  # nothing is read twice
+
+
+def test_a_file_that_cannot_be_read_is_damage(tmp_path, monkeypatch):
+    """Not an error of the rank that reads it, which would leave the others in the gather of what each has found."""
+    checkpoints = Checkpoints(tmp_path / "c", ALONE, 2, "d")
+    layer, optimizer = learner()
+    checkpoints.save(1, training_state(layer, optimizer))
+    checkpoints.wait()
+
+    def unreadable(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(checkpoint, "_sum", unreadable)
+    with pytest.raises(InputError, match=r"__0_0\.distcp: Input/output error; no other checkpoint is whole"):
+        checkpoints.resume(training_state(layer, optimizer))
+
+
+def test_a_rank_that_raises_is_missed_though_its_process_lives_on(tmp_path, monkeypatch):
+    """What it was to take part in would else end at the collectives' time-out."""
+    monkeypatch.setattr(heartbeat, "LOST_AFTER_S", 2.0)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.2)
+
+    def rank():
+        try:
+            with open_world(cases.CPU, ParallelSettings()) as world:
+                if world.rank:
+                    raise ValueError("rank 1's own")
+                world.barrier()
+        except ValueError:
+            time.sleep(600)
+
+    processes = cases.forked(2, rank, tmp_path / "log")
+    processes[0].join(60)
+    code = processes[0].exitcode
+    for process in processes:
+        process.kill()
+        process.join()
+    assert code == 1

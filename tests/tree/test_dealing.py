@@ -94,16 +94,23 @@ def test_sequences_fill_the_ranks_too(size):
 
 
 def test_branches_of_a_long_prefix_share_a_pack():
-    """A trunk of twice the budget: packs grow with what they must repeat, and repeat it at most as often as it pays."""
+    """A trunk of twice the budget: packs grow with a prefix that is over it, and repeat it at most as often as it pays.
+
+    Where every path fits, every pack does.
+    """
     rng = random.Random(2)
     long = tree(rng, "long", trunks=1, steps=600, candidates=4)
-    groups = [(0, state) for state in range(600)]
     most = len(long.trunks[0].ids) // 2
+    groups = [(0, index) for index, state in enumerate(long.states) if len(long.prefix_ids(state)) > most]
     packs = pack_actor([long], groups, most)
     whole = sum(p.tokens for p in pack_actor([long], groups, 10**7))
     assert sum(p.tokens for p in packs) <= 2 * whole
     path = max(int(p.position_ids.max()) + 1 for p in packs)
     assert most < max(p.tokens for p in packs) <= 2 * path
+    fits = [(0, index) for index, state in enumerate(long.states) if len(long.prefix_ids(state)) < most - 100]
+    packs = pack_actor([long], fits, most)
+    assert len(fits) > 200 and max(int(p.position_ids.max()) for p in packs) < most
+    assert max(p.tokens for p in packs) <= most
 
 
 def test_lines_and_fits_by_hand():
@@ -111,8 +118,10 @@ def test_lines_and_fits_by_hand():
     # Two trees: paths of 4, 5, 6 tokens that share 3 and 4 with the one before, then one of 7 alone.
     assert cut_line([4, 5, 6, 7], [0, 3, 4, 0], 100, one) == [slice(0, 4)]
     assert cut_line([4, 5, 6, 7], [0, 3, 4, 0], 8, one) == [slice(0, 3), slice(3, 4)]
-    # Twice the 3 tokens that a cut would repeat are 6: two paths fit.
-    assert cut_line([4, 5, 6, 7], [0, 3, 4, 0], 3, one) == [slice(0, 2), slice(2, 3), slice(3, 4)]
+    # A prefix of 3 tokens is not over the limit, so that no pack of several paths is; one of 4 is, and has room for 8.
+    assert cut_line([4, 5, 6, 7], [0, 3, 4, 0], 3, one) == [slice(0, 1), slice(1, 3), slice(3, 4)]
+    # Every path fits: no pack is over the limit, however much of it is repeated.
+    assert cut_line([6, 6, 6], [0, 5, 5], 6, one) == [slice(0, 1), slice(1, 2), slice(2, 3)]
     assert cut_line([9], [0], 3, one) == [slice(0, 1)]
     assert cut_line([4, 5, 6, 7], [0, 3, 4, 0], 100, Ranks(2, 1, 10**9)) == [slice(0, 3), slice(3, 4)]
     assert cut_line([], [], 3, one) == first_fit([], 3, one) == []

@@ -45,6 +45,11 @@ def check_structure(pack: Pack) -> None:
             assert sees[row].nonzero()[:, 0].tolist()[:-1][-1] == row - 1
 
 
+def common(first: list[int], second: list[int]) -> int:
+    pairs = zip(first, second, strict=False)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+
+
 @drawn
 @given(
     seed=st.integers(0, 10**6),
@@ -73,7 +78,12 @@ def test_actor_pack(seed, budget, flat, padded):
             assert pack.ref_logps[step].item() == pytest.approx(candidate.ref_logp)
             seen.append((t, s, c))
         if pack.tokens > budget and pack.steps > 1:  # the branches of a long prefix
-            assert not flat and pack.tokens <= 2 * (pack.position_ids.max() + 1)
+            paths = [
+                trees[t].prefix_ids(trees[t].states[s]) + trees[t].states[s].candidates[c].ids[:-1]
+                for t, s, c in pack.step_keys.tolist()
+            ]
+            shared = max(common(*pair) for pair in itertools.combinations(paths, 2))
+            assert not flat and budget < shared and pack.tokens <= 2 * shared
         elif pack.tokens > budget:  # a path that is itself too long
             assert pack.tokens == pack.flat_tokens
     assert sorted(seen) == sorted((t, s, c) for t, s in groups for c in range(len(trees[t].states[s].candidates)))
