@@ -125,9 +125,7 @@ class OptimSettings(Section):
     optimizer_state: Literal["float32", "bfloat16", "int8"] = "float32"  # what the two moments are kept in
     epochs: int = Field(1, ge=1)  # passes over the data
     steps: int | None = Field(None, ge=1)  # optimizer steps; None: as many as the epochs give
-    pack_tokens: int = Field(
-        16384, ge=16
-    )  # most tokens of a pack (one forward and backward); less where it fills the ranks
+    pack_tokens: int = Field(16384, ge=16)  # most tokens of a pack (one forward and backward); fewer to fill the ranks
     save_every: int = Field(50, ge=1)  # optimizer steps between checkpoints
     keep_checkpoints: int = Field(2, ge=1)  # how many of the newest stay
     lora_rank: int = Field(0, ge=0)  # 0: full training

@@ -11,7 +11,9 @@ from fused_loss import seconds
 from step_tree import BETA, SHAPES, generated_trees, time_shares
 from torch import Tensor
 
-from dapo_fast.data.packing import Pack, actor_groups, pack_actor, pad_lengths
+from dapo_fast.data.batches import actor_groups
+from dapo_fast.data.pack import Pack, pad_lengths
+from dapo_fast.data.packing import pack_actor
 from dapo_fast.models.attention import plan_attention
 from dapo_fast.models.loading import new_causal_lm
 from dapo_fast.models.readpath import PolicyReader

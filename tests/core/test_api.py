@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from dapo_fast import DAPO, Config, load_config
+from dapo_fast.data.store import seal
 from dapo_fast.errors import InputError
 from dapo_fast.parts import Parts
 from dapo_fast.rundir import RunDirectory, write_json
@@ -52,7 +53,7 @@ def calls(monkeypatch, tmp_path):
             calls.setdefault(name, []).append((arguments, options))
             out = next(a for a in reversed(arguments[: place + 1]) if hasattr(a, "joinpath"))
             (out / "model").mkdir(parents=True, exist_ok=True)
-            write_json(out / "done.json", {"digest": options.get("digest", ""), **summary})
+            seal(out, {"digest": options.get("digest", ""), **summary})
             return dict(summary)
 
         return stage

@@ -38,13 +38,13 @@ STAGES = ["run", "sft", "collect", "critic", "advantages", "actor", "evaluate", 
         (["run", "r"], "r: no config.yaml"),
         (["sft", "r", *PRESET, "--iteration", "1"], "--iteration 1"),
         (["critic", "r", *PRESET, "--iteration", "0"], "--iteration 0"),
-        (["critic", "r", *PRESET, "--iteration", "-1"], "--iteration -1"),
+        (["critic", "r", *PRESET, "--iteration", "-1"], "iteration -1"),
         (["critic", "r", *PRESET, "--iteration", "one"], "--iteration"),
         (["critic", "r", *PRESET, "--iteration", "1.5"], "--iteration"),
         (["critic", "r", *PRESET, "--iteration", "²"], "--iteration"),
         (["critic", "r", *PRESET, "--iteration", "9" * 5000], "--iteration"),
-        (["critic", "r", *PRESET, "--iteration", "4"], "--iteration 4"),
-        (["evaluate", "r", *PRESET, "--iteration", "-1"], "--iteration -1"),
+        (["critic", "r", *PRESET, "--iteration", "4"], "iteration 4"),
+        (["evaluate", "r", *PRESET, "--iteration", "-1"], "iteration -1"),
         (["evaluate"], "--model"),
         (["evaluate", "--model", "m", "--out", "o"], "--benchmark"),
         (["evaluate", "r", "--model", "m"], "--model"),
@@ -145,7 +145,7 @@ def test_launchers_that_leave_ranks_alone(variables, words, run, capsys, monkeyp
     refused(capsys, ["sft", run], words, keeps=[run])
 
 
-@pytest.mark.parametrize("command", ["collect", "advantages", "evaluate"])
+@pytest.mark.parametrize("command", ["collect", "evaluate"])
 def test_stages_of_one_process(command, run, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     refused(capsys, [command, run], f"{command}: runs in one process", keeps=[run])

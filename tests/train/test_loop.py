@@ -265,7 +265,7 @@ def test_a_stage_killed_as_it_dropped_its_checkpoints_drops_them_when_it_runs_ag
 
 
 def test_a_checkpoint_of_other_settings_is_refused(base, tmp_path, monkeypatch):
-    monkeypatch.setattr("dapo_fast.train.stage.export", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("dapo_fast.train.stage.export", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         cases.run("sft", base, tmp_path / "a", {}, save_every=3)
     monkeypatch.undo()

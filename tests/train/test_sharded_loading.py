@@ -99,7 +99,9 @@ def loaded(directory, stage, dtype="float32"):
                 reader = policy_reader(directory, ActorSettings(), settings, parallel, world)
                 dealer = Dealer(world, reader.model, 256)
                 batch = dealer(dealer.packs(pack_actor, trees, actor_groups(trees)), 1)
-                return read_values(reader, batch, world, reader.step_logps).tolist()
+                keys = torch.cat([pack.step_keys for pack in batch.packs]).tolist()  # packs are cut by the ranks
+                values = read_values(reader, batch, world, reader.step_logps).tolist()
+                return [value for _, value in sorted(zip(keys, values, strict=True))]
             value_reader(directory, "causal_lm", CriticSettings(), settings, parallel, world, 0)
             return []
     except InputError as error:
