@@ -136,6 +136,17 @@ def test_what_is_given_reaches_the_stages_and_binds_their_results(calls, tmp_pat
         DAPO(None, tmp_path / "run").run()
 
 
+def test_different_things_under_one_name_are_refused(tmp_path):
+    def fixed(value):
+        return lambda problem, response: value
+
+    with pytest.raises(InputError, match=r"lambda .*>: two things that are given go by this name"):
+        DAPO(settings(), tmp_path / "run", **given(reward={fixed(1): 1, fixed(1): 2}))
+    with pytest.raises(InputError, match="test_api:right: is given more than once"):
+        DAPO(settings(), tmp_path / "run", **given(reward={right: 1, f"{__name__}:right": 2}))
+    assert len(DAPO(settings(), tmp_path / "run", **given(reward={fixed(1): 1, fixed(0): 2})).config.reward) == 2
+
+
 def test_several_rewards_are_named_with_their_weights(calls, tmp_path):
     weights = {right: 3, half: 1}
     run = DAPO(settings(reward={"math": 1.0}), tmp_path / "run", problems=ROWS, reward=weights, engine=Sampler)
