@@ -237,6 +237,7 @@ class DAPO:
     def _do(self, stage: str, iteration: int | None) -> Any:
         number = self._number(iteration)
         with self.locked():
+            self._pipeline.check_settings(before=(stage, number))
             self._save()
             return self._pipeline.do(stage, number)
 

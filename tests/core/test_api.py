@@ -136,6 +136,24 @@ def test_what_is_given_reaches_the_stages_and_binds_their_results(calls, tmp_pat
         DAPO(None, tmp_path / "run").run()
 
 
+@pytest.mark.parametrize("change", [{"reward": half}, {"problems": ROWS[1:]}])
+@pytest.mark.parametrize("stage", ["critic", "advantages", "actor"])
+def test_no_stage_builds_on_trees_of_another_reward_or_of_other_problems(stage, change, calls, tmp_path):
+    run = DAPO(settings(), tmp_path / "run", **given())
+    run.collect(), run.critic(), run.advantages()
+    done = {name: len(made) for name, made in calls.items()}
+    words = r"data\.problems" if "problems" in change else "reward"
+    with pytest.raises(InputError, match=f"iter1/collect: holds results of other settings: {words} "):
+        getattr(DAPO(None, tmp_path / "run", **change), stage)()
+    assert {name: len(made) for name, made in calls.items()} == done
+    getattr(DAPO(None, tmp_path / "run"), stage)()
+
+
+def test_a_measurement_with_other_settings_stops_no_stage(calls, tmp_path):
+    DAPO(settings(), tmp_path / "run", **given(heldout=ROWS[:3])).evaluate()
+    DAPO(settings(evaluate={"max_tokens": 7}), tmp_path / "run", **given(heldout=ROWS[:2])).collect()
+
+
 def test_different_things_under_one_name_are_refused(tmp_path):
     def fixed(value):
         return lambda problem, response: value
