@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from dapo_fast import DAPO, Config, load_config
+from dapo_fast.cli import main
 from dapo_fast.data.store import seal
 from dapo_fast.errors import InputError
 from dapo_fast.parts import Parts
@@ -218,6 +219,14 @@ def test_problems_without_an_answer_need_a_reward(calls, tmp_path):
     with pytest.raises(InputError, match="problem '1': neither an answer nor tests"):
         run.run()
     assert "collect" not in calls
+
+
+@pytest.mark.parametrize("command", ["run", "collect"])
+def test_a_failed_rank_ends_every_command_with_its_line_and_code(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("dapo_fast.pipeline.torchrun", lambda words, processes, held: 7)
+    assert main([command, str(tmp_path / "run"), "--preset", "arithmetic", "parallel.processes=2"]) == 7
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == f"dapo-fast {command}: sft: ended with exit code 7; its messages are above"
 
 
 def test_ranks_cannot_import_what_only_this_program_has(calls, tmp_path):
