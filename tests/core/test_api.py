@@ -8,9 +8,11 @@ import pytest
 
 from dapo_fast import DAPO, Config, load_config
 from dapo_fast.cli import main
+from dapo_fast.data.problems import Problem
 from dapo_fast.data.store import seal
 from dapo_fast.errors import InputError
 from dapo_fast.parts import Parts
+from dapo_fast.rewards import verifier_for
 from dapo_fast.rundir import RunDirectory, write_json
 
 ROWS = [{"prompt": f"{i}+{i}=", "target": i} for i in range(20)]
@@ -219,6 +221,16 @@ def test_problems_without_an_answer_need_a_reward(calls, tmp_path):
     with pytest.raises(InputError, match="problem '1': neither an answer nor tests"):
         run.run()
     assert "collect" not in calls
+
+
+@pytest.mark.parametrize("problem", [Problem("1", "1+1="), Problem("1", "f", answer="2", kind="code")])
+def test_problems_in_memory_need_one_as_well(problem, calls, tmp_path):
+    run = DAPO(settings(), tmp_path / "run", problems=[problem], engine=Sampler)
+    with pytest.raises(InputError, match="problem '1': neither an answer nor tests, so a reward has to be named"):
+        run.run()
+    assert "collect" not in calls
+    with pytest.raises(InputError, match=r"problem '1': has no (answer|tests) to judge by"):
+        verifier_for(problem.kind)(problem, "2")
 
 
 @pytest.mark.parametrize("command", ["run", "collect"])
