@@ -59,12 +59,13 @@ def resolve(setting: str, name: str, given: Mapping[str, Any] | None = None) -> 
 
 
 def check_name(name: str, known: Collection[str] = ()) -> None:
-    """InputError unless ``name`` is one of ``known``, can be imported, or is a program's to give."""
+    """InputError unless ``name`` is one of ``known``, can be imported and called, or is a program's to give."""
     if name in known or name.startswith("<"):
         return
     if known and ":" not in name:
         raise InputError(f"{name!r} is none of {', '.join(known)}, and no module:attribute")
-    resolve("", name)
+    if not callable(found := resolve("", name)):
+        raise InputError(f"{name}: a {type(found).__name__}, which cannot be called")
 
 
 def name_of(thing: Any) -> str:

@@ -202,10 +202,12 @@ def test_the_directory_is_held_while_something_is_done_and_not_longer(calls, tmp
         ({"problems": [{"prompt": ["?"], "target": 1}]}, "row 1: 'prompt' must be text"),
         ({"heldout": [ROWS[0] | {"id": 1}, ROWS[1] | {"id": 1}]}, "row 2: duplicate id '1'"),
         ({"reward": "no_such_module:f"}, "reward: no_such_module:f: cannot be imported"),
+        ({"reward": "json:decoder"}, "reward: json:decoder: a module, which cannot be called"),
         ({"reward": 5}, "reward: 5 is neither"),
         ({"reward": {half: -1}}, "a weight is a number above 0"),
         ({"engine": Sampler.__new__(Sampler)}, "engine: give a function"),
         ({"objective": "json:nothing"}, "objective: json:nothing"),
+        ({"objective": "json:decoder"}, "objective: json:decoder: a module, which cannot be called"),
         ({"task": object()}, "data: task and problems exclude each other"),
     ],
 )

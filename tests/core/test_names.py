@@ -186,6 +186,7 @@ def test_what_cannot_be_told_apart_is_said(value):
         ("os:system('x')", "not a module:attribute"),
         ("no_such_module:f", "cannot be imported .*no_such_module"),
         ("json:no_such_function", "cannot be imported .*no_such_function"),
+        ("json:decoder", "json:decoder: a module, which cannot be called"),
     ],
 )
 def test_a_name_that_stands_for_nothing_is_said(name, words):
