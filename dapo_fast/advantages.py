@@ -20,6 +20,8 @@ from dapo_fast.train.parallel import ALONE, World
 
 log = logging.getLogger("dapo_fast.advantages")
 
+_ROUNDING = 1e-6  # stores hold fp32 rewards and sums of them: equal fractions differ from their mean by less
+
 
 def set_q(tree: Tree, k: float) -> None:
     """Fill ``q`` of every candidate: its reward if it ends the response, else Q̂ = (right + k·V) / (n + k).
@@ -115,7 +117,7 @@ def trunk_advantages(tree: Tree, source: str) -> None:
             reward = q if terminal else 0.0
             candidate = Candidate(list(ids), len(seen), terminal, reward, q=q, advantage=q - baseline)
             state.candidates.append(candidate)
-        state.kept = any(candidate.advantage for candidate in state.candidates)
+        state.kept = any(abs(candidate.advantage) > _ROUNDING for candidate in state.candidates)
 
 
 def compute_advantages(

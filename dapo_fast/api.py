@@ -237,6 +237,7 @@ class DAPO:
     def _do(self, stage: str, iteration: int | None) -> Any:
         number = self._number(iteration)
         with self.locked():
+            self._pipeline.check_settings(before=(stage, number))
             self._save()
             return self._pipeline.do(stage, number)
 
@@ -257,7 +258,8 @@ class _Given:
         if thing is None or isinstance(thing, str):
             return thing
         name = name_of(thing)
-        self.objects[name] = thing
+        if self.objects.setdefault(name, thing) is not thing:
+            raise InputError(f"{name}: two things that are given go by this name; give them as module:attribute")
         return name
 
     def source(self, problems: str | Path | Iterable[Row | Problem] | None) -> str | None:
@@ -277,7 +279,11 @@ class _Given:
             if one is not None and not isinstance(one, str) and not callable(one):
                 raise InputError(f"reward: {one!r} is neither a name nor a function of a problem and a response")
         if isinstance(reward, Mapping):
-            return {str(self.name(one)): weight for one, weight in reward.items()}
+            names = [str(self.name(one)) for one in reward]
+            for name in names:
+                if names.count(name) > 1:
+                    raise InputError(f"reward: {name}: is given more than once")
+            return dict(zip(names, reward.values(), strict=True))
         return self.name(reward)
 
 

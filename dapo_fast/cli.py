@@ -245,16 +245,15 @@ def _work(args: argparse.Namespace, run: DAPO) -> int:
 
         torch.set_num_threads(1)
 
+    arguments = () if args.command in ("run", "sft") else (args.iteration,)
+    try:
+        result = getattr(run, args.command)(*arguments)
+    except ChildFailedError as error:
+        return _tell(args, str(error), error.code)
     if args.command == "run":
-        try:
-            rows = run.run()
-        except ChildFailedError as error:
-            print(f"dapo-fast run: {error}", file=sys.stderr)
-            return error.code
-        print(results_table(rows))
+        print(results_table(result))
         print(f"report: {run.directory / 'report.html'}")
-        return 3 if any(row.get("stopped") for row in rows) else 0
-    result = run.sft() if args.command == "sft" else getattr(run, args.command)(args.iteration)
+        return 3 if any(row.get("stopped") for row in result) else 0
     if first and isinstance(result, dict):
         print(_summary(args.command, result))
     return 0

@@ -3,13 +3,18 @@
 Settings are text, since results are bound to them and a run directory keeps them. So an object that a program gives
 goes by the name under which anybody can import it. Where it has none (a lambda, a function within a function or of the
 program itself), it goes by one in angle brackets that ends in a digest: of a function's code, defaults and enclosed
-values, or of an object's class and attributes.
+values, or of an object's class and what pickle would keep of it.
 """
 
 from __future__ import annotations
 
+import copyreg
 import functools
+import hashlib
 import importlib
+import json
+import logging
+import sys
 import types
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -17,7 +22,15 @@ from typing import Any
 from dapo_fast.errors import InputError, blaming
 from dapo_fast.hashing import digest
 
-_DEPTH = 6  # of attributes within attributes: further down only their types count
+_PLAIN = (types.NoneType, bool, int, float, str)
+_READ: dict[type, tuple[str, ...]] = {  # what decides what these do
+    types.CodeType: ("co_code", "co_names", "co_consts"),
+    types.FunctionType: ("__code__", "__defaults__", "__kwdefaults__", "__closure__", "__dict__"),
+    property: ("fget", "fset", "fdel"),
+    classmethod: ("__func__",),
+    staticmethod: ("__func__",),
+    functools.cached_property: ("func",),
+}
 
 
 def resolve(setting: str, name: str, given: Mapping[str, Any] | None = None) -> Any:
@@ -46,20 +59,26 @@ def resolve(setting: str, name: str, given: Mapping[str, Any] | None = None) -> 
 
 
 def check_name(name: str, known: Collection[str] = ()) -> None:
-    """InputError unless ``name`` is one of ``known``, can be imported, or is a program's to give."""
+    """InputError unless ``name`` is one of ``known``, can be imported and called, or is a program's to give."""
     if name in known or name.startswith("<"):
         return
     if known and ":" not in name:
         raise InputError(f"{name!r} is none of {', '.join(known)}, and no module:attribute")
-    resolve("", name)
+    if not callable(found := resolve("", name)):
+        raise InputError(f"{name}: a {type(found).__name__}, which cannot be called")
 
 
 def name_of(thing: Any) -> str:
-    """The name that ``thing`` goes by in settings."""
+    """The name that ``thing`` goes by in settings.
+
+    Raises:
+        InputError: it holds something that cannot be told apart from others of its type, such as a lock.
+    """
     place = _place(thing)
     if _importable(thing):
         return place
-    return f"<{place.replace('<', '').replace('>', '')} {digest(_described(thing))}>"
+    with blaming(place, "cannot be told apart; give it as module:attribute"):
+        return f"<{place.replace('<', '').replace('>', '')} {digest(_Describer()(thing))}>"
 
 
 def _place(thing: Any) -> str:
@@ -70,8 +89,8 @@ def _place(thing: Any) -> str:
 def _importable(thing: Any) -> bool:
     place = _place(thing)
     try:
-        # What another process has as __main__ is another program.
-        return not place.startswith("__main__:") and resolve("", place) == thing
+        # An object's place is its class's. What another process has as __main__ is another program.
+        return hasattr(thing, "__qualname__") and not place.startswith("__main__:") and resolve("", place) == thing
     except InputError:
         return False
 
@@ -83,26 +102,67 @@ def _enclosed(cell: types.CellType) -> Any:
         return None
 
 
-def _described(thing: Any, depth: int = 0) -> Any:
-    """JSON data that is the same in every process for the same object, as far as can be told."""
-    if thing is None or isinstance(thing, bool | int | float | str):
-        return thing
-    if isinstance(thing, type) or depth == _DEPTH:
-        return _place(thing)
-    below = functools.partial(_described, depth=depth + 1)
-    if isinstance(thing, Mapping):
-        return [[below(key), below(value)] for key, value in thing.items()]
-    if isinstance(thing, list | tuple):
-        return [below(item) for item in thing]
-    if isinstance(thing, set | frozenset):
-        return sorted(map(str, thing))
-    if isinstance(thing, types.CodeType):
-        return [thing.co_code.hex(), list(thing.co_names), below(thing.co_consts)]
-    if isinstance(thing, functools.partial):
-        return [below(thing.func), below(thing.args), below(thing.keywords)]
-    if isinstance(thing, types.MethodType):
-        return [below(thing.__self__), thing.__name__]
-    if isinstance(thing, types.FunctionType):
-        cells = [_enclosed(cell) for cell in thing.__closure__ or ()]
-        return [below(thing.__code__), below(thing.__defaults__), below(thing.__kwdefaults__), below(cells)]
-    return [_place(type(thing)), below(vars(thing)) if hasattr(thing, "__dict__") else None]
+class _Describer:
+    """Objects as JSON data that is the same in every process, whatever shares what: all but plain values as a digest.
+
+    What can be imported goes by where it is, within other things as well.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Any, str]] = {}  # with the thing, so that nothing else gets its id
+        self._above: dict[int, int] = {}  # what is being described, by depth: a cycle ends there
+
+    def __call__(self, thing: Any) -> Any:
+        """``thing`` itself where it is plain."""
+        if type(thing) in _PLAIN:
+            return thing
+        key = id(thing)
+        if key in self._above:
+            return ["above", len(self._above) - self._above[key]]
+        if key not in self._known:
+            self._above[key] = len(self._above)
+            self._known[key] = (thing, digest([_place(type(thing)), self._parts(thing)]))
+            del self._above[key]
+        return self._known[key][1]
+
+    def _parts(self, thing: Any) -> Any:
+        if isinstance(thing, types.ModuleType | logging.Logger):
+            # What they hold changes with use.
+            return thing.__name__ if isinstance(thing, types.ModuleType) else thing.name
+        if _importable(thing):
+            return _place(thing)
+        if isinstance(thing, bytes | bytearray):
+            return hashlib.sha256(thing).hexdigest()
+        if type(thing) in (list, tuple):
+            return [self(item) for item in thing]
+        if type(thing) in (dict, types.MappingProxyType):
+            return [[self(key), self(value)] for key, value in thing.items()]
+        if type(thing) in (set, frozenset):
+            return sorted((self(item) for item in thing), key=json.dumps)
+        if isinstance(thing, type):
+            return [_place(thing), self(thing.__bases__), self(_class_body(thing))]
+        for kind, attributes in _READ.items():
+            if isinstance(thing, kind):
+                return [self(getattr(thing, attribute)) for attribute in attributes]
+        if isinstance(thing, types.CellType):
+            return self(_enclosed(thing))
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(thing, torch.Tensor):  # which pickles with an address
+            content = thing.detach().cpu().reshape(-1).view(torch.uint8).numpy()
+            return [str(thing.dtype), list(thing.shape), hashlib.sha256(content).hexdigest()]
+        return self._pickled(thing)
+
+    def _pickled(self, thing: Any) -> Any:
+        """What pickle would keep, in parts: its bytes depend on which equal parts are one object, and on hash seeds."""
+        reduce = copyreg.dispatch_table.get(type(thing))
+        kept = reduce(thing) if reduce else thing.__reduce_ex__(2)
+        if isinstance(kept, str):  # a place, which may not hold it
+            return [_place(thing), self(getattr(thing, "__dict__", None))]
+        made, arguments, state, items, pairs = (*kept, None, None, None)[:5]
+        return [self(part) for part in (made, arguments, state, list(items or ()), list(pairs or ()))]
+
+
+def _class_body(thing: type) -> dict[str, Any]:
+    """Functions and attributes; what a class keeps about itself is left out."""
+    special = {name for name in vars(thing) if name.startswith("__") and name.endswith("__")} | {"_abc_impl"}
+    return {k: v for k, v in vars(thing).items() if k not in special or isinstance(v, types.FunctionType)}

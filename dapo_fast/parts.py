@@ -14,7 +14,7 @@ from dapo_fast.data.problems import Problem, load_problems
 from dapo_fast.errors import InputError
 from dapo_fast.models.readpath import PackObjective
 from dapo_fast.names import resolve
-from dapo_fast.rewards import VERIFIERS, Reward, named_reward, verify_by_kind
+from dapo_fast.rewards import Reward, named_reward, verify_by_kind
 from dapo_fast.rollout.engine import Engine, make_engine
 from dapo_fast.rollout.loading import load_tokenizer
 from dapo_fast.rollout.server import Server
@@ -72,7 +72,7 @@ class Parts:
         if self.task is not None:
             return self.task.verify
         for problem in problems:
-            if problem.kind not in VERIFIERS:
+            if {"math": problem.answer, "code": problem.tests}.get(problem.kind) is None:
                 raise InputError(f"problem {problem.id!r}: neither an answer nor tests, so a reward has to be named")
         return verify_by_kind
 

@@ -29,13 +29,16 @@ class Reward(Protocol):
 def _verify_math(problem: Problem, response: str) -> bool:
     from dapo_fast.rewards import math
 
-    return math.verify(response, str(problem.answer))
+    if problem.answer is None:
+        raise InputError(f"problem {problem.id!r}: has no answer to judge by")
+    return math.verify(response, problem.answer)
 
 
 def _verify_code(problem: Problem, response: str) -> bool:
     from dapo_fast.rewards import code
 
-    assert problem.tests is not None
+    if problem.tests is None:
+        raise InputError(f"problem {problem.id!r}: has no tests to judge by")
     return code.verify(code.extract_program(response, problem.tests), problem.tests)
 
 

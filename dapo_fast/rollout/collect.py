@@ -23,7 +23,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dapo_fast.config import CollectSettings
-from dapo_fast.data.problems import Problem
+from dapo_fast.data.problems import Problem, content_digest
 from dapo_fast.data.store import seal, shard_meta, write_shard
 from dapo_fast.data.tree import State, Tree, Trunk
 from dapo_fast.errors import InputError
@@ -97,7 +97,7 @@ def collect(
     progress = _Progress(len(fit))
     for index, members in enumerate(shards):
         path = out_dir / f"shard-{index:05d}.parquet"
-        mark = digest_of([digest, seed, settings.model_dump(mode="json"), [p.id for p in members]])
+        mark = digest_of([digest, seed, settings.model_dump(mode="json"), content_digest(members)])
         counts = _finished(path, mark)
         if counts is None:
             began = time.monotonic()

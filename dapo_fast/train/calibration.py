@@ -10,13 +10,14 @@ from torch import Tensor
 BINS = 10
 
 
-def measure(values: Tensor, correct: Tensor, sampled: Tensor) -> dict[str, Any]:
+def measure(values: Tensor, correct: Tensor, sampled: Tensor, squares: Tensor) -> dict[str, Any]:
     """Loss, discrimination and calibration of predictions against completions.
 
     Args:
         values: ``(M,)`` fp64 predicted probabilities of a correct end, in (0, 1).
-        correct: ``(M,)`` fp64 correct completions of each state.
+        correct: ``(M,)`` fp64 correct completions of each state: the sum of their rewards.
         sampled: ``(M,)`` fp64 completions of each state.
+        squares: ``(M,)`` fp64 sum of their squared rewards; ``correct`` where these are all 0 or 1.
 
     Returns:
         ``bce``: mean over states of −m log V − (1−m) log(1−V), m the share correct; ``bce_floor``: the same with
@@ -30,9 +31,7 @@ def measure(values: Tensor, correct: Tensor, sampled: Tensor) -> dict[str, Any]:
         "bce": _cross_entropy(share, values),
         "bce_floor": _cross_entropy(share, share),
         "squared_error": (values - share).square().mean().item(),
-        "brier": (
-            (correct * (1 - values).square() + (sampled - correct) * values.square()).sum() / sampled.sum()
-        ).item(),
+        "brier": ((squares - 2 * values * correct + sampled * values.square()).sum() / sampled.sum()).item(),
         "auc": _auc(values, correct, sampled - correct),
         **_calibration(values, correct, sampled),
     }

@@ -144,15 +144,15 @@ def _measure_heldout(
     states = [heldout[tree].states[state] for tree, state, _ in keys]
     correct = torch.tensor([sum(state.rewards) for state in states], dtype=torch.float64)
     sampled = torch.tensor([len(state.rewards) for state in states], dtype=torch.float64)
-    squares = [sum(reward**2 for reward in state.rewards) for state in states]
+    squares = torch.tensor([sum(reward**2 for reward in state.rewards) for state in states], dtype=torch.float64)
     trained = [training[tree].states[state].mc for tree, state in critic_groups(training)]
     constant = torch.full_like(correct, sum(trained) / len(trained))
     return {
         "problems": len(heldout),
         "states": len(states),
-        "critic": measure(values.double(), correct, sampled),
-        "constant": measure(constant, correct, sampled),
-        "shrinkage": fit_shrinkage(values.tolist(), correct.tolist(), sampled.tolist(), squares),
+        "critic": measure(values.double(), correct, sampled, squares),
+        "constant": measure(constant, correct, sampled, squares),
+        "shrinkage": fit_shrinkage(values.tolist(), correct.tolist(), sampled.tolist(), squares.tolist()),
     }
 
 

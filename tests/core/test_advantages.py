@@ -13,7 +13,7 @@ from dapo_fast.advantages import (
     trunk_advantages,
 )
 from dapo_fast.config import AdvantageSettings
-from dapo_fast.data.store import read_trees, shard_meta, write_shard
+from dapo_fast.data.store import read_shard, read_trees, shard_meta, write_shard
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
 from dapo_fast.errors import InputError
 
@@ -136,6 +136,16 @@ def test_advantages_from_responses():
     steps = [{tuple(c.ids): round(c.advantage, 6) for c in s.candidates} for s in one.states]
     # mean reward of the samples is 1/4; the first step leads to one right and one wrong response
     assert steps == [{(10,): 0.25}, {(11,): 0.75, (12,): -0.25}, {(2,): 0.75}, {(2,): -0.25}]
+
+
+@pytest.mark.parametrize("source", ["mc", "response"])
+def test_equal_fractions_are_no_contrast(source, tmp_path):
+    trunks = [Trunk([10, token, 2], [1, 3], 0.3, True) for token in range(11, 17)]
+    states = [State(0, 0, [0.3] * 6, []), State(0, 1, [0.3] * 6, [])]
+    write_shard(tmp_path / "shard-00000.parquet", [Tree("p", "?", "!", [1], trunks, states, 6, 6 * 0.3)], {})
+    (read,) = read_shard(tmp_path / "shard-00000.parquet")
+    trunk_advantages(read, source)
+    assert all(state.candidates for state in read.states) and not any(state.kept for state in read.states)
 
 
 def test_store_is_filled_once_and_bound_to_its_settings(tmp_path):

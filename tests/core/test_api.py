@@ -7,9 +7,12 @@ import sys
 import pytest
 
 from dapo_fast import DAPO, Config, load_config
+from dapo_fast.cli import main
+from dapo_fast.data.problems import Problem
 from dapo_fast.data.store import seal
 from dapo_fast.errors import InputError
 from dapo_fast.parts import Parts
+from dapo_fast.rewards import verifier_for
 from dapo_fast.rundir import RunDirectory, write_json
 
 ROWS = [{"prompt": f"{i}+{i}=", "target": i} for i in range(20)]
@@ -136,6 +139,35 @@ def test_what_is_given_reaches_the_stages_and_binds_their_results(calls, tmp_pat
         DAPO(None, tmp_path / "run").run()
 
 
+@pytest.mark.parametrize("change", [{"reward": half}, {"problems": ROWS[1:]}])
+@pytest.mark.parametrize("stage", ["critic", "advantages", "actor"])
+def test_no_stage_builds_on_trees_of_another_reward_or_of_other_problems(stage, change, calls, tmp_path):
+    run = DAPO(settings(), tmp_path / "run", **given())
+    run.collect(), run.critic(), run.advantages()
+    done = {name: len(made) for name, made in calls.items()}
+    words = r"data\.problems" if "problems" in change else "reward"
+    with pytest.raises(InputError, match=f"iter1/collect: holds results of other settings: {words} "):
+        getattr(DAPO(None, tmp_path / "run", **change), stage)()
+    assert {name: len(made) for name, made in calls.items()} == done
+    getattr(DAPO(None, tmp_path / "run"), stage)()
+
+
+def test_a_measurement_with_other_settings_stops_no_stage(calls, tmp_path):
+    DAPO(settings(), tmp_path / "run", **given(heldout=ROWS[:3])).evaluate()
+    DAPO(settings(evaluate={"max_tokens": 7}), tmp_path / "run", **given(heldout=ROWS[:2])).collect()
+
+
+def test_different_things_under_one_name_are_refused(tmp_path):
+    def fixed(value):
+        return lambda problem, response: value
+
+    with pytest.raises(InputError, match=r"lambda .*>: two things that are given go by this name"):
+        DAPO(settings(), tmp_path / "run", **given(reward={fixed(1): 1, fixed(1): 2}))
+    with pytest.raises(InputError, match="test_api:right: is given more than once"):
+        DAPO(settings(), tmp_path / "run", **given(reward={right: 1, f"{__name__}:right": 2}))
+    assert len(DAPO(settings(), tmp_path / "run", **given(reward={fixed(1): 1, fixed(0): 2})).config.reward) == 2
+
+
 def test_several_rewards_are_named_with_their_weights(calls, tmp_path):
     weights = {right: 3, half: 1}
     run = DAPO(settings(reward={"math": 1.0}), tmp_path / "run", problems=ROWS, reward=weights, engine=Sampler)
@@ -170,10 +202,12 @@ def test_the_directory_is_held_while_something_is_done_and_not_longer(calls, tmp
         ({"problems": [{"prompt": ["?"], "target": 1}]}, "row 1: 'prompt' must be text"),
         ({"heldout": [ROWS[0] | {"id": 1}, ROWS[1] | {"id": 1}]}, "row 2: duplicate id '1'"),
         ({"reward": "no_such_module:f"}, "reward: no_such_module:f: cannot be imported"),
+        ({"reward": "json:decoder"}, "reward: json:decoder: a module, which cannot be called"),
         ({"reward": 5}, "reward: 5 is neither"),
         ({"reward": {half: -1}}, "a weight is a number above 0"),
         ({"engine": Sampler.__new__(Sampler)}, "engine: give a function"),
         ({"objective": "json:nothing"}, "objective: json:nothing"),
+        ({"objective": "json:decoder"}, "objective: json:decoder: a module, which cannot be called"),
         ({"task": object()}, "data: task and problems exclude each other"),
     ],
 )
@@ -189,6 +223,24 @@ def test_problems_without_an_answer_need_a_reward(calls, tmp_path):
     with pytest.raises(InputError, match="problem '1': neither an answer nor tests"):
         run.run()
     assert "collect" not in calls
+
+
+@pytest.mark.parametrize("problem", [Problem("1", "1+1="), Problem("1", "f", answer="2", kind="code")])
+def test_problems_in_memory_need_one_as_well(problem, calls, tmp_path):
+    run = DAPO(settings(), tmp_path / "run", problems=[problem], engine=Sampler)
+    with pytest.raises(InputError, match="problem '1': neither an answer nor tests, so a reward has to be named"):
+        run.run()
+    assert "collect" not in calls
+    with pytest.raises(InputError, match=r"problem '1': has no (answer|tests) to judge by"):
+        verifier_for(problem.kind)(problem, "2")
+
+
+@pytest.mark.parametrize("command", ["run", "collect"])
+def test_a_failed_rank_ends_every_command_with_its_line_and_code(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("dapo_fast.pipeline.torchrun", lambda words, processes, held: 7)
+    assert main([command, str(tmp_path / "run"), "--preset", "arithmetic", "parallel.processes=2"]) == 7
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == f"dapo-fast {command}: sft: ended with exit code 7; its messages are above"
 
 
 def test_ranks_cannot_import_what_only_this_program_has(calls, tmp_path):

@@ -82,6 +82,7 @@ def test_beta_is_a_number_or_a_rule():
         (["by_iteration.1.reward=math"], ["reward: the same in every iteration"]),
         (["objective=json:nothing"], ["objective", "json:nothing"]),
         (["engine.kind=vllm"], ["engine.kind", "in_process, http"]),
+        (["engine.kind=json:decoder"], ["engine.kind", "json:decoder", "cannot be called"]),
         (["data.problems=null", "data.task=json:loads"], ["data.task", "no tokenizer"]),
     ],
 )

@@ -223,8 +223,8 @@ def heldout(trees: list[Tree], fraction: float) -> dict:
     return {
         "problems": len(tested),
         "states": len(states),
-        "critic": measure(values, correct, sampled),
-        "constant": measure(constant, correct, sampled),
+        "critic": measure(values, correct, sampled, correct),
+        "constant": measure(constant, correct, sampled, correct),
         "shrinkage": fit_shrinkage(values.tolist(), correct.tolist(), sampled.tolist()),
     }
 

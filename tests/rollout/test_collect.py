@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ def gather(engine, out, verify=lenient, problems=6, seed=1, digest="d", encode=e
         **settings,
     }
     summary = collect(
-        TASK.problems(problems, seed=0),
+        problems if isinstance(problems, list) else TASK.problems(problems, seed=0),
         engine,
         CollectSettings(**settings),
         out,
@@ -155,6 +156,14 @@ def test_other_settings_are_refused(engine, tmp_path):
     for change in ({"seed": 2}, {"digest": "e"}, {"completions": 3}, {"problems": 5}):
         with pytest.raises(InputError, match=r"shard-0000\d"):
             gather(engine, tmp_path, **change)
+
+
+def test_an_edited_problem_is_not_mixed_in(engine, tmp_path):
+    problems = TASK.problems(6, seed=0)
+    gather(engine, tmp_path, problems=problems)
+    edited = [*problems[:5], replace(problems[5], answer="another")]
+    with pytest.raises(InputError, match=r"shard-00001\.parquet: made with other settings, .* or other problems"):
+        gather(engine, tmp_path, problems=edited)
 
 
 def test_a_prompt_that_fills_the_context_is_left_out_and_named(engine, tmp_path, caplog):
