@@ -15,8 +15,10 @@ import train_cases as cases
 from safetensors.torch import load_file
 
 from dapo_fast.cli import main
-from dapo_fast.data.store import read_trees
-from dapo_fast.rundir import write_json
+from dapo_fast.config import load_config
+from dapo_fast.data.store import read_trees, seal
+from dapo_fast.pipeline import Pipeline
+from dapo_fast.rundir import RunDirectory
 from dapo_fast.train import heartbeat
 
 REPOSITORY = Path(cases.__file__).resolve().parents[2]
@@ -162,11 +164,12 @@ def test_the_command_line_under_torchrun(base):
     overrides = ["sft.steps=4", "critic.batch_states=24", "actor.batch_pairs=32", "actor.steps=5", "advantages.gap=0"]
     runs = base / "run-1", base / "run-2"
     for run in runs:
-        cases.write_trees(run / "iter1" / "collect")
-        write_json(run / "iter1" / "collect" / "stage.json", {"digest": "collect", "settings": {}})
-        write_json(run / "iter1" / "collect" / "done.json", {"digest": "collect"})
+        pipeline = Pipeline(RunDirectory(run, load_config(preset="arithmetic", overrides=overrides)))
+        pipeline._claim("sft", 0)
         shutil.copytree(base / "policy", run / "sft" / "model")
-        write_json(run / "sft" / "stage.json", {"digest": "sft", "settings": {}})
+        collected, digest = pipeline._claim("collect", 1)
+        cases.write_trees(collected)
+        seal(collected, {"digest": digest})
     options = f"--preset arithmetic {' '.join(overrides)}"
     launch_line = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 -m dapo_fast"
     for stage in ("critic", "advantages", "actor"):
