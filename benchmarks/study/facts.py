@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 from dapo_fast.data.store import read_trees
+from dapo_fast.evaluate import reward_of
 from dapo_fast.report.cost import costs
 from dapo_fast.report.read import Iteration, read_run
 
@@ -55,4 +56,4 @@ def changes_of(before: Path, after: Path) -> dict[str, dict[str, float]]:
 
 def _shares(path: Path) -> dict[str, float]:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return {row["id"]: fmean(response["correct"] for response in row["responses"]) for row in rows}
+    return {row["id"]: fmean(map(reward_of, row["responses"])) for row in rows}

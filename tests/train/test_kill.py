@@ -16,14 +16,6 @@ KILLS = int(os.environ.get("DAPO_FAST_TEST_KILLS", "4"))
 LONG = {"sft": {"steps": 25}, "critic": {"epochs": 12}, "actor": {"steps": 25}}
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("base")
-    cases.write_model(directory / "policy")
-    cases.write_trees(directory / "trees")
-    return directory
-
-
 def curve(directory):
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in TIMED} for line in lines]

@@ -19,14 +19,6 @@ from dapo_fast.train.actor import train_actor
 from dapo_fast.train.loop import NonFiniteError
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("base")
-    cases.write_model(directory / "policy")
-    cases.write_trees(directory / "trees")
-    return directory
-
-
 def curve(directory, key="loss"):
     return [json.loads(line)[key] for line in (directory / "metrics.jsonl").read_text().splitlines()]
 

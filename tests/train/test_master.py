@@ -14,14 +14,6 @@ from dapo_fast.train.parallel import World
 from dapo_fast.train.weights import trained_from
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("base")
-    cases.write_model(directory / "policy")
-    cases.write_trees(directory / "trees")
-    return directory
-
-
 def train_in_bf16(base, policy, out, **changes):
     model = cases.CPU.model_copy(update={"dtype": "bfloat16"})
     settings = ActorSettings(**cases.ACTOR | changes)
