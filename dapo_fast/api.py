@@ -17,6 +17,7 @@ from dapo_fast.errors import InputError
 from dapo_fast.events import Callback
 from dapo_fast.names import name_of
 from dapo_fast.rundir import RunDirectory
+from dapo_fast.train.torchrun import is_first_rank
 
 if TYPE_CHECKING:
     from dapo_fast.data.problems import Problem
@@ -108,7 +109,7 @@ class DAPO:
             InputError: another process is working there.
         """
         # Of several ranks the first holds it, or what started them does.
-        theirs = os.environ.get("RANK", "0") != "0" or os.environ.get("DAPO_FAST_LOCKED")
+        theirs = not is_first_rank() or os.environ.get("DAPO_FAST_LOCKED")
         with nullcontext() if theirs else self._directory.locked():
             yield
 
@@ -242,8 +243,7 @@ class DAPO:
             return self._pipeline.do(stage, number)
 
     def _save(self) -> None:
-        first = os.environ.get("RANK", "0") == "0"
-        if first and not (self.directory / "config.yaml").exists():
+        if is_first_rank() and not (self.directory / "config.yaml").exists():
             self._directory.save_config()
 
 

@@ -19,7 +19,7 @@ from dapo_fast.config import Config, load_config, preset_names
 from dapo_fast.errors import InputError, NonFiniteError, from_outside, one_line
 from dapo_fast.rundir import RunDirectory, check_run_path, log_to
 from dapo_fast.signals import handled
-from dapo_fast.train.torchrun import tell_exit_code
+from dapo_fast.train.torchrun import is_first_rank, tell_exit_code
 
 _STAGES = {
     "sft": "supervised start, completion-only",
@@ -232,7 +232,7 @@ def _dispatch(args: argparse.Namespace) -> int:
 
 def _work(args: argparse.Namespace, run: DAPO) -> int:
     """A command in a run directory that this process holds."""
-    first = os.environ.get("RANK", "0") == "0"
+    first = is_first_rank()
     log_to(run.directory if first else None, quiet=not first)
 
     from dapo_fast.pipeline import ChildFailedError

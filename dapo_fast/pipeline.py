@@ -42,7 +42,7 @@ from dapo_fast.train.critic import ValueFiller, train_critic
 from dapo_fast.train.memory import estimate, rank_memory_gib
 from dapo_fast.train.parallel import open_world
 from dapo_fast.train.sft import read_pairs, train_sft
-from dapo_fast.train.torchrun import torchrun
+from dapo_fast.train.torchrun import is_first_rank, torchrun
 
 log = logging.getLogger("dapo_fast.pipeline")
 
@@ -152,7 +152,7 @@ class Pipeline:
 
     def _claim(self, stage: str, iteration: int) -> tuple[Path, str]:
         directory, settings = self.directory.stage(iteration, stage), self._settings(stage, iteration)
-        if _rank() == 0:
+        if is_first_rank():
             self.directory.claim(directory, settings)
         # A claim of other settings may lie there until rank 0 replaces it.
         _barrier_free_wait(directory / "stage.json", lambda: self.directory.changed(directory, settings) == [])
@@ -269,7 +269,7 @@ class Pipeline:
         task = self.parts.task
         if config.model.path is None:
             start = out / "start"
-            if _rank() == 0 and not (start / "config.json").exists():
+            if is_first_rank() and not (start / "config.json").exists():
                 _write_initial_model(task, start, config.seed)
             _barrier_free_wait(start / "config.json", (start / "config.json").exists)
         else:
@@ -527,7 +527,7 @@ class Pipeline:
         return result
 
     def _tell_end(self, name: str, iteration: int, result: Any) -> None:
-        for callback in self._callbacks if result is not None and _rank() == 0 else ():
+        for callback in self._callbacks if result is not None and is_first_rank() else ():
             callback(Event(name, iteration, None, dict(result) if isinstance(result, dict) else {}))
 
 
@@ -579,10 +579,6 @@ def _write_initial_model(task: Task, directory: Path, seed: int) -> None:
     model.save_pretrained(temporary)
     task.tokenizer().save_pretrained(temporary)
     os.replace(temporary, directory)
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
 
 
 def _one_process(stage: str) -> None:

@@ -48,6 +48,11 @@ def torchrun(words: Sequence[str], processes: int, held: Sequence[int] = ()) -> 
         return code and _most_telling([code, *(int(path.read_text()) for path in Path(folder).iterdir())])
 
 
+def is_first_rank() -> bool:
+    """Whether this process is rank 0 of those that a launcher started, or was started alone."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def tell_exit_code(code: int) -> None:
     """Leave this rank's exit code to ``torchrun``, if that started it."""
     folder = os.environ.get(EXIT_CODE_VARIABLE)
