@@ -24,20 +24,25 @@ class One:
         self._failing_since: float | None = None
         self._failures = 0  # since the last line
         self._next_line = 0.0
+        self._lock = threading.Lock()
 
     def failed(self, failure: object) -> None:
         """A request failed and is asked again; said at once, and then once a minute for all of them."""
         now = time.monotonic()
-        self.down_until = now + _DOWN_SECONDS
-        self._failing_since = self._failing_since or now
-        self._failures += 1
-        if now >= self._next_line:
-            log.warning("%s: %s; %d requests like it are asked again", self.url, failure, self._failures)
-            self._failures, self._next_line = 0, now + _LINE_SECONDS
+        with self._lock:
+            self.down_until = now + _DOWN_SECONDS
+            self._failing_since = self._failing_since or now
+            self._failures += 1
+            failures, due = self._failures, now >= self._next_line
+            if due:
+                self._failures, self._next_line = 0, now + _LINE_SECONDS
+        if due:
+            log.warning("%s: %s; %d requests like it are asked again", self.url, failure, failures)
 
     def answered(self) -> None:
         """A request was answered."""
-        since, self._failing_since = self._failing_since, None
+        with self._lock:
+            since, self._failing_since = self._failing_since, None
         if since is not None and time.monotonic() - since > _DOWN_SECONDS:
             log.warning("%s: answers again, after %.0f s", self.url, time.monotonic() - since)
 
