@@ -28,9 +28,10 @@ from dapo_fast.models.loading import (
 from dapo_fast.models.readpath import PolicyReader, ValueReader
 from dapo_fast.rundir import read_metrics, read_state, write_json
 from dapo_fast.state import Done
+from dapo_fast.train.export import export
 from dapo_fast.train.loop import Batch
 from dapo_fast.train.parallel import World, prepare_blocks, reshard, shard
-from dapo_fast.train.weights import add_lora, export, has_adapters, load_sharded, reset_adapters, trained_from
+from dapo_fast.train.weights import add_lora, has_adapters, load_sharded, reset_adapters, trained_from
 
 log = logging.getLogger("dapo_fast.train")
 
