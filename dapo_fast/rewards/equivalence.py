@@ -250,9 +250,13 @@ def _names(items: list[str]) -> dict[str, str] | None:
 
 def _roots(items: list[str]) -> tuple[str | None, list[str]]:
     """``x`` with 2 and 3 of ``x_1=2, x_2=3`` and of ``x=2, x=3``; None with the items where they are anything else."""
-    found = [re.match(r"([A-Za-z])(?:_\{?\d\}?)?\s*=([^=]*)\Z", normalise(item)) for item in items]
-    letters = {match and match[1] for match in found}
-    return (letters.pop(), [match[2] for match in found]) if len(letters) == 1 and all(found) else (None, items)
+    found = [re.match(r"([A-Za-z])(?:_\{?(\d)\}?)?\s*=([^=]*)\Z", normalise(item)) for item in items]
+    if not all(found) or len({match[1] for match in found}) != 1:
+        return None, items
+    numbers = {match[2] for match in found}
+    if numbers != {None} and len(numbers) < len(found):  # the first one twice
+        return None, items
+    return found[0][1], [match[3] for match in found]
 
 
 def _matched(left: list[_Item], right: list[_Item], same: Callable[[_Item, _Item], bool]) -> bool:
