@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 from dapo_fast.config import OptimSettings
 from dapo_fast.errors import InputError, blaming
 from dapo_fast.models.files import (
-    Stored,
     ignored_in_files,
     is_finite,
     not_finite,
@@ -99,52 +98,49 @@ def load_sharded(model: PreTrainedModel, directory: Path, world: World, fresh_he
         InputError: on every rank, where the files are not this model (``models.files.refuse``) or a value that any rank
             reads is not finite.
     """
-    stored = stored_tensors(directory)
-    held = sources(model, _names(model), stored)
-    state: dict[str, Tensor] = {}
-    for group, parameter in tied_groups(model):
-        names = [name.replace(".base_layer.", ".") for name in group if ".lora_" not in name]
-        if names:
-            state[next((name for name in names if name in held), names[0])] = parameter
-    state |= stored_buffers(model)
-    _compare(model, state, directory, stored, held, fresh_head)
     problem = None
-    for name in sorted(state.keys() & held.keys()):
-        if not _fill(state[name], held[name].rows):
-            problem = problem or not_finite(directory, stored, held[name].names[0])
+    matched = match_files(model, directory, fresh_head)
+    for tensor, source in (matched[name] for name in sorted(matched)):
+        if not _fill(tensor, source.rows):
+            problem = problem or not_finite(directory, stored_tensors(directory), source.names[0])
     # Each rank saw its own rows: one that raised alone would leave the others in a collective.
     found = [p for p in world.gather(problem) if p is not None]
     if found:
         raise InputError(found[0])
 
 
-def _names(model: PreTrainedModel) -> set[str]:
-    """What ``model`` calls its tensors, adapters aside."""
-    return {name.replace(".base_layer.", ".") for name in model.state_dict() if ".lora_" not in name}
+def match_files(model: PreTrainedModel, directory: Path, fresh_head: bool = False) -> dict[str, tuple[Tensor, Source]]:
+    """Every tensor of ``model`` and where it is read from, by its name; reads the files' headers only.
 
+    Args:
+        model: On any device.
 
-def _compare(
-    model: PreTrainedModel,
-    state: dict[str, Tensor],
-    directory: Path,
-    stored: dict[str, Stored],
-    held: dict[str, Source],
-    fresh_head: bool,
-) -> None:
-    """``refuse`` what the headers of the files say already."""
-    ignored = ignored_in_files(model)
+    Raises:
+        InputError: as ``models.files.refuse``.
+    """
+    stored = stored_tensors(directory)
+    own = {name.replace(".base_layer.", ".") for name in model.state_dict() if ".lora_" not in name}
+    held = sources(model, own, stored)
+    state: dict[str, Tensor] = {}
+    for group, parameter in tied_groups(model):
+        names = [name.replace(".base_layer.", ".") for name in group if ".lora_" not in name]
+        if names:
+            state[next((name for name in names if name in held), names[0])] = parameter
+    state |= stored_buffers(model)
+    both, ignored = state.keys() & held.keys(), ignored_in_files(model)
     with blaming(directory, f"not the experts of a {type(model).__name__}"):
-        shapes = {n: (held[n].shape, tuple(state[n].shape)) for n in state.keys() & held.keys()}
+        shapes = {name: (held[name].shape, tuple(state[name].shape)) for name in both}
     refuse(
         model,
         state,
         directory,
         stored,
         state.keys() - held.keys(),
-        {name for name in held.keys() - _names(model) if not ignored(name)},
+        {name for name in held.keys() - own if not ignored(name)},
         {name: pair for name, pair in shapes.items() if pair[0] != pair[1]},
         fresh_head,
     )
+    return {name: (state[name], held[name]) for name in both}
 
 
 def stored_buffers(model: nn.Module) -> dict[str, Tensor]:
