@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dapo_fast.config import AdvantageSettings
-from dapo_fast.data.store import read_shard, seal, sealed_summary, shard_meta, shard_paths, write_shard
+from dapo_fast.data.store import read_shard, scan_trees, seal, sealed_summary, shard_meta, shard_paths, write_shard
 from dapo_fast.data.tree import Candidate, State, Tree
 from dapo_fast.errors import InputError
 from dapo_fast.evidence import ASSUMED, shrunk
@@ -150,7 +150,7 @@ def compute_advantages(
         return done
     k = fitted_k if settings.shrink == "auto" else settings.shrink
     shards = shard_paths(trees_directory)
-    any_right = any(any(s.rewards) for p in shards for t in read_shard(p) for s in t.states)
+    any_right = any(any(state.rewards) for tree in scan_trees(trees_directory) for state in tree.states)
     for path in shards:
         target = out / path.name
         # Rank 0 decides for all: a file seen by some ranks only would leave the others alone in a collective.
@@ -175,7 +175,7 @@ def compute_advantages(
             add_seconds(out, time.monotonic() - began)
     summary: dict[str, Any] = {"digest": digest, "k": k if settings.source == "critic" else None}
     if world.rank == 0:
-        summary |= count_states(t for p in shard_paths(out) for t in read_shard(p))
+        summary |= count_states(scan_trees(out))
         seal(out, summary)
         log.info(
             "advantages: %(kept)d of %(states)d states kept, %(pairs)d pairs (states with only wrong completions: "

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from dapo_fast.config import Config, merge, wrong_keys
 from dapo_fast.errors import InputError
 from dapo_fast.events import Callback
-from dapo_fast.names import name_of
+from dapo_fast.given import Given, engine_factory
 from dapo_fast.rundir import RunDirectory
 from dapo_fast.train.torchrun import is_first_rank
 
@@ -78,10 +78,10 @@ class DAPO:
         Raises:
             InputError: a setting or something given is wrong, or there are neither problems nor a model.
         """
-        given = _Given()
+        given = Given()
         changes = {
             "data": {"problems": given.source(problems), "heldout": given.source(heldout), "task": given.name(task)},
-            "engine": {"kind": given.name(_factory(engine))},
+            "engine": {"kind": given.name(engine_factory(engine))},
             "reward": given.reward(reward),
             "objective": given.name(objective),
         }
@@ -187,6 +187,35 @@ class DAPO:
             log.info("evaluate: the policy after iteration %d", iteration)
         return self._do("evaluate", iteration)
 
+    def best_of(self, critic: str | Path | None = None, iteration: int | None = None) -> dict[str, Any]:
+        """Accuracy of what a critic chooses among the held-out responses that ``evaluate`` samples.
+
+        Args:
+            critic: Its directory; None: the newest of this run.
+            iteration: As in ``evaluate``.
+
+        Returns:
+            As ``dapo_fast.best_of.choose_by_critic``.
+
+        Raises:
+            InputError: nothing is held out or sampled (``evaluate.samples``), or there is no critic.
+        """
+        from dapo_fast.best_of import choose_by_critic
+        from dapo_fast.rollout.loading import check_model_directory
+        from dapo_fast.step_values import StepValues
+
+        critic = Path(critic or self.critic_model)
+        check_model_directory("critic", critic)
+        iteration = self._pipeline.newest() if iteration is None else iteration
+        config = self.config.at(iteration)
+        if not config.evaluate.samples:
+            raise InputError("evaluate.samples 0: there are no sampled responses to choose among")
+        if self.evaluate(iteration) is None:
+            raise InputError("data.heldout: not set, so there are no responses to choose among")
+        values = StepValues(critic, config.data.template, config.collect.splitter, config.model)
+        heldout = self._pipeline.parts.heldout()
+        return choose_by_critic(heldout, self._directory.stage(iteration, "evaluate"), values, str(critic))
+
     def report(self) -> Path:
         """One HTML page about the run so far. Returns where it is."""
         from dapo_fast.report import write_report
@@ -245,52 +274,6 @@ class DAPO:
     def _save(self) -> None:
         if is_first_rank() and not (self.directory / "config.yaml").exists():
             self._directory.save_config()
-
-
-class _Given:
-    """What a program gave, by the names that it goes by in settings."""
-
-    def __init__(self) -> None:
-        self.objects: dict[str, Any] = {}
-
-    def name(self, thing: Any) -> str | None:
-        """The name of ``thing``; a text is one already."""
-        if thing is None or isinstance(thing, str):
-            return thing
-        name = name_of(thing)
-        if self.objects.setdefault(name, thing) is not thing:
-            raise InputError(f"{name}: two things that are given go by this name; give them as module:attribute")
-        return name
-
-    def source(self, problems: str | Path | Iterable[Row | Problem] | None) -> str | None:
-        """Where problems are, or a name of all that they say."""
-        if problems is None or isinstance(problems, str | Path):
-            return None if problems is None else str(problems)
-        from dapo_fast.data.problems import content_digest, load_problems
-
-        read = load_problems(problems)
-        name = f"<{len(read)} problems {content_digest(read)[:16]}>"
-        self.objects[name] = read
-        return name
-
-    def reward(self, reward: Any) -> str | dict[str, float] | None:
-        """A reward's name, or the names of several with their weights."""
-        for one in reward if isinstance(reward, Mapping) else [reward]:
-            if one is not None and not isinstance(one, str) and not callable(one):
-                raise InputError(f"reward: {one!r} is neither a name nor a function of a problem and a response")
-        if isinstance(reward, Mapping):
-            names = [str(self.name(one)) for one in reward]
-            for name in names:
-                if names.count(name) > 1:
-                    raise InputError(f"reward: {name}: is given more than once")
-            return dict(zip(names, reward.values(), strict=True))
-        return self.name(reward)
-
-
-def _factory(engine: Any) -> Callable[[Path], Engine] | None:
-    if engine is None or (callable(engine) and (isinstance(engine, type) or not hasattr(engine, "generate"))):
-        return engine
-    raise InputError("engine: give a function of a policy's directory, since every iteration samples from a new policy")
 
 
 def _without_none(changes: dict[str, Any]) -> dict[str, Any]:

@@ -73,9 +73,11 @@ def build_parser() -> argparse.ArgumentParser:
     newest = "policy after iteration N; 0: the base; without it the newest that is trained"
     sub.add_argument("--iteration", type=int, metavar="N", help=newest)
     sub.add_argument("--model", metavar="DIR", help="Hugging Face model directory")
-    sub.add_argument("--benchmark", metavar="NAME|PATH", help="benchmark by name, hub id or local file")
+    sub.add_argument("--benchmark", metavar="NAME|PATH", help="benchmark or task by name, hub id, file")
     sub.add_argument("--out", metavar="DIR", help="where results go; a second run resumes them")
     sub.add_argument("--limit", type=int, metavar="N", help="only the first N problems")
+    choose = "also choose among the evaluate.samples responses by this critic, by majority and by both"
+    sub.add_argument("--critic", metavar="DIR", help=choose)
     settings(sub)
     sub = command("estimate", "the dry run: memory a rank will need and an iteration's work; loads no weights")
     sub.add_argument("model", metavar="DIR", help="directory with the model's config.json")
@@ -248,6 +250,8 @@ def _work(args: argparse.Namespace, run: DAPO) -> int:
     arguments = () if args.command in ("run", "sft") else (args.iteration,)
     try:
         result = getattr(run, args.command)(*arguments)
+        if args.command == "evaluate" and args.critic is not None:
+            result = {**(result or {}), "chosen": run.best_of(args.critic, args.iteration)}
     except ChildFailedError as error:
         return _tell(args, str(error), error.code)
     if args.command == "run":
@@ -272,48 +276,13 @@ def _evaluate_model(args: argparse.Namespace) -> int:
     missing = [name for name in ("model", "benchmark", "out") if getattr(args, name) is None]
     if missing:
         raise InputError(f"evaluate: name a RUN, or all of --model, --benchmark and --out (missing: --{missing[0]})")
-    config = _config(args, [f"model.path={json.dumps(args.model)}", f"data.problems={json.dumps(args.benchmark)}"])
-    if config is None:
-        raise InputError("evaluate: no settings")
-    from dapo_fast.data.problems import format_prompt, load_problems
-    from dapo_fast.evaluate import evaluate
-    from dapo_fast.parts import Parts
-    from dapo_fast.rollout.loading import check_model_directory, check_prompt, load_tokenizer
-    from dapo_fast.rollout.server import serving
+    from dapo_fast.measure import Measurement, measure_model
+    from dapo_fast.tasks import TASKS
 
-    directory = RunDirectory(args.out, config)
-    out = directory.path
-    problems = load_problems(args.benchmark, limit=args.limit)
-    parts = Parts(config)
-    reward = parts.reward(problems)
-    check_model_directory("--model", Path(args.model))
-    check_prompt(problems[0], load_tokenizer(args.model), config.data.template)
-    directory.lock()
-    log_to(out)
-    settings = {
-        "stage": "evaluate",
-        "model": args.model,
-        "benchmark": args.benchmark,
-        "limit": args.limit,
-        "template": config.data.template,
-        "seed": config.seed,
-        "evaluate": config.evaluate.model_dump(),
-    }
-    if config.reward is not None:
-        settings["reward"] = config.reward
-    digest = directory.claim(out, settings)
-    with serving(config.engine, args.model, out / "server.log") as server:
-        engine = parts.engine(Path(args.model), config, server)
-        summary = evaluate(
-            problems,
-            engine,
-            config.evaluate,
-            out,
-            encode=lambda problem: format_prompt(problem, engine.tokenizer, config.data.template),
-            verify=reward,
-            seed=config.seed,
-            digest=digest,
-        )
+    source = "data.task" if args.benchmark in TASKS else "data.problems"
+    config = _config(args, [f"model.path={json.dumps(args.model)}", f"{source}={json.dumps(args.benchmark)}"])
+    assert config is not None
+    summary = measure_model(Measurement(args.model, args.benchmark, args.limit, args.critic), config, args.out)
     print(_summary("evaluate", summary))
     return 0
 
@@ -364,9 +333,16 @@ def results_table(rows: list[dict]) -> str:
 
 def _summary(command: str, result: dict) -> str:
     if "greedy" in result:
-        return results_table([{"iteration": 0, **result}]).replace("base ", "model")
+        table = results_table([{"iteration": 0, **result}]).replace("base ", "model")
+        return "\n".join([table, *_chosen(result.get("chosen", {}))])
     pieces = [f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in result.items() if _plain(v)]
     return f"{command}: " + " ".join(pieces)
+
+
+def _chosen(chosen: dict[str, Any]) -> list[str]:
+    names = {"best_of": "best by the critic", "majority": "majority", "weighted": "majority weighted by the critic"}
+    known = {rule: name for rule, name in names.items() if rule in chosen}
+    return [f"of {chosen['samples']}, {name:<31} {_accuracy(chosen[rule])}" for rule, name in known.items()]
 
 
 def _plain(value: object) -> bool:

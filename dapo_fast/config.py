@@ -206,6 +206,7 @@ class CollectSettings(Section):
     shard_problems: int = Field(16, ge=1)  # problems in a shard: the unit that a kill can cost
     every_state: int = Field(1, ge=1)  # complete every k-th state
     reuse_samples: bool = True  # the generator's samples serve as completions of s_0
+    skip_solved: bool = False  # no completions for problems whose every response was right
     skip_decided: bool = False  # stop completing a state once its verdict is sure beyond decided_error
     decided_error: float = Field(0.01, gt=0, lt=1)  # chance of a wrong verdict that skip_decided accepts
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist, fmean, variance
 from typing import Any
 
 from tqdm import tqdm
@@ -25,6 +23,7 @@ from dapo_fast.rollout.engine import Engine, Sample, SamplingParams
 from dapo_fast.rollout.loading import fitting, warn_of_truncation
 from dapo_fast.rundir import add_seconds, read_state, write_json
 from dapo_fast.state import EvaluationClaim, MeasuredProblem
+from dapo_fast.statistics import reward_of, summarise
 
 log = logging.getLogger("dapo_fast.evaluate")
 
@@ -207,11 +206,6 @@ def _judged(sample: Sample, reward: float) -> dict[str, Any]:
     return row | ({"reward": reward} if 0 < reward < 1 else {})
 
 
-def reward_of(response: dict[str, Any]) -> float:
-    """The reward of a response as it stands in a line of results: it is written out where it is a fraction."""
-    return float(response.get("reward", response["correct"]))
-
-
 def _batch_seed(seed: int, mode: str, start: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{mode}/{start}".encode()).digest()[:4], "little")
 
@@ -245,62 +239,3 @@ def _resume(path: Path, problems: Sequence[Problem], batch: int, samples: int) -
     if offsets[kept] < path.stat().st_size:
         os.truncate(path, offsets[kept])
     return rows[:kept]
-
-
-# Statistics ---------------------------------------------------------------------------------------------------------
-
-
-def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracy, interval, pass@k, truncated fraction and mean length of the rows of one mode."""
-    samples = len(rows[0]["responses"])
-    right = [sum(map(reward_of, row["responses"])) for row in rows]
-    total = len(rows) * samples
-    accuracy = sum(right) / total
-    effective = _effective_count([c / samples for c in right], accuracy, total)
-    low, high = wilson_interval(accuracy * effective, effective)
-    responses = [r for row in rows for r in row["responses"]]
-    summary: dict[str, Any] = {
-        "accuracy": accuracy,
-        "low": low,
-        "high": high,
-        "n": len(rows),
-        "truncated": sum(not r["finished"] for r in responses) / total,
-        "tokens": fmean(r["tokens"] for r in responses),
-    }
-    if samples > 1:
-        summary["samples"] = samples
-        if any("reward" in response for response in responses):
-            return summary
-        for k in sorted({2**e for e in range(samples.bit_length())} | {samples}):
-            summary[f"pass@{k}"] = fmean(pass_at_k(samples, int(c), k) for c in right)
-    return summary
-
-
-def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Unbiased pass@k of one problem: 1 − C(n−c, k) / C(n, k) (arXiv 2107.03374, equation 1)."""
-    if not 0 <= correct <= n or not 1 <= k <= n:
-        raise ValueError(f"pass@{k} of {correct} right in {n}")
-    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
-
-
-def wilson_interval(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a proportion (Wilson 1927). ``n`` 0: nothing is known, (0, 1)."""
-    if n == 0:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(max(0.0, p * (1 - p) / n + z * z / (4 * n * n)))
-    # At p = 0 and p = 1 the bound is exact; rounding must not move it.
-    return (0.0 if p <= 0 else max(0.0, centre - half)), (1.0 if p >= 1 else min(1.0, centre + half))
-
-
-def _effective_count(means: Sequence[float], accuracy: float, total: int) -> float:
-    """How many independent samples would give the mean its variance: p(1−p) / Var(mean), between problems and total."""
-    problems = len(means)
-    if total == problems or problems == 1:
-        return float(problems)
-    spread = variance(means, accuracy) / problems
-    if spread == 0:
-        return float(total) if 0 < accuracy < 1 else float(problems)
-    return min(float(total), max(float(problems), accuracy * (1 - accuracy) / spread))

@@ -41,6 +41,7 @@ from dapo_fast.train.actor import train_actor
 from dapo_fast.train.critic import ValueFiller, train_critic
 from dapo_fast.train.memory import estimate, rank_memory_gib
 from dapo_fast.train.parallel import open_world
+from dapo_fast.train.preflight import check_training
 from dapo_fast.train.sft import read_pairs, train_sft
 from dapo_fast.train.torchrun import is_first_rank, torchrun
 
@@ -199,6 +200,7 @@ class Pipeline:
         for config in configs[1:]:
             if config.critic.init not in ("actor", "scratch") and config.advantages.source == "critic":
                 self._check_critic_init(Path(config.critic.init), tokenizer)
+        self._check_training(configs[1:])
         tracker = self.config.parallel.tracker
         if tracker != "none" and importlib.util.find_spec(tracker) is None:
             raise InputError(f"parallel.tracker {tracker}: not installed (pip install {tracker})")
@@ -210,6 +212,16 @@ class Pipeline:
             if name and name.startswith("<") and not alone:
                 raise InputError(f"{setting} {name}: the ranks of parallel.processes cannot import it")
         self.parts.objective()
+
+    def _check_training(self, configs: Sequence[Config]) -> None:
+        """What the iterations train can be built; those that change nothing of it are not tried again."""
+        before: list[Any] = []
+        path = self.config.model.path
+        for config in configs:
+            parts = [config.parallel, config.actor, config.critic, config.advantages]
+            if parts != before:
+                check_training(config, Path(path) if path is not None else None)
+            before = parts
 
     def _warn_of_memory(self) -> None:
         """Say, before hours of sampling, that training what comes of it will not fit."""

@@ -85,14 +85,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
     The last line of a run in flight may be half written, and is left out; InputError names any other that is no step.
     """
-    if not path.exists():
-        return []
+    return read_lines(path, state.Step) if path.exists() else []
+
+
+def read_lines(path: Path, shape: type[BaseModel]) -> list[dict[str, Any]]:
+    """The whole lines of a file of JSON lines; InputError names one that does not fit ``shape``."""
     rows = []
     for number, line in enumerate(read_text(path).split("\n")[:-1], 1):
         where = f"{path}, line {number}"
         with blaming(where, "not JSON"):
             row = json.loads(line)
-        rows.append(_fitting(where, state.Step, row))
+        rows.append(_fitting(where, shape, row))
     return rows
 
 

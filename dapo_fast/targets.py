@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+
+import numpy as np
 
 from dapo_fast.config import FIRST_BETA
-from dapo_fast.data.tree import State, Tree
+from dapo_fast.data.tree import State
 
 log = logging.getLogger("dapo_fast.targets")
 
 
-def beta_of(trees: Sequence[Tree], beta: float | str) -> float:
+def beta_of(advantages: np.ndarray, beta: float | str) -> float:
     """β itself, or by rule: ``"std/C"`` is std(Â)/C over the pairs that are trained on, ``"auto"`` that of a first
     iteration.
+
+    Args:
+        advantages: ``(pairs,)`` Â of these.
 
     Raises:
         ValueError: by rule, but all advantages are zero.
@@ -28,12 +32,11 @@ def beta_of(trees: Sequence[Tree], beta: float | str) -> float:
     if not isinstance(beta, str):
         return beta
     divisor = float((FIRST_BETA if beta == "auto" else beta).removeprefix("std/"))
-    kept = [c.advantage for tree in trees for state in tree.states if state.kept for c in state.candidates]
     # Â has mean zero at each state, so the spread is about zero: that of what a target can be.
-    found = math.sqrt(sum(a * a for a in kept) / max(len(kept), 1)) / divisor
+    found = math.sqrt(float(np.square(advantages).mean())) / divisor
     if found == 0:
         raise ValueError("beta: every advantage is zero")
-    log.info("β = std(Â)/%g = %.4g over %d pairs", divisor, found, len(kept))
+    log.info("β = std(Â)/%g = %.4g over %d pairs", divisor, found, len(advantages))
     return found
 
 
@@ -43,13 +46,3 @@ def log_partition(state: State, beta: float) -> float:
     top = max(exponent for _, exponent in exponents)
     total = sum(count for count, _ in exponents)
     return top + math.log(sum(count * math.exp(exponent - top) for count, exponent in exponents) / total)
-
-
-def subtract_log_partition(trees: Sequence[Tree], beta: float) -> None:
-    """Turn each kept Â into Â − β·log Z(s), so that the loss's target Â/β becomes Â/β − log Z(s)."""
-    for tree in trees:
-        for state in tree.states:
-            if state.kept and state.candidates:
-                shift = beta * log_partition(state, beta)
-                for candidate in state.candidates:
-                    candidate.advantage -= shift

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from dapo_fast.config import EvaluateSettings
 from dapo_fast.data.problems import Problem
 from dapo_fast.errors import InputError
-from dapo_fast.evaluate import evaluate, pass_at_k, summarise, wilson_interval
+from dapo_fast.evaluate import evaluate
 from dapo_fast.rollout.engine import Sample
+from dapo_fast.statistics import pass_at_k, summarise, wilson_interval
 
 
 @dataclass

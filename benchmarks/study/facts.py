@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import fmean
 
 from dapo_fast.data.store import read_trees
-from dapo_fast.evaluate import reward_of
 from dapo_fast.report.cost import costs
 from dapo_fast.report.read import Iteration, read_run
+from dapo_fast.statistics import reward_of
 
 from .statistics import Interval, interval
 

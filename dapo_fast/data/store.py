@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from dapo_fast.data.tree import Candidate, State, Tree, Trunk
+from dapo_fast.data.columns import Columns
+from dapo_fast.data.tree import Tree
 from dapo_fast.errors import InputError, first_line, refuse_pipe
 from dapo_fast.rundir import read_state, write_json
 
@@ -194,24 +195,50 @@ def shard_meta(path: str | Path) -> dict[str, str]:
     return {k[len(prefix) :].decode(): v.decode() for k, v in raw.items() if k.startswith(prefix)}
 
 
-def _tree(row: dict) -> Tree:
-    row["trunks"] = [Trunk(**trunk) for trunk in row["trunks"]]
-    for state in row["states"]:
-        state["candidates"] = [Candidate(**candidate) for candidate in state["candidates"]]
-    row["states"] = [State(**state) for state in row["states"]]
-    return Tree(**row)
+def read_columns(path: str | Path) -> Columns:
+    """One shard as columns; InputError names a file that is not one."""
+    try:
+        return Columns(_batch(_open(path)))
+    except (ValueError, TypeError, pa.ArrowException) as error:  # text that is not UTF-8, or a list that is null
+        raise InputError(f"{path}: not a readable tree shard ({first_line(error)})") from error
+
+
+def _batch(table: pa.Table) -> pa.RecordBatch:
+    batches = table.combine_chunks().to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
 
 
 def read_shard(path: str | Path) -> list[Tree]:
-    """The trees of one shard; InputError names a file that is not one."""
-    table = _open(path)
-    try:
-        return [_tree(row) for row in table.to_pylist()]
-    except (ValueError, TypeError) as error:  # text that is not UTF-8, or a list that is null
-        raise InputError(f"{path}: not a readable tree shard ({error})") from error
+    """The trees of one shard, in lists, which may be changed; InputError names a file that is not one."""
+    columns = read_columns(path)
+    return [columns.whole_tree(row) for row in range(columns.count)]
 
 
 def read_trees(directory: str | Path) -> Iterator[Tree]:
     """All trees of a store, shard after shard."""
     for path in shard_paths(directory):
         yield from read_shard(path)
+
+
+def scan_trees(directory: str | Path) -> Iterator[Tree]:
+    """All trees of a store to be read only: what is not asked for of one is never made."""
+    for path in shard_paths(directory):
+        columns = read_columns(path)
+        yield from (columns.tree(row) for row in range(columns.count))
+
+
+def write_columns(directory: str | Path, path: Path) -> None:
+    """Write all trees of a store into one file that can be mapped into memory (``mapped.MappedTrees``), atomically.
+
+    Raises:
+        InputError: names a shard that is not one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
+            for shard in shard_paths(directory):
+                writer.write_batch(read_columns(shard).batch)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dapo_fast.data.store import read_trees
+from dapo_fast.data.store import scan_trees
 from dapo_fast.data.tree import State, Tree, is_heldout
 from dapo_fast.errors import InputError, refuse_pipe
 from dapo_fast.report.read import Iteration
@@ -76,7 +76,7 @@ def summarise(iteration: Iteration, sample: int, heldout_fraction: float) -> Tre
     moves: list[tuple[float, float, float]] = []
     heldout: list[tuple[float, float, float]] = []
     ranked: list[tuple[float, int, Tree]] = []
-    for index, tree in enumerate(read_trees(stage.path)):
+    for index, tree in enumerate(scan_trees(stage.path)):
         scores.fill(index, tree)
         _count(summary, tree, moves)
         if is_heldout(tree.problem_id, heldout_fraction):

@@ -13,12 +13,11 @@ from dapo_fast.rewards.normal import (
     as_number,
     compact,
     is_calculation,
-    matrix_rows,
     normalise,
-    split_top_level,
     strip_math,
     tolerance_between,
 )
+from dapo_fast.rewards.parts import BETWEEN, bracketed, cells, split_top_level
 
 LONGEST_ANSWER = 2_000  # characters; nothing longer is given to the algebra
 _MOST_ELEMENTS = 64
@@ -35,16 +34,15 @@ _NAME = re.compile(
     r"|\\(?!frac|sqrt|pm|sin|cos|tan|cot|sec|csc|log|ln|exp|int|sum)[A-Za-z]+(?:\s*\{?[A-Za-z]{1,3}\}?)?"
     # A word, which has a vowel behind its first letter: not xyz, a product.
     r"|(?:[A-Z]|[a-z](?=[a-z]*[aeiou]))[A-Za-z]{2,19}(?:\s[A-Za-z]{1,20}){0,3})"
-    r"(?:_(?:\w|\{[^{}]*\}))?'*(?:\^\{-1\})?(?:\s?\([^()=]{1,12}\))?\Z"
-    r"|\([A-Za-z](?:,\s?[A-Za-z]){1,3}\)\Z"
-)
-_BETWEEN = re.compile(
-    r"\s*,?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*,?\s*|\s*\\(?:text|textrm|mathrm)\s*\{\s*,?\s*(?:and|or)\s*\}\s*|[,;]"
+    r"(?:_(?:\w|\{[^{}]*\}))?'*(?:\^\{-1\})?(?:\s?\([^()]{1,12}\))?\Z"
+    r"|\([A-Za-z](?:,\s?[A-Za-z]){1,3}\)\Z|\|(?:[A-Z]{2}|\\vec\{\w{1,2}\})\|\Z"
 )
 _PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}[,.]?\s+\$?[A-Za-z]{2,}")
+# What makes two answers differ although their numbers do not: powers of units, halves of the day.
 _UNIT_POWER = re.compile(
-    r"(?:\\(?:text|mathrm|mbox|textrm|rm)\s*\{[^{}]*\}|\b[a-z]{2,10})\s*\^\s*\{?(-?\d)\}?[$.\s]*\Z"
+    r"(?:\\(?:text|mathrm|mbox|textrm|rm)\s*\{[^{}]*\}|(?<![A-Za-z\\])[a-z]{2,10})\s*(?:\^\s*\{?)?(-?\d|[²³])\}?[$.\s]*\Z"
 )
+_HALF_DAY = re.compile(r"(?<![A-Za-z\\])([AaPp])\.?[Mm](?![A-Za-z])")
 _RATIO = re.compile(":")
 
 
@@ -57,9 +55,10 @@ def equivalent(given: str, reference: str) -> bool:
 
 
 def _same(given: str, reference: str, depth: int) -> bool:
-    powers = {match[1] for text in (given, reference) if (match := _UNIT_POWER.search(text[-60:]))}
-    if len(powers) > 1:  # square metres are not cubic metres
-        return False
+    for mark in (_UNIT_POWER, _HALF_DAY):
+        found = {match[1].casefold() for text in (given, reference) if (match := mark.search(text[-60:]))}
+        if len(found) > 1:
+            return False
     left, right = normalise(given), normalise(reference)
     if not left or not right:
         return compact(strip_math(given)) == compact(strip_math(reference)) != ""
@@ -103,7 +102,7 @@ def _sides(text: str) -> list[str]:
     if len(sides) == 1:
         sides = split_top_level(text, _IN)
     prose = any(_PROSE.search(side) and not _NAME.match(side) for side in sides)
-    if prose or not all(sides) or any(len(split_top_level(side, _BETWEEN)) > 1 for side in sides[:-1]):
+    if prose or not all(sides) or any(len(split_top_level(side, BETWEEN)) > 1 for side in sides[:-1]):
         return [text]
     return sides[::-1] if len(sides) == 2 and _NAME.match(sides[1]) and is_calculation(sides[0]) else sides
 
@@ -174,14 +173,14 @@ def _same_words(left: str, right: str) -> bool:
 
     def letters(text: str) -> str:
         text = re.sub(r"\\(?:text|mathrm|textbf|mbox)|[{}$\\]", "", text).casefold()
-        text = re.sub(r"\b(?:the|an?)\b", " ", text)
+        text = re.sub(r"\b(?:the|an?)\s+(?=\w)", " ", text)
         return re.sub(r"[\s.,'’\"-]+", "", text)
 
     if letters(left) == letters(right) != "":
         return True
     # "Saturday and Sunday": order is free between items.
     lists = [
-        sorted(letters(part) for part in split_top_level(text, _BETWEEN) if letters(part)) for text in (left, right)
+        sorted(letters(part) for part in split_top_level(text, BETWEEN) if letters(part)) for text in (left, right)
     ]
     return len(lists[1]) > 1 and lists[0] == lists[1]
 
@@ -200,12 +199,12 @@ def _same_interval(found: Interval, wanted: Interval, depth: int) -> bool:
 
 def _same_structure(left: str, right: str, depth: int) -> bool | None:
     """None: neither has any structure that decides."""
-    rows = _cells(left), _cells(right)
+    rows = cells(left), cells(right)
     if rows[0] is not None and rows[1] is not None:
         if [len(row) for row in rows[0]] != [len(row) for row in rows[1]]:
             return False
-        cells = [pair for a, b in zip(rows[0], rows[1]) for pair in zip(a, b)]
-        return len(cells) <= _MOST_ELEMENTS and all(_same(a, b, depth + 1) for a, b in cells)
+        pairs = [pair for a, b in zip(rows[0], rows[1]) for pair in zip(a, b)]
+        return len(pairs) <= _MOST_ELEMENTS and all(_same(a, b, depth + 1) for a, b in pairs)
     ratios = split_top_level(left, _RATIO), split_top_level(right, _RATIO)
     if len(ratios[0]) > 1 or len(ratios[1]) > 1:
         return len(ratios[0]) == len(ratios[1]) <= _MOST_ELEMENTS and all(
@@ -214,17 +213,8 @@ def _same_structure(left: str, right: str, depth: int) -> bool | None:
     return _same_items(left, right, depth)
 
 
-def _cells(text: str) -> list[list[str]] | None:
-    """The cells of a matrix, with the factor before it in each."""
-    factor, begin, matrix = text.partition(r"\begin")
-    if not factor.strip(" ["):
-        return matrix_rows(text)
-    rows = matrix_rows(begin + matrix) if not re.search(r"[-+=,]", factor[1:]) else None
-    return rows and [[f"({factor})({cell})" for cell in row] for row in rows]
-
-
 def _same_items(left: str, right: str, depth: int) -> bool | None:
-    (left_brackets, left_items), (right_brackets, right_items) = _bracketed(left), _bracketed(right)
+    (left_brackets, left_items), (right_brackets, right_items) = bracketed(left), bracketed(right)
     if len(left_items) == len(right_items) == 1:
         if left_items[0] == left and right_items[0] == right:
             return None
@@ -239,44 +229,13 @@ def _same_items(left: str, right: str, depth: int) -> bool | None:
     named = left_brackets == right_brackets == "" and (names[0] or names[1] or {})
     ordered = named and len({name[0] for name in named}) == len(named)  # x and y, but not the roots x_1 and x_2
     if {left_brackets, right_brackets} <= {"", "{}"} and not ordered:
+        letters, values = zip(_roots(left_items), _roots(right_items))
+        if letters[0] == letters[1]:
+            left_items, right_items = values
         return _matched(left_items, right_items, lambda found, wanted: _same(found, wanted, depth + 1))
     if left_brackets == right_brackets or {left_brackets, right_brackets} == {"()", ""}:
         return all(_same(a, b, depth + 1) for a, b in zip(left_items, right_items))
     return False
-
-
-def _bracketed(text: str) -> tuple[str, list[str]]:
-    """Brackets ("()", "[)", "{}" or "" for a bare list) and elements."""
-    text = strip_math(text)
-    if text.startswith(r"\{") and text.endswith(r"\}"):
-        inner, brackets = text[2:-2], "{}"
-    elif len(text) > 1 and text[0] in "([" and text[-1] in ")]" and _closes_at_end(text):
-        inner, brackets = text[1:-1], text[0] + text[-1]
-    else:
-        inner, brackets = text, ""
-    items = [part for part in split_top_level(inner, _BETWEEN) if part]
-    if len(items) == 1 and brackets != "{}":
-        brackets, items = "", [text]
-    if brackets in ("", "{}"):
-        items = [item for part in items for item in _plus_minus(part)]
-    return brackets, items
-
-
-def _closes_at_end(text: str) -> bool:
-    depth = 0
-    for position, character in enumerate(text):
-        depth += (character in "([") - (character in ")]")
-        if depth == 0:
-            return position == len(text) - 1
-    return False
-
-
-def _plus_minus(text: str) -> list[str]:
-    signs = re.findall(r"\\(?:pm|mp)(?![A-Za-z])|±", text)
-    if len(signs) != 1:
-        return [text]
-    before, _, after = text.partition(signs[0])
-    return [f"{before}{sign}{after.lstrip()}".removeprefix("+") for sign in "+-"]
 
 
 def _names(items: list[str]) -> dict[str, str] | None:
@@ -287,6 +246,17 @@ def _names(items: list[str]) -> dict[str, str] | None:
         if len(sides) > 1 and _NAME.match(sides[0]):
             found[compact(sides[0]).casefold()] = item
     return found if len(found) == len(items) else None
+
+
+def _roots(items: list[str]) -> tuple[str | None, list[str]]:
+    """``x`` with 2 and 3 of ``x_1=2, x_2=3`` and of ``x=2, x=3``; None with the items where they are anything else."""
+    found = [re.match(r"([A-Za-z])(?:_\{?(\d)\}?)?\s*=([^=]*)\Z", normalise(item)) for item in items]
+    if not all(found) or len({match[1] for match in found}) != 1:
+        return None, items
+    numbers = {match[2] for match in found}
+    if numbers != {None} and len(numbers) < len(found):  # the first one twice
+        return None, items
+    return found[0][1], [match[3] for match in found]
 
 
 def _matched(left: list[_Item], right: list[_Item], same: Callable[[_Item, _Item], bool]) -> bool:

@@ -17,6 +17,7 @@ _LONGEST_LINE = 2_000
 _JOINED = re.compile(r"(?:[\s$,;.]|\\[()\[\]]|\\quad|\\qquad|\\text\{|\}|and|or|\\,)*")
 _PHRASE = re.compile(
     r"(?i)(?:\b(?:answer|correct (?:option|choice))\b\**\s*(?:(?:is|are|was|equals|becomes|=|:)\s*)+|答案\s*[是为:：]+)"
+    r"(?:(?:option|choice)\s+(?=\W{0,3}[A-Z]\b))?"
     r"(therefore|thus|simply|just)?"
 )
 _DISPLAY = re.compile(r"(?:\\\[|\$\$)((?:(?!\\\[|\$\$).){1,2000}?)(?:\\\]|\$\$)", re.S)
@@ -35,11 +36,12 @@ _NUMBER = re.compile(
 _SEVERAL = re.compile(r"\d\s*(?:,\s|,?\s*\band\b|\bor\b)\s*(?:[A-Za-z]\s*=\s*)?[-−]?\d")
 _ITEM = r"(?<![\w.,/])(?:[A-Za-z](?:_\d)?\s*=\s*)?[-−]?\d[\d./]*(?:,\d{3})*(?!\w)"
 _LIST_OR_POINT_OR_RATIO = re.compile(
-    rf"(?:{_ITEM}(?:\s*(?:,|,?\s+and|,?\s+or)\s+{_ITEM})+|(?<!\w)\([^()]*,[^()]*\)|(?<![\w.,:])\d[\d.]*(?:\s?:\s?\d+)+)"
+    rf"(?:{_ITEM}(?:\s*(?:,|,?\s+and|,?\s+or)\s+{_ITEM})+|(?<!\w)[(\[][^()\[\]]*,[^()\[\]]*[)\]]|(?<![\w.,:])\d[\d.]*(?:\s?:\s?\d+)+)"
     r"\s*\.?\Z"
 )
 _LATEX = re.compile(r"\\[A-Za-z]|[_^]")
 _ASIDE = re.compile(r",?\s+(?:which|because|since|i\.e\.|that is)\s|(?<=[\w$%])\s+\((?=[^()]*[A-Za-z]{3})[^()]*\)")
+_QUALIFIED = re.compile(r"(?i)\b(?:not|log|ln|sqrt|sin|cos|tan|minus|negative|between)\W*\Z")
 _CALCULATION = re.compile(r"\s*\(\s*=?\s*([\d\s.]+(?:[-+*/×][\d\s.]+){1,8})(?:=[\d\s.]+)?\)\s*\.?\Z")
 _LIST_MARK = re.compile(r"\s*(?:[,;]|,?\s*\band\b|,?\s*\bor\b)\s*")
 
@@ -214,7 +216,9 @@ def _number_of(line: str, last: bool) -> str:
     if sum_of := _CALCULATION.match(after):
         return number if _value(sum_of.group(1)) == as_number(number) else line
     several = last and _SEVERAL.search(line[-80:]) and _SEVERAL.search(line[max(0, found.start() - 12) : found.end()])
-    part = re.search(r"[-+*/^(<>\\]\s*\Z|\b[b-hj-zB-HJ-Z]\s*\Z" if last else r"[^\s\w,'’]|\b[b-zB-Z]\s", before)
+    part = _QUALIFIED.search(before) or re.search(
+        r"[-+*/^(<>\\]\s*\Z|\b[b-hj-zB-HJ-Z]\s*\Z" if last else r"[^\s\w,'’]|\b[b-zB-Z]\s|(?i:least|most)\s*\Z", before
+    )
     minus = number[0] in "-−" and re.search(r"[\w)]\s*\Z", before)
     if several or part or (minus and not re.search(r"[A-Za-z]{2}\s*\Z", before)):
         return line

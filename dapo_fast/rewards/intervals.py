@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import NamedTuple
 
-from dapo_fast.rewards.normal import split_top_level
+from dapo_fast.rewards.normal import as_number
+from dapo_fast.rewards.parts import split_top_level
 
 _REALS = re.compile(r"\\mathbb\s*\{?R\}?|R|ℝ|[Aa]ll (?:the )?real(?: number)?s?|[Aa]ny real number|\\Re")
-_BUILDER = re.compile(r"\\\{\s*([A-Za-z])\s*(?:\\in\s*(?:\\mathbb\s*\{?R\}?|R|ℝ)\s*)?[|:,](.*)\\\}\Z", re.S)
+_BUILDER = re.compile(r"\\\{\s*([A-Za-z])\s*(?:\\in\s*(?:\\mathbb\s*\{?R\}?|R|ℝ)\s*)?[|:,]((?:(?!\\\}).)*)\\\}\Z", re.S)
+_WITHOUT = re.compile(rf"(?:{_REALS.pattern})\s*(?:\\setminus|\\backslash|-)\s*\\\{{(.*)\\\}}")
+_SIZE = re.compile(r"\|\s*([A-Za-z])\s*\|")
 _MEMBER = re.compile(r"([A-Za-z])\s*\\in(?![A-Za-z])(.*)\Z", re.S)
 _UNION = re.compile(r"\\cup(?![A-Za-z])|\\(?:vee|lor)(?![A-Za-z])|(?<![A-Za-z\\]),?\s*or(?![A-Za-z])")
 _BOTH = re.compile(r"\\(?:wedge|land)(?![A-Za-z])|(?<![A-Za-z\\])and(?![A-Za-z])")
@@ -36,9 +40,10 @@ def real_set(text: str) -> list[Interval] | None:
         name, text = match.group(1), match.group(2).strip()
     if _REALS.fullmatch(text):
         return [Interval("()", r"-\infty", r"\infty", name)]
-    parts = [_part(part) for part in split_top_level(text, _UNION)]
-    if len(parts) > 1:
-        parts = [part or _points(source) for part, source in zip(parts, split_top_level(text, _UNION))]
+    if match := _WITHOUT.fullmatch(text):
+        return _without(split_top_level(match.group(1), _COMMA))
+    sources = split_top_level(text, _UNION)
+    parts = [_part(text)] if len(sources) == 1 else [real_set(source) or _points(source) for source in sources]
     if any(part is None for part in parts):
         return None
     return [interval._replace(name=interval.name or name) for part in parts for interval in part]
@@ -65,6 +70,15 @@ def _part(text: str) -> list[Interval] | None:
     return None
 
 
+def _without(points: list[str]) -> list[Interval] | None:
+    """All reals but these."""
+    numbers = [as_number(point) for point in points]
+    if len(points) > 1 and None in numbers:
+        return None
+    ends = [r"-\infty", *(point for _, point in sorted(zip(numbers, points))), r"\infty"]
+    return [Interval("()", *pair) for pair in pairwise(ends)]
+
+
 def _points(text: str) -> list[Interval] | None:
     if not (text.startswith(r"\{") and text.endswith(r"\}")):
         return None
@@ -72,12 +86,16 @@ def _points(text: str) -> list[Interval] | None:
 
 
 def _inequality(text: str) -> list[Interval] | None:
-    """``x > 3``, ``3 < x``, ``1 < x \\le 2``, ``x \\ne 3``."""
+    """``x > 3``, ``3 < x``, ``1 < x \\le 2``, ``x \\ne 3``, ``|x| < 3``."""
     signs, sides = _SIGN.findall(text), [side.strip() for side in _SIGN.split(text)]
     if signs and signs[-1] in (">", r"\ge"):
         signs, sides = [_FLIPPED[sign] for sign in reversed(signs)], sides[::-1]
     if not signs or not all(sides) or any("=" in side or "," in side for side in sides):
         return None
+    if len(sides) == 2 and (size := _SIZE.fullmatch(sides[0]) or _SIZE.fullmatch(sides[1])):
+        return _of_size(
+            size.group(1), signs[0], *(side for side in sides if side != size.group()), sides[0] == size.group()
+        )
     names = [side for side in sides if _VARIABLE.fullmatch(side) and side not in ("e", "i")]
     if len(names) != 1 or any(
         re.search(rf"(?<![A-Za-z\\]){re.escape(names[0])}(?![A-Za-z])", s) for s in sides if s != names[0]
@@ -92,3 +110,13 @@ def _inequality(text: str) -> list[Interval] | None:
         return None
     brackets = ("[" if below and signs[0] == r"\le" else "(") + ("]" if above and signs[-1] == r"\le" else ")")
     return [Interval(brackets, *(below or [r"-\infty"]), *(above or [r"\infty"]), name)]
+
+
+def _of_size(name: str, sign: str, bound: str, below: bool) -> list[Interval] | None:
+    """``|x| < 3``, or ``3 < |x|`` where not ``below``."""
+    if sign == r"\ne" or re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", bound)):
+        return None
+    left, right = "(["[sign == r"\le"], ")]"[sign == r"\le"]
+    if below:
+        return [Interval(left + right, f"-({bound})", bound, name)]
+    return [Interval("(" + right, r"-\infty", f"-({bound})", name), Interval(left + ")", bound, r"\infty", name)]

@@ -6,7 +6,6 @@ import re
 import unicodedata
 from fractions import Fraction
 
-_ENVIRONMENT = re.compile(r"\\begin\{([pbvBV]?matrix|array)\}(?:\{[lcr|]*\})?(.*?)\\end\{\1\}", re.S)
 _BRACES = r"\{(?:[^{}]|\{[^{}]*\})*\}"
 _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|boldsymbol|mbox|operatorname|emph|bm|"
@@ -45,13 +44,19 @@ _SPELLINGS = [
         (r"∪|\\bigcup(?![A-Za-z])|(?<=[)\]])\s*U\s*(?=[(\[])", r"\\cup "),
         (r"∈", r"\\in "),
         (r"√|(?<![A-Za-z\\])sqrt(?![A-Za-z])", r"\\sqrt "),
-        (r"\\langle(?![A-Za-z])|⟨", "("),
-        (r"\\rangle(?![A-Za-z])|⟩", ")"),
+        (r"\\langle(?![A-Za-z])|⟨|\\left\s*<", "("),
+        (r"\\rangle(?![A-Za-z])|⟩|\\right\s*>", ")"),
+        (r"(?:\\begin\{cases\}|(?:\\left\s*)?\\\{\s*\\begin\{array\}\{[lcr]+\})([^&]*?)\\end\{(?:cases|array)\}"
+         r"(?:\s*\\right\s*\.)?",
+         lambda match: match[1].strip().removesuffix("\\\\").replace("\\\\", ",")),
+        (r"\s*\(\s*([a-z]\s*\\in\s*\\mathbb\s*\{?[A-Z]\}?)\s*\)\s*\Z", r", \1"),
         (r"\\lbrace(?![A-Za-z])", r"\\{"),
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\\[lr]vert(?![A-Za-z])|\\mid(?![A-Za-z])|\\vert(?![A-Za-z])", "|"),
         (r"\\(?:varnothing|oslash)(?![A-Za-z])|∅|\\\{\s*\\\}", r"\\emptyset "),
         (r"\\(?:left|right|middle|[bB]igg?[lr]?)(?![A-Za-z])\s*\.?", ""),
+        # ]1,2[ is open.
+        (r"([\[\]])([^\[\],]+,[^\[\],]+)([\[\]])", lambda m: "[("[m[1] == "]"] + m[2] + "])"[m[3] == "["]),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\[pb]?mod(?![A-Za-z])|(?<![A-Za-z\\])mod(?![A-Za-z])", r"\\mod "),
         (r"\(\s*\\mod\s*([^()]*)\)|\\mod\s*\{([^{}]*)\}", r"\\mod \1\2"),
@@ -84,10 +89,19 @@ _WORD = (
     r"(?:(?=[a-z]{0,19}[aeiouy])[a-z]{3,20}|as|in|ft|yds?|mi|mph|[ckm]m|[km]g|lbs?|oz|ml|hrs?|sq|cu|of|[ap]\.m|[mgshl])"
 )
 _UNITS = re.compile(rf"(?<=[\d.}}%)])(?:\s+|-)(?:{_WORD}\b\.?\s*(?:\^\{{?[23]\}}?)?(?:[\s/*]+|\Z))+\Z", re.I)
-_GLUED_UNIT = re.compile(r"(?<=\d)(?:cm|mm|km|kg|mg|lbs?|ft|mph|ml)(?:\^\{?[23]\}?)?\Z")
+_GLUED = r"cm|mm|km|kg|mg|lbs?|ft|mph|ml|(?![和或到至分百千万亿十半成折])[\u4e00-\u9fff]{1,4}(?![\u4e00-\u9fff])"
+_GLUED_UNIT = re.compile(rf"(?<=\d)(?:{_GLUED})(?:\^\{{?[23]\}}?)?\Z")
 _TEXT_UNIT = re.compile(
-    r"(?<=[\d.})%])\s*\\(?:text|mbox|mathrm|textrm|rm|operatorname)\s*\{([^{}]*)\}(?:\^\{?-?\d\}?)?"
+    r"(?:(?<=[\d.})%])|(?<=\\pi)|(?<=\\pi ))\s*"
+    r"\\(?:text|mbox|mathrm|textrm|rm|operatorname)\s*\{([^{}]*)\}(?:\^\{?-?\d\}?)?"
 )
+_WORDS = [
+    (
+        re.compile(r"(?i)(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?)|none|(?:the )?empty set"),
+        r"\emptyset ",
+    ),
+    (re.compile(r"(?i)does not exist"), "DNE"),
+]
 _LEAD = re.compile(r"\A(?:(?:so|the|there|are|is|it|we|get|answer|final|total|exactly|:)\s+)+(?=[-\d\\.])", re.I)
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)\Z")
 _FRACTION = re.compile(r"([-+]?)\\frac\{([-+]?\d*\.?\d+)\}\{([-+]?\d*\.?\d+)\}\Z|([-+]?)(\d*\.?\d+\.?)/(\d*\.?\d+)\Z")
@@ -136,15 +150,18 @@ def normalise(text: str) -> str:
     text = _LEAD.sub("", re.sub(r"\s+", " ", text).strip())
     units = _UNITS.search(text) or _GLUED_UNIT.search(text)
     if units and not _NO_UNIT.search(units.group()):
-        text = text[: units.start()]
+        # A single letter is a unit of a plain number, else a factor: "5 m", but "\\pi r^2 h".
+        bare = text[: units.start()]
+        text = bare if len(units.group().strip()) > 1 or is_calculation(bare) else text
     if not any(mark in text for mark in ("(", "[", r"\{")):  # "(1,000)" is never a number, and "1, 234" is a list
         text = _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
-    return _without_stop(text)
+    text = _without_stop(text)
+    return next((ours for pattern, ours in _WORDS if pattern.fullmatch(text)), text)
 
 
 def is_unit(text: str) -> bool:
     """Whether what follows a number in a sentence is plain words that only say what is counted."""
-    word = re.match(rf"(?:\s+|-)({_WORD})\b|(?:cm|mm|km|kg|mg|lbs?|ft|mph|ml)\b", text, re.I)
+    word = re.match(rf"(?:\s+|-)({_WORD})\b|(?:{_GLUED})\b", text, re.I)
     return word is not None and not _NO_UNIT.match(text.lstrip(" -"))
 
 
@@ -228,34 +245,3 @@ def tolerance_between(left: str, right: str) -> Fraction:
 def is_calculation(text: str) -> bool:
     r"""Whether there is no letter in it but i and those of commands: ``3 + 4``, ``\\log_4(8)``, ``i^6``."""
     return not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+|(?<![A-Za-z])i(?![A-Za-z])", "", text))
-
-
-def split_top_level(text: str, separator: re.Pattern[str]) -> list[str]:
-    """Split at separators outside every bracket and matrix."""
-    parts, depth, start, position = [], 0, 0, 0
-    while position < len(text):
-        match = separator.match(text, position) if depth <= 0 else None
-        if match and match.end() > position:
-            parts.append(text[start:position])
-            start = position = match.end()
-            continue
-        if text[position] == "\\":
-            depth += text.startswith((r"\begin", r"\{"), position) - text.startswith((r"\end", r"\}"), position)
-            position += 2
-            continue
-        depth += (text[position] in "([{") - (text[position] in ")]}")
-        position += 1
-    parts.append(text[start:])
-    return [part.strip() for part in parts]
-
-
-def matrix_rows(text: str) -> list[list[str]] | None:
-    """The cells of a text that is one matrix, in brackets or not; None otherwise."""
-    text = text.strip()
-    if text.startswith(r"[\begin{array}") and text.endswith(r"\end{array}]"):
-        text = text[1:-1]
-    match = _ENVIRONMENT.fullmatch(text.strip())
-    if match is None or "\\begin" in match.group(2):
-        return None
-    body = re.sub(r"\\hline", "", match.group(2)).strip().removesuffix("\\\\")
-    return [[cell.strip() for cell in row.split("&")] for row in re.split(r"\\\\(?:\[[^\]]*\])?", body)]

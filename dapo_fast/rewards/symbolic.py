@@ -56,6 +56,8 @@ def _read(text: str) -> Any:
     text = re.sub(r"([A-Za-z]|\}_\w|\w_\w)\s*('+)", lambda match: f"{match[1]}_{{{'p' * len(match[2])}}}", text)
     if re.search(r"(?<![\d^_])\d+\s*\\frac\{\d+\}\{\d+\}", text):  # 2 + 5/3 or 2 · 5/3
         return None
+    # The parser takes 2(3) and (2)(3) for a mixed number.
+    text = re.sub(r"((?<![\w.^])[\d.]+|\))\s*(?=\()|\)\s*(?=\d)", lambda match: rf"{match[0]}\cdot ", text)
     commands = re.findall(r"\\([A-Za-z]+|.)", text)
     if not all(_COMMANDS.fullmatch(command) for command in commands) or _MISREAD.search(
         re.sub(r"\\([A-Za-z]+|.)", " \\\\ ", text)
@@ -96,11 +98,11 @@ def _same_value(left: Any, right: Any, tolerance: float) -> bool:
 
 
 def _same_number(left: Any, right: Any, tolerance: float) -> bool:
-    a, b = left.evalf(_DIGITS), right.evalf(_DIGITS)
+    a, b = left.evalf(2 * _DIGITS), right.evalf(2 * _DIGITS)
     if not (_finite(a) and _finite(b)):
         return left.doit() == right.doit()
     if abs(a) > 1e-30 and abs(b) > 1e-30:
-        if not _close(a, b, 1e-25):
+        if not _close(a, b, 1e-60):
             # A whole number is never a rounded one.
             whole = left.is_integer or right.is_integer
             return tolerance > 0 and not whole and _close(a, b, tolerance)

@@ -185,6 +185,11 @@ class _Progress:
         self._bar.close()
 
 
+def _solved(tree: Tree) -> bool:
+    """Whether every response to the problem was right: its states have little to say that training would use."""
+    return tree.correct == tree.sampled
+
+
 # ------------------------------------------------------------------------------------------------ one shard
 
 
@@ -222,7 +227,7 @@ class _Shard:
             for state, found in zip(tree.states, of_states, strict=True):
                 state.rewards = found.rewards
                 state.candidates = candidates_of(found, self.splitter)
-                if self._completed(state):
+                if self._completed(tree, state):
                     prefix = tree.response_prefix(state)
                     known += [
                         Continuation((*prefix, *ids), len(prefix), reward)
@@ -233,9 +238,11 @@ class _Shard:
         self._count(trees)
         return trees
 
-    def _completed(self, state: State) -> bool:
+    def _completed(self, tree: Tree, state: State) -> bool:
         """Whether completions are sampled from ``state``; else it has those responses that pass through it."""
-        return self.settings.completions > 0 and not (self.settings.reuse_samples and state.step == 0)
+        settings = self.settings
+        reused = settings.reuse_samples and state.step == 0
+        return settings.completions > 0 and not reused and not (settings.skip_solved and _solved(tree))
 
     # A.1 ------------------------------------------------------------------------------------------------------
 
@@ -279,7 +286,7 @@ class _Shard:
         wanted = []
         for index, tree in enumerate(trees):
             for number, state in enumerate(tree.states):
-                if self._completed(state):
+                if self._completed(tree, state):
                     wanted.append((index, number))
                     continue
                 prefix = tree.response_prefix(state)
@@ -404,7 +411,8 @@ class _Shard:
             "states": len(states),
             "all_wrong": sum(state.mc == 0 for state in states),
             "all_right": sum(state.mc == 1 for state in states),
-            "completions": sum(len(s.rewards) for s in states if self._completed(s)),
+            "completions": sum(len(s.rewards) for tree in trees for s in tree.states if self._completed(tree, s)),
+            "solved": sum(map(_solved, trees)),
             "pairs": sum(len(state.candidates) for state in states),
             "response_tokens": self._tokens["response_tokens"],
             "completion_tokens": self._tokens["completion_tokens"],

@@ -121,5 +121,9 @@ class Arithmetic:
 
     def verify(self, problem: Problem, response: str) -> bool:
         """Whether the response ends in a mark and the right digit."""
+        return problem.answer is not None and self.answer(response) == problem.answer
+
+    def answer(self, response: str) -> str | None:
+        """The digit after the mark that the response ends in; None where it does not."""
         match = re.search(rf"[{self.marks}]([0-6])\Z", response)
-        return match is not None and match.group(1) == problem.answer
+        return None if match is None else match.group(1)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -15,21 +16,22 @@ from torch import Tensor
 
 from dapo_fast.config import ActorSettings, ModelSettings, ParallelSettings
 from dapo_fast.data.batches import Group, actor_batches, actor_groups
+from dapo_fast.data.mapped import MappedTrees
 from dapo_fast.data.pack import Pack
 from dapo_fast.data.packing import pack_actor
-from dapo_fast.data.store import read_trees
 from dapo_fast.data.tree import Tree
 from dapo_fast.errors import InputError, first_line, refuse_pipe
 from dapo_fast.models.readpath import PackObjective, PolicyReader
-from dapo_fast.targets import beta_of, subtract_log_partition
+from dapo_fast.targets import beta_of, log_partition
 from dapo_fast.train.loop import Batch, train
 from dapo_fast.train.parallel import World, open_world
-from dapo_fast.train.stage import Dealer, Epochs, finish, finished, policy_reader, read_values
+from dapo_fast.train.stage import Dealer, Epochs, finish, finished, open_trees, policy_reader, read_values
 
 log = logging.getLogger("dapo_fast.train")
 
 REFERENCE_TREES = 256  # trees between two saves of the reference pass
 SCORED_TREES = 256  # trees whose log-probabilities after training are kept for the report
+_PLACE = ("tree", "state", "candidate")
 
 
 class ActorTask:
@@ -51,6 +53,7 @@ class ActorTask:
         self._trees = trees
         self._beta = beta
         self._kl_budget = settings.kl_budget
+        self._log_partition = settings.log_partition
         self._objective = objective or "direct_advantage"
         self._dealer = dealer
         self._batches: Epochs[list[Group]] = Epochs(
@@ -61,7 +64,16 @@ class ActorTask:
     def batch(self, step: int) -> Batch:
         """The state-action pairs of ``step``."""
         packs = self._dealer.packs(pack_actor, self._trees, self._batches[step])
+        if self._log_partition:
+            for pack in packs:
+                pack.advantages -= self._beta * self._log_partitions(pack)
         return self._dealer(packs, sum(pack.steps for pack in packs))
+
+    def _log_partitions(self, pack: Pack) -> Tensor:
+        """``(S,)`` log Z of each step's state: with it the target Â/β becomes Â/β − log Z, which a policy can meet."""
+        states = [(tree, state) for tree, state, _ in pack.step_keys.tolist()]
+        known = {(tree, state): log_partition(self._trees[tree].states[state], self._beta) for tree, state in states}
+        return torch.tensor([known[state] for state in states])
 
     def items(self, pack: Pack) -> int:
         """Pairs."""
@@ -133,35 +145,34 @@ def train_actor(
     done = finished(out, digest)
     if done is not None:
         return done
-    trees = list(read_trees(trees_directory))
-    groups = actor_groups(trees)
-    if not groups:
-        raise InputError(f"{trees_directory}: no state is kept, so there is nothing to train the actor on")
-    for tree, state in groups:
-        if any(candidate.advantage is None for candidate in trees[tree].states[state].candidates):
-            raise InputError(f"{trees_directory}: problem {trees[tree].problem_id}: a kept state without advantages")
-    with open_world(model, parallel) as world:
+    with open_world(model, parallel) as world, open_trees(trees_directory, out, world) as trees:
+        groups = actor_groups(trees)
+        if not groups:
+            raise InputError(f"{trees_directory}: no state is kept, so there is nothing to train the actor on")
+        advantages = _advantages(trees, groups, trees_directory)
+        try:
+            beta = beta_of(advantages, settings.beta)
+        except ValueError as error:
+            raise InputError(f"actor.{error}: nothing to train the actor on") from error
         reader = policy_reader(policy, settings, model, parallel, world)
         dealer = Dealer(world, reader.model, settings.pack_tokens)
         _fill_reference(trees, reader, dealer, world, out / "reference", digest)
-        beta = _set_targets(trees, settings)
         task = ActorTask(reader, trees, settings, dealer, seed, beta, objective)
         train(task, reader, reader.model, settings, world, out, seed, digest, parallel)
         _write_scores(out / "scores.parquet", trees[:SCORED_TREES], reader, dealer, world)
-        pairs = sum(len(trees[t].states[s].candidates) for t, s in groups)
-        summary = {"steps": task.steps, "states": len(groups), "pairs": pairs, "beta": beta}
+        summary = {"steps": task.steps, "states": len(groups), "pairs": len(advantages), "beta": beta}
         return finish(out, digest, reader.model, policy, world, summary)
 
 
-def _set_targets(trees: Sequence[Tree], settings: ActorSettings) -> float:
-    """β, by rule or as given; with ``log_partition`` the advantages in memory become those of feasible targets."""
-    try:
-        beta = beta_of(trees, settings.beta)
-    except ValueError as error:
-        raise InputError(f"actor.{error}: nothing to train the actor on") from error
-    if settings.log_partition:
-        subtract_log_partition(trees, beta)
-    return beta
+def _advantages(trees: Sequence[Tree], groups: Sequence[Group], directory: Path) -> np.ndarray:
+    """``(pairs,)`` fp64: Â of every pair that is trained on; InputError where one has none."""
+    found: list[np.ndarray] = []
+    for tree, state in groups:
+        # None becomes NaN.
+        found.append(np.array([c.advantage for c in trees[tree].states[state].candidates], dtype=np.float64))
+        if np.isnan(found[-1]).any():
+            raise InputError(f"{directory}: problem {trees[tree].problem_id}: a kept state without advantages")
+    return np.concatenate(found)
 
 
 def _read_logps(trees: Sequence[Tree], reader: PolicyReader, dealer: Dealer, world: World) -> tuple[Tensor, Tensor]:
@@ -174,7 +185,7 @@ def _read_logps(trees: Sequence[Tree], reader: PolicyReader, dealer: Dealer, wor
 
 
 def _fill_reference(
-    trees: Sequence[Tree], reader: PolicyReader, dealer: Dealer, world: World, directory: Path, digest: str
+    trees: MappedTrees, reader: PolicyReader, dealer: Dealer, world: World, directory: Path, digest: str
 ) -> None:
     """Set ``ref_logp`` of every kept candidate, from ``directory`` where it was computed before."""
     for start in range(0, len(trees), REFERENCE_TREES):
@@ -182,27 +193,27 @@ def _fill_reference(
         path = directory / f"part-{start // REFERENCE_TREES:05d}.parquet"
         # Rank 0 decides for all: a file seen by some ranks only would leave the others alone in a collective.
         if not world.broadcast(path.exists()):
-            keys, logps = _read_logps(part, reader, dealer, world)
+            keys, read = _read_logps(part, reader, dealer, world)
             if world.rank == 0:
-                _write_table(path, keys, {"ref_logp": logps}, digest)
+                _write_table(path, keys, {"ref_logp": read}, digest)
             world.barrier()
-        columns = _read_reference(path, digest)
-        for tree, state, candidate, logp in zip(*columns, strict=True):
-            part[tree].states[state].candidates[candidate].ref_logp = logp
+        places, logps = _read_reference(path, digest)
+        trees.set("ref_logp", places + np.array([start, 0, 0]), logps)
     log.info("reference log-probabilities: %s", directory)
 
 
-def _read_reference(path: Path, digest: str) -> list[list]:
-    """Tree, state and candidate indices and their log π_ref(a|s)."""
+def _read_reference(path: Path, digest: str) -> tuple[np.ndarray, np.ndarray]:
+    """Tree, state and candidate indices ``(n, 3)`` and their log π_ref(a|s) ``(n,)``."""
     refuse_pipe(path)
     try:
         table = pq.read_table(path, page_checksum_verification=True)
-        columns = [table.column(name).to_pylist() for name in ("tree", "state", "candidate", "ref_logp")]
+        places = np.stack([table.column(name).to_numpy() for name in _PLACE], axis=1).astype(np.int64)
+        logps = table.column("ref_logp").to_numpy()
     except (OSError, pa.ArrowException, KeyError) as error:
         raise InputError(f"{path}: damaged ({first_line(error)}); remove it, it is computed again") from error
     if (table.schema.metadata or {}).get(b"digest") != digest.encode():
         raise InputError(f"{path}: made with other settings; use a new run directory")
-    return columns
+    return places, logps
 
 
 def _write_scores(path: Path, trees: Sequence[Tree], reader: PolicyReader, dealer: Dealer, world: World) -> None:
@@ -213,9 +224,7 @@ def _write_scores(path: Path, trees: Sequence[Tree], reader: PolicyReader, deale
 
 
 def _write_table(path: Path, keys: Tensor, columns: dict[str, Tensor], digest: str) -> None:
-    arrays = {
-        name: pa.array(keys[:, i].to(torch.int32).numpy()) for i, name in enumerate(("tree", "state", "candidate"))
-    }
+    arrays = {name: pa.array(keys[:, i].to(torch.int32).numpy()) for i, name in enumerate(_PLACE)}
     arrays |= {name: pa.array(column.float().numpy()) for name, column in columns.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")

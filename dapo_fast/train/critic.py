@@ -12,9 +12,9 @@ from torch import Tensor
 
 from dapo_fast.config import CriticSettings, ModelSettings, ParallelSettings
 from dapo_fast.data.batches import Group, critic_batches, critic_groups
+from dapo_fast.data.mapped import Chosen
 from dapo_fast.data.pack import Pack
 from dapo_fast.data.packing import pack_candidates, pack_critic
-from dapo_fast.data.store import read_trees
 from dapo_fast.data.tree import Tree, is_heldout
 from dapo_fast.errors import InputError
 from dapo_fast.evidence import ASSUMED, fit_shrinkage
@@ -23,7 +23,16 @@ from dapo_fast.rundir import write_json
 from dapo_fast.train.calibration import measure
 from dapo_fast.train.loop import Batch, train
 from dapo_fast.train.parallel import World, open_world
-from dapo_fast.train.stage import Dealer, Epochs, finish, finished, read_values, saved_value_reader, value_reader
+from dapo_fast.train.stage import (
+    Dealer,
+    Epochs,
+    finish,
+    finished,
+    open_trees,
+    read_values,
+    saved_value_reader,
+    value_reader,
+)
 
 log = logging.getLogger("dapo_fast.train")
 
@@ -102,15 +111,17 @@ def train_critic(
     done = finished(out, digest)
     if done is not None:
         return done
-    trees = list(read_trees(trees_directory))
-    heldout = [tree for tree in trees if is_heldout(tree.problem_id, settings.heldout_fraction)]
-    training = [tree for tree in trees if not is_heldout(tree.problem_id, settings.heldout_fraction)]
-    if not critic_groups(training):
-        raise InputError(
-            f"{trees_directory}: no state with completions outside the held-out problems: nothing to train on"
-        )
     start, kind = (policy, "scratch") if init == "scratch" else (Path(init), "causal_lm")
-    with open_world(model, parallel) as world:
+    with open_world(model, parallel) as world, open_trees(trees_directory, out, world) as trees:
+        sides: tuple[list[int], list[int]] = ([], [])
+        for index, tree in enumerate(trees):
+            sides[is_heldout(tree.problem_id, settings.heldout_fraction)].append(index)
+        training, heldout = (Chosen(trees, indices) for indices in sides)
+        states = len(critic_groups(training))
+        if not states:
+            raise InputError(
+                f"{trees_directory}: no state with completions outside the held-out problems: nothing to train on"
+            )
         reader = value_reader(start, kind, settings, model, parallel, world, seed)
         dealer = Dealer(world, reader.model, settings.pack_tokens)
         task = CriticTask(reader, training, settings, dealer, seed)
@@ -123,7 +134,7 @@ def train_critic(
         log.info("critic: worth %.2g sampled outcomes (k, fitted on held-out states)", k)
         summary = {
             "steps": task.steps,
-            "states": len(critic_groups(training)),
+            "states": states,
             "heldout": measured.get("critic"),
             "k": k,
         }

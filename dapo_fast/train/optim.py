@@ -45,6 +45,12 @@ def make_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Opt
     return optimizer
 
 
+def check_optimizer(settings: OptimSettings) -> None:
+    """InputError where states of ``settings.optimizer_state`` need what is not installed."""
+    if settings.optimizer_state != "float32":
+        _low_bit(settings.optimizer_state)
+
+
 def decays(name: str, parameter: Tensor) -> bool:
     """Whether weight decay is for this parameter: not for norms, biases and a value head.
 

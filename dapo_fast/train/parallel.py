@@ -82,6 +82,26 @@ class World:
 ALONE = World(0, 1, torch.device("cpu"), torch.float32, None)
 
 
+def check_world(size: int, model: ModelSettings, parallel: ParallelSettings) -> tuple[str, torch.dtype]:
+    """Kind of device, and type of the computation, of ``size`` processes with these settings.
+
+    Raises:
+        InputError: this machine or this number of processes cannot meet them.
+    """
+    if size % parallel.replicas:
+        raise InputError(f"parallel.replicas {parallel.replicas}: does not divide the {size} processes")
+    if model.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("model.device cuda: torch sees no CUDA device here")
+    kind = "cuda" if model.device != "cpu" and torch.cuda.is_available() else "cpu"
+    name = ("bfloat16" if kind == "cuda" else "float32") if model.dtype == "auto" else model.dtype
+    return kind, getattr(torch, name)
+
+
+def is_sharded(size: int, dtype: torch.dtype, parallel: ParallelSettings) -> bool:
+    """Whether FSDP2 lays a model over ``size`` processes that compute in ``dtype``."""
+    return size > 1 or dtype != torch.float32 or parallel.cpu_offload
+
+
 @contextlib.contextmanager
 def open_world(model: ModelSettings, parallel: ParallelSettings) -> Iterator[World]:
     """Join the processes that torchrun started, or be alone; leave them at the end.
@@ -92,20 +112,14 @@ def open_world(model: ModelSettings, parallel: ParallelSettings) -> Iterator[Wor
     launched = "WORLD_SIZE" in os.environ and "RANK" in os.environ
     size = int(os.environ["WORLD_SIZE"]) if launched else 1
     rank = int(os.environ["RANK"]) if launched else 0
-    if size % parallel.replicas:
-        raise InputError(f"parallel.replicas {parallel.replicas}: does not divide the {size} processes")
-    if model.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("model.device cuda: torch sees no CUDA device here")
-    kind = "cuda" if model.device != "cpu" and torch.cuda.is_available() else "cpu"
+    kind, dtype = check_world(size, model, parallel)
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if kind == "cuda" and local >= torch.cuda.device_count():
         raise InputError(f"--nproc-per-node: local rank {local}, but there are {torch.cuda.device_count()} GPUs")
     device = torch.device(kind, local) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
         torch.cuda.set_device(device)
-    name = ("bfloat16" if kind == "cuda" else "float32") if model.dtype == "auto" else model.dtype
-    dtype = getattr(torch, name)
-    if not launched and dtype == torch.float32 and not parallel.cpu_offload:
+    if not launched and not is_sharded(size, dtype, parallel):
         log.info("one process on %s in float32, not sharded", device)
         yield World(0, 1, device, dtype, None)
         return
@@ -120,7 +134,7 @@ def open_world(model: ModelSettings, parallel: ParallelSettings) -> Iterator[Wor
     mesh = init_device_mesh(kind, (parallel.replicas, size // parallel.replicas), mesh_dim_names=("replicate", "shard"))
     if rank == 0:
         shape = f"{parallel.replicas} × {size // parallel.replicas}" if parallel.replicas > 1 else str(size)
-        log.info("FSDP2 over %s processes on %s, computing in %s", shape, kind, name)
+        log.info("FSDP2 over %s processes on %s, computing in %s", shape, kind, str(dtype).removeprefix("torch."))
     # A connection of its own: a wait of this rank in the store is not to silence its heart.
     heart = Heart(dist.PrefixStore("heart", store.clone()), rank, size)
     try:

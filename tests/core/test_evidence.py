@@ -9,7 +9,7 @@ import pytest
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
 from dapo_fast.evidence import ASSUMED, Continuation, Outcomes, fit_shrinkage, shrunk
 from dapo_fast.rollout.grow import add_evidence, add_trunk_steps, choose_trunks
-from dapo_fast.targets import beta_of, log_partition, subtract_log_partition
+from dapo_fast.targets import beta_of, log_partition
 
 
 def test_pooled_counts_over_coinciding_prefixes():
@@ -140,34 +140,25 @@ def test_values_at_the_ends_leave_k_finite():
 # ------------------------------------------------------------------------------------------------ targets
 
 
-def state(*pairs, kept=True):
+def state(*pairs):
     """Candidates of (count, advantage)."""
-    return State(0, 0, [1.0], [Candidate([i], c, False, 0.0, advantage=a) for i, (c, a) in enumerate(pairs)], kept=kept)
-
-
-def tree_of(*states):
-    return Tree("p", "", "", [1], [Trunk([1], [1], 1.0, True)], list(states), 1, 1)
+    return State(0, 0, [1.0], [Candidate([i], c, False, 0.0, advantage=a) for i, (c, a) in enumerate(pairs)])
 
 
 def test_beta_by_rule():
-    trees = [tree_of(state((1, 0.3), (1, -0.3)), state((1, 9.0), kept=False)), tree_of(state((2, 0.1), (1, -0.1)))]
+    advantages = np.array([0.3, -0.3, 0.1, -0.1])
     spread = math.sqrt((0.09 + 0.09 + 0.01 + 0.01) / 4)
-    assert beta_of(trees, "auto") == beta_of(trees, "std/6")
-    assert beta_of(trees, "std/6") == pytest.approx(spread / 6)
-    assert beta_of(trees, 0.07) == 0.07
+    assert beta_of(advantages, "auto") == beta_of(advantages, "std/6")
+    assert beta_of(advantages, "std/6") == pytest.approx(spread / 6)
+    assert beta_of(advantages, 0.07) == 0.07
     with pytest.raises(ValueError, match="every advantage is zero"):
-        beta_of([tree_of(state((1, 0.0)))], "auto")
+        beta_of(np.zeros(1), "auto")
 
 
 def test_log_partition_counts_duplicates_and_leaves_trunk_steps_out():
     one = state((3, 0.2), (1, -0.6), (0, 0.9))
     z = (3 * math.exp(0.2 / 0.5) + math.exp(-0.6 / 0.5)) / 4
     assert log_partition(one, 0.5) == pytest.approx(math.log(z))
-    dropped = state((1, 9.0), kept=False)
-    subtract_log_partition([tree_of(one, dropped)], 0.5)
-    shift = 0.5 * math.log(z)
-    assert [c.advantage for c in one.candidates] == pytest.approx([0.2 - shift, -0.6 - shift, 0.9 - shift])
-    assert dropped.candidates[0].advantage == 9.0
     assert math.isfinite(log_partition(state((1, 1.0), (1, -1.0)), 1e-4))
 
 
@@ -196,8 +187,7 @@ def test_the_minimiser_is_the_kl_regularised_optimum_and_no_state_falls():
         shares = counts / counts.sum()
         q = np.array([v[(*p, a)] for a in range(actions)])
         one = state(*[(int(c), float(a)) for c, a in zip(counts, q - shares @ q, strict=True)])
-        subtract_log_partition([tree_of(one)], beta)
-        target = np.array([c.advantage for c in one.candidates]) / beta
+        target = np.array([c.advantage for c in one.candidates]) / beta - log_partition(one, beta)
         logits = np.log(shares)
         for _ in range(4000):
             policy = np.exp(logits - logits.max())

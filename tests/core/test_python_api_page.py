@@ -68,6 +68,12 @@ def test_engine_objective_and_callbacks_were_used(page):
     assert all("loss" in event.values for event in page["heard"] if event.step)
 
 
+def test_the_critic_values_steps(page):
+    steps = page["steps"]
+    assert [step.text for step in steps][1:3] == ["4-6=5-3-0-2\n", "5-3=2-0-2\n"]
+    assert all(0 < step.before < 1 for step in steps) and steps[-1].after is None
+
+
 def test_a_task_as_an_object(page):
     easy = page["easy"]
     trees = list(easy.trees)

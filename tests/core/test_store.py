@@ -3,7 +3,9 @@
 import json
 import random
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,7 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dapo_fast.data import store as store_module
-from dapo_fast.data.store import read_shard, read_trees, seal, sealed_summary, shard_meta, shard_paths, write_shard
+from dapo_fast.data.mapped import MappedTrees
+from dapo_fast.data.store import (
+    read_shard,
+    read_trees,
+    scan_trees,
+    seal,
+    sealed_summary,
+    shard_meta,
+    shard_paths,
+    write_columns,
+    write_shard,
+)
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
 from dapo_fast.errors import InputError
 
@@ -53,6 +66,12 @@ trees = st.builds(
 )
 
 
+def whole(tree):
+    """``tree`` in lists, as dataclasses compare them."""
+    states = [replace(state, candidates=list(state.candidates)) for state in tree.states]
+    return replace(tree, trunks=list(tree.trunks), states=states)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(trees, max_size=3))
 def test_round_trip(tmp_path_factory, written):
@@ -60,6 +79,8 @@ def test_round_trip(tmp_path_factory, written):
     write_shard(path, written, {"digest": "d"})
     assert read_shard(path) == written
     assert shard_meta(path) == {"digest": "d"}
+    lazy = list(scan_trees(path.parent))
+    assert [whole(tree) for tree in lazy] == written
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
@@ -208,3 +229,34 @@ def test_text_that_is_no_text_and_lists_that_are_null_are_named(store):
     pq.write_table(table.set_column(0, table.schema.field(0), raw), path)
     with pytest.raises(InputError, match=r"shard-00000\.parquet: not a readable tree shard"):
         read_shard(path)
+
+
+# ----------------------------------------------------------------------------------------------------- mapped trees
+
+
+def test_mapped_trees_are_the_stores(store, tmp_path):
+    write_columns(store, tmp_path / "trees.arrow")
+    trees = MappedTrees(tmp_path / "trees.arrow")
+    assert [whole(tree) for tree in trees] == list(read_trees(store))
+    assert [tree.problem_id for tree in trees[1:7][2:5]] == ["p0-3", "p1-0", "p1-1"]
+    assert trees[-1].problem_id == "p1-3" and trees[0] is trees[0]
+    with pytest.raises(IndexError):
+        trees[8]
+
+
+def test_numbers_that_are_set_are_read_from_then_on(store, tmp_path):
+    write_columns(store, tmp_path / "trees.arrow")
+    trees = MappedTrees(tmp_path / "trees.arrow")
+    assert trees[5].states[0].candidates[1].ref_logp is None
+    trees.set("ref_logp", np.array([[5, 0, 1], [2, 0, 0]]), np.array([-1.5, -2.5]))
+    found = [[c.ref_logp for c in tree.states[0].candidates] for tree in trees]
+    assert found[2] == [-2.5, None, None] and found[5] == [None, -1.5, None]
+    assert all(numbers == [None] * 3 for index, numbers in enumerate(found) if index not in (2, 5))
+
+
+def test_a_shard_that_cannot_be_read_leaves_no_file_to_map(store, tmp_path):
+    path = shard_paths(store)[1]
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match=path.name):
+        write_columns(store, tmp_path / "trees.arrow")
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]

@@ -233,6 +233,38 @@ SAME = [
     ("3 × 4", "12"),
     ("x_1=1,x_2=2", "2,1"),
     ("x=1,y=2", "1,2"),
+    # products by brackets, sizes, open ends by brackets, sets without points
+    ("6", "(2)(3)"),
+    ("6", "2(3)"),
+    ("12", "(3)4"),
+    ("(1,4)", "]1,4["),
+    ("[1,4)", "\\left[1,4\\right["),
+    ("(-\\infty,1]\\cup(3,4)", "]-\\infty,1]\\cup]3,4["),
+    ("(-3,3)", "|x|<3"),
+    ("|x|\\ge 3", "(-\\infty,-3]\\cup[3,\\infty)"),
+    ("(-\\infty,2)\\cup(5,\\infty)", "\\{x|x<2\\}\\cup\\{x|x>5\\}"),
+    ("x \\ne 2", "\\mathbb{R}\\setminus\\{2\\}"),
+    ("(-\\infty,-1)\\cup(-1,2)\\cup(2,\\infty)", "\\mathbb{R}-\\{2,-1\\}"),
+    # names that only say what is asked for
+    ("x_1=2,x_2=3", "x=2 \\text{ or } x=3"),
+    ("x=2, x=3", "x_{1}=3, x_{2}=2"),
+    ("0.3", "P(X=1)=0.3"),
+    ("5", "|AB|=5"),
+    ("5", "|\\vec{a}|=5"),
+    ("x=1,y=2", "\\begin{cases}x=1\\\\y=2\\end{cases}"),
+    ("x=1,y=2", "\\left\\{\\begin{array}{l}x=1\\\\y=2\\end{array}\\right."),
+    ("\\frac{\\pi}{4}+k\\pi,k\\in\\mathbb{Z}", "k\\pi+\\frac{\\pi}{4} (k\\in\\mathbb{Z})"),
+    ("(1,2,3)", "\\left<1,2,3\\right>"),
+    ("8\\pi", "8\\pi\\text{ cm}"),
+    ("\\pi r^2 h", "V=\\pi r^2h"),
+    ("12", "12个"),
+    ("12 \\text{ cm}", "12厘米"),
+    # nothing, said in words
+    ("\\emptyset", "\\text{no solution}"),
+    ("\\text{No solution}", "no real solutions"),
+    ("\\text{none}", "\\text{There are no solutions}"),
+    ("\\text{does not exist}", "DNE"),
+    ("ABD", "A, B, D"),
 ]
 DIFFERENT = [
     ("5", "6"),
@@ -396,6 +428,35 @@ DIFFERENT = [
     ("\\vec a \\cdot \\vec b", "\\vec a \\times \\vec b"),
     ("\\nabla \\cdot F=0", "\\nabla \\times F=0"),
     ("\\mathbf{F}=q\\mathbf{v}\\times\\mathbf{B}", "\\mathbf{F}=q\\mathbf{v}\\cdot\\mathbf{B}"),
+    # products by brackets are no sums
+    ("5", "(2)(3)"),
+    ("5", "2(3)"),
+    ("7", "(3)4"),
+    ("12", "12!!"),
+    # ends of intervals, sizes, nothing
+    ("[1,4]", "]1,4["),
+    ("[1,4)", "]1,4]"),
+    ("(-3,3)", "|x|\\le 3"),
+    ("(-3,3)", "|x|>3"),
+    ("x \\ne 2", "\\mathbb{R}\\setminus\\{3\\}"),
+    ("(-\\infty,2)\\cup(5,\\infty)", "\\{x|x<2\\}\\cup\\{x|x>6\\}"),
+    ("\\emptyset", "0"),
+    ("\\text{no solution}", "\\text{one solution}"),
+    ("5", "|x|=5"),
+    ("x_1=2,x_2=3", "x=2,x=4"),
+    ("x_1=2,x_2=3", "y=2,y=3"),
+    ("x_1=2,x_2=3", "x_2=2,x_2=3"),
+    ("a_1=2,a_2=3", "a_1=3,a_2=2"),
+    # units that differ, letters that are no units
+    ("22.1cm^{2}", "22.1cm^{3}"),
+    ("5cm²", "5cm³"),
+    ("3:00 pm", "3:00 am"),
+    ("3 \\text{ p.m.}", "3 \\text{ a.m.}"),
+    ("\\pi r^2 h", "\\pi r^2"),
+    ("\\begin{vmatrix}1&2\\\\3&4\\end{vmatrix}", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}"),
+    ("ABD", "A,B,C"),
+    ("5", "5万"),
+    ("e^{\\pi\\sqrt{163}}", "640320^3+744"),
 ]
 # (reference, response)
 RIGHT = [
@@ -476,6 +537,11 @@ RIGHT = [
     ("2, 3", "So $x_1=2$, $x_2=3$."),
     ("2:3", "Thus the ratio is 2:3."),
     ("2", "Since $x>0$, $x=2$."),
+    ("[0,1]", "So the range is [0, 1]."),
+    ("B", "So the answer is option B."),
+    ("B", "Therefore the correct choice is choice (B)."),
+    ("12", "所以答案是12个。"),
+    ("12", "So he needs at least 12 buses."),
     ("7", "Therefore\n\\[\n\\begin{aligned} x &= 3+4 \\\\ &= 7 \\end{aligned}\n\\]"),
 ]
 WRONG = [
@@ -508,6 +574,11 @@ WRONG = [
     ("5", "答案是6。"),
     ("3", "So $x_1=2$, $x_2=3$."),
     ("3", "Thus the ratio is 2:3."),
+    ("12", "The answer is at least 12."),
+    ("12", "The answer is not 12."),
+    ("5", "The answer is log 5."),
+    ("5", "So it is sqrt 5."),
+    ("1", "So the range is [0, 1]."),
 ]
 
 

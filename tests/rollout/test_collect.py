@@ -337,6 +337,29 @@ def test_decided_states_are_skipped(engine, tmp_path):
     assert summary["skipped_completions"] == skipped > 0
 
 
+def test_states_of_solved_problems_are_not_completed(engine, tmp_path):
+    solved = {p.answer for p in TASK.problems(6, seed=0)[:3]}
+    assert 0 < sum(p.answer in solved for p in TASK.problems(6, seed=0)) < 6
+
+    def verify(problem, text):
+        return problem.answer in solved
+
+    whole, _ = gather(engine, tmp_path / "whole", verify, max_tokens=200)
+    summary, trees = gather(engine, tmp_path / "skipped", verify, max_tokens=200, skip_solved=True)
+    right = [tree for tree in trees if tree.correct == tree.sampled]
+    assert summary["solved"] == len(right) == whole["solved"] > 0
+    assert summary["completion_tokens"] < whole["completion_tokens"]
+    for tree in trees:
+        responses = [trunk.ids for trunk in tree.trunks]
+        for state in tree.states:
+            prefix = tree.response_prefix(state)
+            if tree in right:  # what passes through it is all that is known of it: at least the trunk
+                passing = sum(ids[: len(prefix)] == prefix for ids in responses)
+                assert set(state.rewards) == {1.0} and passing <= len(state.rewards) <= tree.sampled
+            else:
+                assert len(state.rewards) == 4
+
+
 class Scripted:
     """An engine that says what it is told."""
 

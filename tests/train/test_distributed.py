@@ -114,6 +114,28 @@ def test_every_world_size_gives_what_one_process_gives(base):
     assert_same_advantages(base / "advantages-2", base / "advantages-1")
 
 
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 16}
+MIXED = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+FAMILIES = {
+    "mistral": {"sliding_window": 6},
+    "gemma3_text": MIXED | {"head_dim": 16, "tied": True},
+    "qwen3_moe": EXPERTS,
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_processes_train_windows_and_experts_as_one_does(family, tmp_path):
+    cases.write_model(tmp_path / "policy", family=family, **FAMILIES[family])
+    cases.write_trees(tmp_path / "trees")
+    stages = ("critic", "advantages", "actor")
+    for stage in stages:
+        cases.run(stage, tmp_path, tmp_path / f"{stage}-1", {})
+    launch(2, tmp_path, [{"stage": stage, "out": f"{stage}-2", "changes": {}} for stage in stages])
+    for stage in ("critic", "actor"):
+        assert_same(tmp_path / f"{stage}-2", tmp_path / f"{stage}-1")
+    assert_same_advantages(tmp_path / "advantages-2", tmp_path / "advantages-1")
+
+
 def test_sigterm_under_torchrun_and_resume_in_one_process(base):
     """torchrun is told to stop; its two ranks save the same step; one process finishes what they began."""
     changes = {"steps": 40, "save_every": 1000}

@@ -1,5 +1,6 @@
 """What training exports is the model: plain transformers reloads it and says the same, whatever the family holds."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dapo_fast.train import weights
+from dapo_fast.train import export as exports
+from dapo_fast.train.export import export
 from dapo_fast.train.parallel import World
-from dapo_fast.train.weights import export
 
 SMALL = {
     "vocab_size": 40,
@@ -62,10 +63,27 @@ def exported(model, directory, dtype, master=False, world=World):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_transformers_reloads_what_is_exported(tmp_path, family):
     model = made(family)
-    reloaded = AutoModelForCausalLM.from_pretrained(exported(model, tmp_path, torch.float32), dtype=torch.float32)
+    model.save_pretrained(tmp_path / "theirs")
+    out = exported(model, tmp_path, torch.float32)
+    # Experts too are named as on the hub, and as transformers itself saves them.
+    ours, theirs = (load_file(directory / "model.safetensors") for directory in (out, tmp_path / "theirs"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    reloaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     ids = torch.tensor([[1, 5, 9, 20, 3, 7]])
     with torch.no_grad():
         torch.testing.assert_close(reloaded(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_the_experts_of_one_tensor_may_lie_in_several_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(exports, "SHARD_BYTES", 1024)
+    model = made("qwen3_moe")
+    out = exported(model, tmp_path, torch.float32)
+    index = json.loads((out / "model.safetensors.index.json").read_text())["weight_map"]
+    name = "model.layers.0.mlp.experts.{}.up_proj.weight"
+    assert index[name.format(0)] != index[name.format(3)]
+    again = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
 
 
 def test_buffers_keep_their_type(tmp_path):
@@ -103,14 +121,14 @@ def test_all_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
 
 def test_the_others_wait_for_one_file_at_a_time(tmp_path, monkeypatch):
-    events, save = [], weights.save_file
+    events, save = [], exports.save_file
 
     class Waiting(World):
         def barrier(self):
             events.append("wait")
 
-    monkeypatch.setattr(weights, "save_file", lambda *args, **kwargs: events.append("file") or save(*args, **kwargs))
-    monkeypatch.setattr(weights, "SHARD_BYTES", 4096)
+    monkeypatch.setattr(exports, "save_file", lambda *args, **kwargs: events.append("file") or save(*args, **kwargs))
+    monkeypatch.setattr(exports, "SHARD_BYTES", 4096)
     out = exported(made("llama"), tmp_path, torch.float32, world=Waiting)
     files = len(list(out.glob("*.safetensors")))
     assert files > 2 and events == ["file", "wait"] * files + ["wait"]

@@ -151,7 +151,7 @@ def test_lora_merges_into_a_plain_model(base, tmp_path):
 
 def test_a_finished_stage_returns_at_once_and_refuses_other_settings(base, tmp_path, monkeypatch):
     first = cases.run("actor", base, tmp_path / "a", {})
-    monkeypatch.setattr("dapo_fast.train.actor.read_trees", None)  # nothing is read again
+    monkeypatch.setattr("dapo_fast.train.actor.open_trees", None)  # nothing is read again
     assert cases.run("actor", base, tmp_path / "a", {}) == first
     with pytest.raises(InputError, match="other settings"):
         train_actor(

@@ -14,6 +14,7 @@ from transformers import (
     LlamaConfig,
     NemotronConfig,
     Qwen2Config,
+    Qwen3MoeConfig,
 )
 
 from dapo_fast.config import ActorSettings, CriticSettings, ModelSettings, ParallelSettings
@@ -21,9 +22,9 @@ from dapo_fast.data.batches import actor_groups
 from dapo_fast.data.packing import pack_actor
 from dapo_fast.errors import InputError
 from dapo_fast.models.loading import load_causal_lm
+from dapo_fast.train.export import export
 from dapo_fast.train.parallel import World, open_world
 from dapo_fast.train.stage import Dealer, policy_reader, read_values, value_reader
-from dapo_fast.train.weights import export
 
 SMALL = {
     "vocab_size": 64,
@@ -76,6 +77,13 @@ def base(tmp_path_factory):
     write(base, "nemotron", NemotronConfig(**SMALL))
     write(base, "apertus", ApertusConfig(**SMALL))
     write(base, "glm4_moe", Glm4MoeConfig(**SMALL | ROUTED))
+    routed = Qwen3MoeConfig(**SMALL, head_dim=8, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=8)
+    for name in ("qwen3_moe", "merged", "an expert missing"):
+        write(base, name, routed)
+    merged = AutoModelForCausalLM.from_pretrained(base / "merged").state_dict()
+    save_file(merged, base / "merged" / "model.safetensors", metadata={"format": "pt"})
+    gone = "model.layers.1.mlp.experts.3.up_proj.weight"
+    edit(base / "an expert missing", lambda tensors: tensors.pop(gone))
     for name in ("tied", "tied by lm_head", "own lm_head"):
         write(base, name, Qwen2Config(**SMALL, tie_word_embeddings=True))
     head, embedding = "lm_head.weight", "model.embed_tokens.weight"
@@ -86,7 +94,8 @@ def base(tmp_path_factory):
     return base
 
 
-NAMES = ("nemotron", "apertus", "glm4_moe", "tied", "tied by lm_head", "own lm_head", "one rank's")
+SAME = ("apertus", "glm4_moe", "qwen3_moe", "merged", "tied", "tied by lm_head", "own lm_head")
+NAMES = (*SAME, "nemotron", "one rank's", "an expert missing")
 
 
 def loaded(directory, stage, dtype="float32"):
@@ -127,7 +136,7 @@ def found(base):
     return ranks[0]
 
 
-@pytest.mark.parametrize("name", ["apertus", "glm4_moe", "tied", "tied by lm_head", "own lm_head"])
+@pytest.mark.parametrize("name", SAME)
 def test_two_processes_load_what_one_loads(base, found, name):
     alone = loaded(base / name, "actor")
     assert len(alone) > 20
@@ -141,6 +150,8 @@ def test_what_one_process_refuses_two_refuse(base, found, stage):
             assert "nemotron: Nemotron" in (message := loaded(base / "nemotron", stage, dtype))
             assert "separate sequences differ by" in message
     assert "separate sequences differ by" in found[f"{stage} nemotron"]
+    for message in (found[f"{stage} an expert missing"], loaded(base / "an expert missing", stage)):
+        assert "an expert missing" in message and "\n" not in message
     message = "one rank's/model.safetensors: model.embed_tokens.weight holds values that are not finite"
     assert found[f"{stage} one rank's"] == str(base / message) == loaded(base / "one rank's", stage)
 

@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dapo_fast.config import (
     ActorSettings,
@@ -35,11 +35,20 @@ CRITIC = {"lr": 1e-3, "epochs": 2, "batch_states": 24, "pack_tokens": 512, "held
 ACTOR = {"lr": 1e-3, "beta": 0.1, "steps": 6, "batch_pairs": 32, "pack_tokens": 512, "warmup_steps": 2}
 
 
-def write_model(directory: Path, seed: int = 0, tied: bool = False) -> Path:
-    """A Qwen2 of two layers and width 32 with the built-in task's tokenizer."""
+def write_model(directory: Path, seed: int = 0, tied: bool = False, family: str = "qwen2", **changes: object) -> Path:
+    """A ``family`` of two layers and width 32 with the built-in task's tokenizer."""
     task = get_task("arithmetic")
-    config = task.model_config()
-    config.update({"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1})
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    shared = task.model_config().to_dict()
+    kept = (
+        "vocab_size",
+        "num_hidden_layers",
+        "max_position_embeddings",
+        "pad_token_id",
+        "bos_token_id",
+        "eos_token_id",
+    )
+    config = AutoConfig.for_model(family, **{name: shared[name] for name in kept} | sizes | changes)
     config.tie_word_embeddings = tied
     torch.manual_seed(seed)
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)

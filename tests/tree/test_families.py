@@ -28,9 +28,9 @@ from dapo_fast.models.readpath import PolicyReader, ValueReader
 from dapo_fast.rollout.engine import SamplingParams
 from dapo_fast.rollout.in_process import InProcessEngine
 from dapo_fast.train.cost import Lengths, iteration_cost
+from dapo_fast.train.export import export
 from dapo_fast.train.memory import estimate
 from dapo_fast.train.parallel import World
-from dapo_fast.train.weights import export
 
 BETA = 0.1
 

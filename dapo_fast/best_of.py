@@ -1,0 +1,95 @@
+"""Choosing among sampled responses: by a critic, by majority, or by both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from dapo_fast.data.problems import Problem
+from dapo_fast.errors import InputError
+from dapo_fast.rewards.extract import extract_answer
+from dapo_fast.rewards.normal import as_number, normalise
+from dapo_fast.rundir import read_lines, write_json
+from dapo_fast.state import MeasuredProblem
+from dapo_fast.statistics import reward_of, wilson_interval
+from dapo_fast.step_values import StepValues
+from dapo_fast.tasks import TASKS
+
+
+def choose_by_critic(problems: Sequence[Problem], measured: Path, critic: StepValues, name: str) -> dict[str, Any]:
+    """Accuracy of the response, or answer, that is chosen among the sampled ones of each problem.
+
+    Writes ``measured/critic.json``.
+
+    Args:
+        problems: Those of the evaluation.
+        measured: Directory that ``evaluate`` wrote, with samples.
+        critic: Scores responses; those that did not finish are not chosen.
+        name: What the file calls the critic.
+
+    Returns:
+        ``best_of``: the response that the critic values most. Where responses have an answer (mathematics, built-in
+        tasks) ``majority``: the one given most often, and ``weighted``: the one with the largest sum of values. Each
+        is an accuracy with its 95 % interval ``low`` and ``high``; ties are shared. ``samples`` and ``critic`` too.
+
+    Raises:
+        InputError: nothing was sampled there.
+    """
+    path = measured / "sampled.jsonl"
+    if not path.exists():
+        raise InputError(f"{path}: missing; to choose among responses, set evaluate.samples")
+    rows = read_lines(path, MeasuredProblem)
+    chosen: dict[str, list[float]] = {}
+    finished = [[response for response in row["responses"] if response["finished"]] for row in rows]
+    texts = [[response["text"] for response in responses] for responses in finished]
+    scores = critic.scores(list(zip(problems, texts, strict=True)))
+    for problem, responses, values in zip(problems, finished, scores, strict=True):
+        for rule, accuracy in _choices(problem, responses, values).items():
+            chosen.setdefault(rule, []).append(accuracy)
+    result: dict[str, Any] = {"critic": name, "samples": len(rows[0]["responses"])}
+    for rule, accuracies in chosen.items():
+        mean = fmean(accuracies)
+        low, high = wilson_interval(mean * len(accuracies), len(accuracies))
+        result[rule] = {"accuracy": mean, "low": low, "high": high, "n": len(accuracies)}
+    write_json(measured / "critic.json", result)
+    return result
+
+
+def _choices(problem: Problem, responses: Sequence[dict[str, Any]], values: Sequence[float]) -> dict[str, float]:
+    """The reward of what each rule chooses among the finished responses to one problem."""
+    rewards = [reward_of(response) for response in responses]
+    found = {"best_of": _elected(dict(enumerate(values)), list(enumerate(rewards)))}
+    if problem.kind != "math" and problem.kind not in TASKS:
+        return found
+    answers = [given_answer(problem.kind, response["text"]) for response in responses]
+    votes: dict[str, float] = {}
+    weights: dict[str, float] = {}
+    for answer, value in zip(answers, values, strict=True):
+        if answer is not None:
+            votes[answer] = votes.get(answer, 0) + 1
+            weights[answer] = weights.get(answer, 0) + value
+    outcomes = [(answer, reward) for answer, reward in zip(answers, rewards, strict=True) if answer is not None]
+    return found | {"majority": _elected(votes, outcomes), "weighted": _elected(weights, outcomes)}
+
+
+def _elected(votes: Mapping[Any, float], outcomes: Sequence[tuple[Any, float]]) -> float:
+    """Mean reward of what has most votes; 0 where nobody votes."""
+    if not votes:
+        return 0.0
+    most = max(votes.values())
+    winners = [one for one, votes_of in votes.items() if votes_of == most]
+    return fmean(fmean(reward for one, reward in outcomes if one == winner) for winner in winners)
+
+
+def given_answer(kind: str, response: str) -> str | None:
+    """What a response to a problem of ``kind`` answers, in one spelling; None where it does not."""
+    if kind in TASKS:
+        return TASKS[kind].answer(response)
+    answer = extract_answer(response.encode("utf-8", "replace").decode())
+    if answer is None:
+        return None
+    spelt = normalise(answer)
+    number = as_number(spelt)
+    return spelt if number is None else str(number)

@@ -1,0 +1,92 @@
+"""Any model on a benchmark, outside of a run: what ``dapo-fast evaluate --model`` does."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dapo_fast.best_of import choose_by_critic
+from dapo_fast.config import Config
+from dapo_fast.data.problems import format_prompt, load_problems
+from dapo_fast.errors import InputError
+from dapo_fast.evaluate import evaluate
+from dapo_fast.parts import HELDOUT, Parts
+from dapo_fast.rollout.loading import check_model_directory, check_prompt, load_tokenizer
+from dapo_fast.rollout.server import serving
+from dapo_fast.rundir import RunDirectory, log_to
+from dapo_fast.step_values import StepValues
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured on what.
+
+    Attributes:
+        model: Hugging Face directory.
+        benchmark: Whatever ``load_problems`` reads, or a built-in task, of which the held-out problems are taken.
+        limit: Only the first so many problems.
+        critic: Directory of a critic that chooses among samples; None: nothing is chosen.
+    """
+
+    model: str
+    benchmark: str
+    limit: int | None = None
+    critic: str | None = None
+
+
+def measure_model(what: Measurement, config: Config, out_dir: str | Path) -> dict[str, Any]:
+    """Measure a model; a killed measurement goes on where it was.
+
+    Returns:
+        As ``evaluate``; with a critic also "chosen", as ``choose_by_critic``.
+
+    Raises:
+        InputError: bad input, or ``out_dir`` holds results of other settings.
+    """
+    directory = RunDirectory(out_dir, config)
+    out = directory.path
+    parts = Parts(config)
+    if parts.task is not None:
+        problems = parts.task.problems(what.limit or HELDOUT, config.seed, split="heldout")
+    else:
+        problems = load_problems(what.benchmark, limit=what.limit)
+    reward = parts.reward(problems)
+    check_model_directory("--model", Path(what.model))
+    check_prompt(problems[0], load_tokenizer(what.model), config.data.template)
+    if what.critic is not None:
+        check_model_directory("--critic", Path(what.critic))
+        if not config.evaluate.samples:
+            raise InputError("evaluate.samples 0: with --critic, set how many responses it chooses among")
+    directory.lock()
+    log_to(out)
+    digest = directory.claim(out, _settings(what, config))
+    with ExitStack() as stack:
+        server = stack.enter_context(serving(config.engine, what.model, out / "server.log"))
+        engine = parts.engine(Path(what.model), config, server)
+        stack.callback(getattr(engine, "close", lambda: None))
+        summary = evaluate(
+            problems,
+            engine,
+            config.evaluate,
+            out,
+            encode=lambda problem: format_prompt(problem, engine.tokenizer, config.data.template),
+            verify=reward,
+            seed=config.seed,
+            digest=digest,
+        )
+    if what.critic is None:
+        return summary
+    critic = StepValues(what.critic, config.data.template, config.collect.splitter, config.model)
+    return summary | {"chosen": choose_by_critic(problems, out, critic, what.critic)}
+
+
+def _settings(what: Measurement, config: Config) -> dict[str, Any]:
+    """What decides the result. A critic only reads what was sampled, so any number may, one after another."""
+    settings = {key: value for key, value in asdict(what).items() if key != "critic"}
+    settings |= {"stage": "evaluate", "template": config.data.template, "seed": config.seed}
+    settings["evaluate"] = config.evaluate.model_dump()
+    if config.engine.kind != "in_process":  # left out where it is, as in results from before there was another
+        settings["engine"] = config.engine.kind
+    return settings if config.reward is None else settings | {"reward": config.reward}

@@ -1,0 +1,132 @@
+"""A trained critic as what others use a process reward model for: the value of every step of a given response."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dapo_fast.config import ModelSettings
+from dapo_fast.data.pack import pad_lengths
+from dapo_fast.data.packing import pack_critic
+from dapo_fast.data.problems import Problem, format_prompt
+from dapo_fast.data.tree import State, Tree, Trunk
+from dapo_fast.models.loading import load_value_model, resolve_device
+from dapo_fast.models.readpath import ValueReader
+from dapo_fast.rollout.loading import load_tokenizer
+from dapo_fast.rollout.steps import Splitter
+
+_TOGETHER = 64  # problems whose responses are in memory as tokens
+
+
+@dataclass(frozen=True)
+class ValuedStep:
+    """A step of a response.
+
+    Attributes:
+        text: Without special tokens.
+        before: The critic's V of the state that the step was taken in: the chance that the response ends right.
+        after: V of the state that the step led to; None where it ended the response, whose worth a reward says.
+    """
+
+    text: str
+    before: float
+    after: float | None
+
+
+class StepValues:
+    """Reads the values of steps with a critic."""
+
+    def __init__(
+        self,
+        critic: str | Path,
+        template: str = "chat",
+        splitter: str = "line",
+        model: ModelSettings | None = None,
+        pack_tokens: int = 16384,
+    ) -> None:
+        """Load a critic.
+
+        Args:
+            critic: Directory that training wrote (``DAPO.critic_model``), with the policy's tokenizer.
+            template: Puts the question as the critic knows it (``data.template`` of its run).
+            splitter: Cuts responses as in its run (``collect.splitter``).
+            model: Device, dtype and attention; None: the fastest that there is.
+            pack_tokens: Most tokens of one forward pass.
+
+        Raises:
+            InputError: no critic there, or no such splitter.
+        """
+        model = model or ModelSettings()
+        self._device = resolve_device(model.device)
+        self._reader = ValueReader(load_value_model(critic, self._device, model.dtype, model.attention))
+        self._tokenizer = load_tokenizer(critic)
+        self._splitter = Splitter(self._tokenizer, splitter)
+        self._template = template
+        self._pack_tokens = pack_tokens
+
+    def __call__(self, problem: Problem | str, response: str, finished: bool = True) -> list[ValuedStep]:
+        """The steps of ``response`` and what each was worth.
+
+        Args:
+            problem: A text is a maths question, as far as the template makes a difference.
+            finished: The response ends here; else its last state has a value too.
+
+        Raises:
+            InputError: a template that cannot be filled, or an empty prompt.
+        """
+        tree = self._tree(problem, [(response, finished)])
+        values = self.of_trees([tree])[0][0]
+        trunk = tree.trunks[0]
+        starts = [0, *trunk.step_ends]
+        after = [*values[1:], None] if finished else values[1:]
+        return [
+            ValuedStep(self._tokenizer.decode(trunk.ids[start:end], skip_special_tokens=True), before, then)
+            for start, end, before, then in zip(starts, trunk.step_ends, values, after)
+        ]
+
+    def scores(self, responses: Sequence[tuple[Problem, Sequence[str]]]) -> list[list[float]]:
+        """What finished responses are worth to the critic: V of the last state, in which the last step was taken.
+
+        Args:
+            responses: Problems, each with any number of responses.
+        """
+        found: list[list[float]] = []
+        for start in range(0, len(responses), _TOGETHER):
+            part = responses[start : start + _TOGETHER]
+            trees = [self._tree(problem, [(response, True) for response in given]) for problem, given in part]
+            found += [[values[-1] for values in of_tree] for of_tree in self.of_trees(trees)]
+        return found
+
+    def of_trees(self, trees: Sequence[Tree]) -> list[list[list[float]]]:
+        """V of every state of ``trees``: for each tree, for each trunk, from the prompt on."""
+        groups = [(index, state) for index, tree in enumerate(trees) for state in range(len(tree.states))]
+        found: list[list[list[float]]] = [[[] for _ in tree.trunks] for tree in trees]
+        read: dict[tuple[int, int], float] = {}
+        for pack in pack_critic(trees, groups, self._pack_tokens, pad_lengths(self._pack_tokens, self._device)):
+            values = self._reader.values(pack.to(self._device)).tolist()
+            keys = ((tree, state) for tree, state, _ in pack.value_keys.tolist())
+            read |= dict(zip(keys, values, strict=True))
+        for tree, state in groups:
+            found[tree][trees[tree].states[state].trunk].append(read[tree, state])
+        return found
+
+    def _tree(self, problem: Problem | str, responses: Iterable[tuple[str, bool]]) -> Tree:
+        if isinstance(problem, str):
+            problem = Problem("", problem)
+        trunks = [self._trunk(response, finished) for response, finished in responses]
+        states = [
+            State(index, step, [], [])
+            for index, trunk in enumerate(trunks)
+            # The end of a response is no state: nothing is sampled from there, so the critic has not learnt it.
+            for step in range(max(1, len(trunk.step_ends) + (not trunk.finished)))
+        ]
+        prompt = format_prompt(problem, self._tokenizer, self._template)
+        return Tree(problem.id, problem.prompt, problem.answer or "", prompt, trunks, states, len(trunks), 0)
+
+    def _trunk(self, response: str, finished: bool) -> Trunk:
+        text = response.encode("utf-8", "replace").decode()  # no tokenizer takes a lone surrogate
+        ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        if finished and self._tokenizer.eos_token_id is not None:
+            ids.append(self._tokenizer.eos_token_id)
+        return Trunk(ids, self._splitter.split(ids), 0, finished)

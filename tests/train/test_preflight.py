@@ -1,0 +1,78 @@
+"""What cannot be trained is refused before anything is sampled, for the very world that is asked for."""
+
+import pytest
+import train_cases as cases
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from dapo_fast.config import load_config
+from dapo_fast.errors import InputError
+from dapo_fast.pipeline import Pipeline
+from dapo_fast.rundir import RunDirectory
+from dapo_fast.train.preflight import check_training
+
+MAMBA = {"hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 40, "num_heads": 4, "head_dim": 8, "n_groups": 1}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    base = tmp_path_factory.mktemp("models")
+    cases.write_model(base / "dense", family="llama")
+    cases.write_model(base / "sampled only", family="llama")
+    weights = base / "sampled only" / "model.safetensors"
+    save_file(load_file(weights) | {"model.more": load_file(weights)["lm_head.weight"]}, weights)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba2", **MAMBA)).save_pretrained(base / "recurrent")
+    return base
+
+
+def check(path, *settings):
+    given = [f"model.path={path}", "data.task=arithmetic", "model.device=cpu", *settings]
+    check_training(load_config(overrides=given).at(1), path)
+
+
+@pytest.mark.parametrize("settings", [[], ["parallel.processes=2"], ["model.dtype=bfloat16"], ["actor.lora_rank=2"]])
+def test_what_can_be_trained_passes(models, settings):
+    check(models / "dense", *settings)
+
+
+def test_a_recurrent_model_is_refused_in_every_world(models):
+    for settings in ([], ["parallel.processes=2"], ["advantages.source=response"]):
+        with pytest.raises(InputError, match="recurrent: a mamba2 model cannot be trained on step trees"):
+            check(models / "recurrent", *settings)
+
+
+def test_files_are_compared_where_ranks_read_them(models):
+    for settings in (["parallel.processes=2"], ["model.dtype=bfloat16"]):
+        with pytest.raises(InputError, match=r"sampled only/model.safetensors: model.more has no place"):
+            check(models / "sampled only", *settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["parallel.processes=3", "parallel.replicas=2"], "parallel.replicas 2: does not divide the 3 processes"),
+        (["model.attention=varlen"], "model.attention: 'varlen' reads flat packs only"),
+    ],
+)
+def test_settings_that_no_rank_could_start_with(models, settings, said):
+    with pytest.raises(InputError, match=said):
+        check(models / "dense", *settings)
+
+
+def test_a_critic_is_needed_only_where_it_says_q(models, monkeypatch):
+    import dapo_fast.models.value as value
+
+    value.token_classifier.cache_clear()
+    monkeypatch.setattr(value, "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING", {})
+    monkeypatch.setattr(value, "MODEL_MAPPING", {})
+    check(models / "dense", "advantages.source=response")
+    with pytest.raises(InputError, match="llama: transformers has no backbone for this family"):
+        check(models / "dense")
+
+
+def test_a_run_refuses_before_it_samples(models, tmp_path):
+    overrides = [f"model.path={models / 'dense'}", "parallel.processes=3", "parallel.replicas=2"]
+    config = load_config(preset="arithmetic", overrides=[*overrides, "model.device=cpu"])
+    with pytest.raises(InputError, match=r"parallel\.replicas"):
+        Pipeline(RunDirectory(tmp_path / "run", config)).run()
+    assert not (tmp_path / "run" / "sft").exists()
