@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dapo_kernels.chunk_torch import TorchLogits, segment_sums
-from dapo_kernels.plan import Chunk, Piece, default_chunk_rows, make_chunks
+from dapo_kernels.plan import Chunk, Piece, make_chunks, sizes
 
 log = logging.getLogger("dapo_fast.kernels")
 
@@ -47,10 +47,9 @@ class Call:
             self.triton = choose_triton(self.backend, self.hidden.device, self.dtype)
 
     def chunks(self, cu_segments: Tensor | None, per_group: int) -> list[Chunk]:
-        rows = self.chunk_rows or default_chunk_rows(self.weight.shape[0], self.hidden.device)
-        return make_chunks(
-            cu_segments, self.rows, self.targets.numel(), rows, per_group, self.hidden.device, self.cu_name
-        )
+        device = self.hidden.device
+        limits = sizes(self.chunk_rows, self.weight.shape[0], device)
+        return make_chunks(cu_segments, self.rows, self.targets.numel(), limits, per_group, device, self.cu_name)
 
     def operands(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """hidden, weight and bias as the GEMMs read them."""

@@ -2,7 +2,12 @@
 
 This is the path of every machine without a GPU, and of fp64. It makes no temporary of the buffer's size, except that a
 softcap keeps its derivative in a second one.
+
+Two passes after the product: exponentials, and their sums. The softmax is never divided by its sum, and not multiplied
+by the loss's gradient: both are one number a row, which the gradients' products take on their small side (Dlogits).
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +15,17 @@ from torch import Tensor
 from dapo_kernels.plan import Piece
 
 ENTROPY_ELEMENTS = 1 << 20  # probabilities held at once while entropies are summed
+# A row whose exponentials sum to something between these needs no maximum taken off first: none overflows, what
+# underflows is nothing beside the sum, and the sum's inverse times a loss's gradient is still a normal fp32 number.
+LEAST_SUM, LARGEST_SUM = 1e-20, 1e20
+LEAST_P = 1e-10  # whose exponential, LEAST_P · LEAST_SUM at least, is a normal fp32 number
+
+
+class Dlogits(NamedTuple):
+    """The gradient of a chunk's raw logits: row u is scale[u] · values[u]."""
+
+    values: Tensor  # (U, V)
+    scale: Tensor | None  # (U,) in the logits' dtype; None: 1
 
 
 def project(x: Tensor, weight: Tensor, out: Tensor) -> None:
@@ -57,10 +73,11 @@ def spread(segments: Tensor, offsets: Tensor | None, tokens: int) -> Tensor:
     return segments if offsets is None else segments.repeat_interleave(offsets.diff(), output_size=tokens)
 
 
-def entropies(log_p: Tensor) -> Tensor:
-    """(U,) −Σ p log p of the rows of log_p (U, V), some rows at a time; a word with p = 0 adds nothing."""
-    rows = max(1, ENTROPY_ELEMENTS // log_p.shape[1])
-    found = torch.cat([torch.special.entr(part.exp()).sum(1) for part in log_p.split(rows)])
+def entropies(exponentials: Tensor, sums: Tensor) -> Tensor:
+    """(U,) −Σ p log p of the rows of exponentials (U, V) / sums (U, 1), some rows at a time; p = 0 adds nothing."""
+    rows = max(1, ENTROPY_ELEMENTS // exponentials.shape[1])
+    parts = zip(exponentials.split(rows), sums.split(rows))
+    found = torch.cat([torch.special.entr(part / total).sum(1) for part, total in parts])
     return found.clamp_(min=0)  # rounding; NaN stays NaN
 
 
@@ -82,9 +99,45 @@ class TorchLogits:
         self.ignore_index, self.statistics = ignore_index, statistics
         self.buffer = torch.empty(rows, weight.shape[0], dtype=dtype, device=weight.device)
         self.slope_buffer: Tensor | None = None
+        # Whether each row's maximum is taken off: from the first chunk on that needs it, as its logits are then made
+        # twice. On a GPU always, where looking at the sums would wait for the device.
+        self.shifted = weight.is_cuda
 
     def forward(self, x: Tensor, targets: Tensor, piece: Piece, keep: bool) -> Tensor:
         """Log-probabilities (n,) of targets (n,) given x (U, H). `keep`: backward will be called for this chunk."""
+        logits = self._final(x, keep)
+        vocabulary = logits.shape[1]
+        self.ignored = targets == self.ignore_index
+        # On a GPU wrong targets are found only when debugging; clamped, they still never read out of bounds.
+        columns = targets.clamp(0, vocabulary - 1)
+        row_of = torch.arange(x.shape[0], device=x.device) if piece.row_of is None else piece.row_of
+        self.at = row_of * vocabulary + columns
+        self.piece = piece
+        picked = logits.view(-1).index_select(0, self.at)
+
+        highest = None
+        if not self.shifted:
+            self.sums = logits.exp_().sum(1, keepdim=True)
+            low, high = torch.aminmax(self.sums) if x.shape[0] else (1, 1)
+            if not (low >= LEAST_SUM and high <= LARGEST_SUM):  # or one is NaN
+                self.shifted = True
+                logits = self._final(x, keep)
+        if self.shifted:
+            highest = logits.amax(1, keepdim=True)
+            self.sums = logits.sub_(highest).exp_().sum(1, keepdim=True)
+        lse = self.sums.log() if highest is None else self.sums.log() + highest
+        self.exponentials = logits
+        if self.statistics:
+            self.lse, self.entropy = lse.squeeze(1), entropies(logits, self.sums)
+        of_entries = [t.squeeze(1) if piece.row_of is None else t[:, 0][piece.row_of] for t in (self.sums, lse)]
+        p = logits.view(-1).index_select(0, self.at) / of_entries[0]
+        # The probability's logarithm does not cancel where the logits are large; the difference does not underflow.
+        logps = torch.where(p > LEAST_P, p.log(), picked - of_entries[1])
+        # Rounding must not make a probability above one.
+        return logps.clamp_(max=0).masked_fill_(self.ignored, 0)
+
+    def _final(self, x: Tensor, keep: bool) -> Tensor:
+        """The (U, V) logits that the softmax sees; `keep`: and the softcap's derivative by the raw ones."""
         logits = self.buffer[: x.shape[0]]
         project(x, self.weight, logits)
         if self.bias is not None:
@@ -98,36 +151,33 @@ class TorchLogits:
             logits.mul_(self.softcap)
         if self.temperature != 1.0:
             logits.div_(self.temperature)
-        highest = logits.amax(1) if self.statistics else None
-        torch.log_softmax(logits, 1, out=logits)
-        if highest is not None:
-            self.lse, self.entropy = highest - logits.amax(1), entropies(logits)
-        self.logits = logits
-        vocabulary = logits.shape[1]
-        self.ignored = targets == self.ignore_index
-        # On a GPU wrong targets are found only when debugging; clamped, they still never read out of bounds.
-        columns = targets.clamp(0, vocabulary - 1)
-        row_of = torch.arange(x.shape[0], device=x.device) if piece.row_of is None else piece.row_of
-        self.at = row_of * vocabulary + columns
-        self.piece = piece
-        picked = logits.view(-1).index_select(0, self.at)
-        # Rounding must not make a probability above one.
-        return picked.clamp_(max=0).masked_fill_(self.ignored, 0)
+        return logits
 
-    def backward(self, gradient: Tensor, dtype: torch.dtype) -> Tensor:
-        """dlogits (U, V) in `dtype` from the gradient (n,) of each log-probability; overwrites the logits."""
+    def backward(self, gradient: Tensor, dtype: torch.dtype) -> Dlogits:
+        """dlogits (U, V) in `dtype` from the gradient (n,) of each log-probability; overwrites the exponentials."""
         gradient = gradient.masked_fill(self.ignored, 0)
         if self.temperature != 1.0:
             gradient = gradient / self.temperature
-        row_gradient = gradient
-        if self.piece.order is not None:
-            row_gradient = segment_sums(gradient.index_select(0, self.piece.order), self.piece.row_starts)
-        dlogits = self.logits.exp_().mul_(-row_gradient[:, None])
-        if dlogits.is_cuda:
-            # index_put_ sorts its indices on a GPU and is deterministic there; index_add_ is so on a CPU.
-            dlogits.view(-1).index_put_((self.at,), gradient, accumulate=True)
+        values, sums = self.exponentials, self.sums
+        order, starts = self.piece.order, self.piece.row_starts
+        vocabulary, width = self.weight.shape
+        if gradient.numel() == values.shape[0] and vocabulary > 2 * width:  # one entry a row; rows worth sparing
+            of_rows = gradient if order is None else gradient.index_select(0, order)
+            if dtype != values.dtype:  # fp16 has no room for sums
+                values, sums = values.div_(sums), torch.ones_like(sums)
+            hits = -sums.squeeze(1)
+            values.view(-1).index_add_(0, self.at, hits if order is None else hits.index_select(0, self.piece.row_of))
+            scale = of_rows / hits
         else:
-            dlogits.view(-1).index_add_(0, self.at, gradient)
+            # A row's entries may have gradients of their own: no number is common to its one-hots and its softmax.
+            of_rows = gradient if order is None else segment_sums(gradient.index_select(0, order), starts)
+            values.mul_(-of_rows[:, None] / sums)
+            if values.is_cuda:
+                # index_put_ sorts its indices on a GPU and is deterministic there; index_add_ is so on a CPU.
+                values.view(-1).index_put_((self.at,), gradient, accumulate=True)
+            else:
+                values.view(-1).index_add_(0, self.at, gradient)
+            scale = None
         if self.softcap is not None:
-            dlogits.mul_(self.slope)
-        return dlogits.to(dtype)
+            values.mul_(self.slope)
+        return Dlogits(values.to(dtype), scale)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dapo_kernels.chunk_torch import project
+from dapo_kernels.chunk_torch import Dlogits, project
 from dapo_kernels.ops.dlogits import dlogits
 from dapo_kernels.ops.final_logits import padded_width
 from dapo_kernels.ops.logprob import logprob
@@ -49,7 +49,7 @@ class TritonLogits:
         )
         return logps
 
-    def backward(self, gradient: Tensor, dtype: torch.dtype) -> Tensor:
+    def backward(self, gradient: Tensor, dtype: torch.dtype) -> Dlogits:
         """dlogits (U, V) in `dtype` from the gradient (n,) of each log-probability; overwrites the logits."""
         rows, vocabulary = self.logits.shape
         out = self.buffer.view(dtype)[:rows, :vocabulary]
@@ -67,4 +67,4 @@ class TritonLogits:
             self.temperature,
             self.ignore_index,
         )
-        return out
+        return Dlogits(out, None)

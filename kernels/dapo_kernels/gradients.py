@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dapo_kernels.chunk_torch import add_outer, project_back
+from dapo_kernels.chunk_torch import Dlogits, add_outer, project_back
 from dapo_kernels.plan import Piece
 
 if TYPE_CHECKING:
@@ -30,25 +30,31 @@ class Gradients:
         if needs[2]:
             self.bias = torch.zeros(call.bias.shape, dtype=total, device=like.device)
 
-    def add(self, dlogits: Tensor, x: Tensor, weight: Tensor, piece: Piece) -> None:
+    def add(self, dlogits: Dlogits, x: Tensor, weight: Tensor, piece: Piece) -> None:
         """What a piece's dlogits (U, V) make of the rows x (U, H) that it read."""
+        values = dlogits.values
+        scale = None if dlogits.scale is None else dlogits.scale[:, None]
         if self.weight is not None:
-            add_outer(self.weight, dlogits, x, self.fresh)
+            add_outer(self.weight, values, x if scale is None else (x * scale).to(x.dtype), self.fresh)
             self.fresh = False
         if self.bias is not None:
-            self.bias += dlogits.sum(0, dtype=self.bias.dtype)
+            total = self.bias.dtype
+            self.bias += values.sum(0, dtype=total) if scale is None else (values.t().to(total) @ scale)[:, 0]
         if self.hidden is None:
             return
-        if piece.rows is None:
-            out = self.hidden[piece.start : piece.stop]
-            if out.dtype == dlogits.dtype:
-                torch.mm(dlogits, weight, out=out)
-            else:
-                out.copy_(torch.mm(dlogits, weight))
-        else:
+        if piece.rows is not None:
             # A piece's rows are distinct, so the order of the additions is that of the pieces: deterministic.
             index = piece.rows.clamp(0, self.hidden.shape[0] - 1) if x.is_cuda else piece.rows
-            self.hidden.index_add_(0, index, project_back(dlogits, weight, self.hidden.dtype))
+            product = project_back(values, weight, self.hidden.dtype)
+            self.hidden.index_add_(0, index, product if scale is None else product.mul_(scale))
+            return
+        out = self.hidden[piece.start : piece.stop]
+        if scale is not None:
+            torch.mul(project_back(values, weight, scale.dtype), scale, out=out)
+        elif out.dtype == values.dtype:
+            torch.mm(values, weight, out=out)
+        else:
+            out.copy_(torch.mm(values, weight))
 
     def finished(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """As they were summed: in fp32 (fp64), or in hidden's dtype where nothing of it is summed."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +12,10 @@ from dapo_kernels import checks
 # On a GPU a chunk's fp32 logits fill at most this; GEMMs keep their speed from about a thousand rows on.
 # (2^30 bytes is 1,765 rows of Qwen's 152,064 words. Its best value on an H200: not measured.)
 GPU_CHUNK_BYTES, GPU_MAX_ROWS, GPU_MIN_ROWS = 1 << 30, 4096, 512
-# On a CPU: GEMMs are at full speed from 256 rows on, and smaller buffers stay nearer to the cache.
-CPU_CHUNK_BYTES, CPU_MIN_ROWS = 1 << 26, 256
+# On a CPU: GEMMs lose little from 128 rows on, and smaller buffers stay nearer to the cache. A longer group of segments
+# stays in one piece up to the second size: computing its logits twice would cost more.
+CPU_CHUNK_BYTES, CPU_MIN_ROWS = 1 << 23, 128
+CPU_PIECE_BYTES, CPU_PIECE_ROWS = 1 << 26, 256
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,26 @@ def default_chunk_rows(vocabulary: int, device: torch.device) -> int:
     return max(GPU_MIN_ROWS, min(GPU_MAX_ROWS, GPU_CHUNK_BYTES // (4 * vocabulary)) // 128 * 128)
 
 
+class Sizes(NamedTuple):
+    """Rows of logits held at once."""
+
+    chunk: int  # of whole groups of segments, where they fit
+    piece: int  # of one group that is longer: at least as many
+
+
+def sizes(chunk_rows: int | None, vocabulary: int, device: torch.device) -> Sizes:
+    """As the caller says, or by the device."""
+    chunk = piece = chunk_rows or default_chunk_rows(vocabulary, device)
+    if chunk_rows is None and device.type == "cpu":
+        piece = max(CPU_PIECE_ROWS, CPU_PIECE_BYTES // (4 * vocabulary))
+    return Sizes(chunk, piece)
+
+
 def make_chunks(
     cu_segments: Tensor | None,
     rows: Tensor | None,
     entries: int,
-    chunk_rows: int,
+    limits: Sizes,
     per_group: int,
     device: torch.device,
     name: str = "cu_segments",
@@ -58,20 +76,20 @@ def make_chunks(
     for the device once. Callers who keep them on the CPU never wait.
     """
     if cu_segments is None:
-        spans = [(a, min(a + chunk_rows, entries)) * 2 for a in range(0, entries, chunk_rows)]
-    elif entries <= chunk_rows:
+        spans = [(a, min(a + limits.chunk, entries)) * 2 for a in range(0, entries, limits.chunk)]
+    elif entries <= limits.chunk:
         segments = cu_segments.numel() - 1
         spans = [(0, segments, 0, entries)] if segments else []
     else:
         on_host = cu_segments.cpu()
         if cu_segments.device.type != "cpu":
             checks.offsets(name, on_host, entries)
-        spans = _cut(on_host.tolist(), chunk_rows, per_group)
+        spans = _cut(on_host.tolist(), limits.chunk, per_group)
     rows_on_host = None if rows is None else rows.cpu()
     chunks = []
     for start, stop, first, last in spans:
-        pieces = [_piece(a, min(a + chunk_rows, last), rows_on_host, device) for a in range(first, last, chunk_rows)]
-        chunks.append(Chunk(start, stop, pieces))
+        bounds = ((a, min(a + limits.piece, last)) for a in range(first, last, limits.piece))
+        chunks.append(Chunk(start, stop, [_piece(a, b, rows_on_host, device) for a, b in bounds]))
     return chunks
 
 

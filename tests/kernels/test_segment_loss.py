@@ -81,6 +81,17 @@ def test_empty_single_and_longer_than_a_chunk(lengths, chunk_rows, path):
     compare(make_case(lengths, chunk_rows=chunk_rows, bias=True, device=path[1]), path[0])
 
 
+@pytest.mark.parametrize("offset", [-200.0, -60.0, 0.0, 60.0, 200.0])
+@pytest.mark.parametrize("vocabulary", [6, 301])
+@pytest.mark.parametrize("shared_rows", [False, True])
+def test_logits_whose_exponentials_are_no_numbers(offset, vocabulary, shared_rows, path):
+    """Sums that overflow or vanish, and targets whose probabilities do, in a later chunk than the first."""
+    case = make_case([3, 4, 5], vocabulary, 5, bias=True, shared_rows=shared_rows, chunk_rows=4, device=path[1])
+    case.hidden[-5:] *= 30
+    case.bias += offset
+    compare(case, path[0], tolerance=2e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shared_rows", [False, True])
 def test_low_precision_is_as_close_as_autograd(dtype, shared_rows, path):
