@@ -13,8 +13,8 @@ import pyarrow as pa
 from dapo_fast.data.columns import Columns
 from dapo_fast.data.tree import Tree
 
-# Trees that are kept as they were made. A batch of 2,048 pairs asks about ten trees, again and again, and the next one is
-# made while its numbers are counted.
+# Trees that are kept as they were made. A batch of 2,048 pairs asks about ten trees, again and again, and the next one
+# is made while its numbers are counted.
 KEPT = 32
 
 

@@ -25,7 +25,8 @@ from dapo_fast.models.readpath import PackObjective, PolicyReader
 from dapo_fast.targets import beta_of, log_partition
 from dapo_fast.train.loop import Batch, train
 from dapo_fast.train.parallel import World, open_world
-from dapo_fast.train.stage import Dealer, Epochs, finish, finished, open_trees, policy_reader, read_values
+from dapo_fast.train.stage import Dealer, Epochs, finish, finished, policy_reader, read_values
+from dapo_fast.train.trees import open_trees
 
 log = logging.getLogger("dapo_fast.train")
 

@@ -28,11 +28,11 @@ from dapo_fast.train.stage import (
     Epochs,
     finish,
     finished,
-    open_trees,
     read_values,
     saved_value_reader,
     value_reader,
 )
+from dapo_fast.train.trees import open_trees
 
 log = logging.getLogger("dapo_fast.train")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from dapo_kernels.plan import default_chunk_rows
+from dapo_kernels.plan import sizes
 from torch import nn
 
 from dapo_fast.config import Config, OptimSettings
@@ -179,7 +179,7 @@ def _count(
             fixed.append(("gradients before reduction", (width + 4) * max(2 * block, rest)))
     text = model.config.get_text_config()
     if hasattr(model, "lm_head"):
-        rows = default_chunk_rows(text.vocab_size, torch.device(device))
+        rows = sizes(None, text.vocab_size, torch.device(device)).piece
         chunk = (width + 4) * rows * text.vocab_size
         fixed.append((f"logits, {rows} rows at a time", chunk))
         if not settings.lora_rank:

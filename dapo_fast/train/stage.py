@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -16,9 +15,7 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from dapo_fast.config import ModelSettings, OptimSettings, ParallelSettings
 from dapo_fast.data.dealing import Ranks, deal
-from dapo_fast.data.mapped import MappedTrees
 from dapo_fast.data.pack import Pack, pad_lengths
-from dapo_fast.data.store import write_columns
 from dapo_fast.errors import InputError
 from dapo_fast.models.attention import check_trees, tree_error
 from dapo_fast.models.loading import (
@@ -34,7 +31,12 @@ from dapo_fast.state import Done
 from dapo_fast.train.export import export
 from dapo_fast.train.loop import Batch
 from dapo_fast.train.parallel import World, prepare_blocks, reshard, shard
+<<<<<<< HEAD
 from dapo_fast.train.weights import add_lora, has_adapters, load_sharded, reset_adapters, trained_from
+=======
+from dapo_fast.train.trees import TREES
+from dapo_fast.train.weights import add_lora, export, has_adapters, load_sharded, reset_adapters, trained_from
+>>>>>>> wissue16
 
 log = logging.getLogger("dapo_fast.train")
 
@@ -138,37 +140,6 @@ def _try_trees(reader: PolicyReader | ValueReader, source: Path, world: World) -
     del reader.tree_error
 
 
-_TREES = "trees.arrow"
-
-
-@contextlib.contextmanager
-def open_trees(store: Path, directory: Path, world: World) -> Iterator[MappedTrees]:
-    """The trees of ``store``, from one file in the stage's ``directory`` that every rank maps into memory.
-
-    Within the block there is the file, and so there is the directory.
-    """
-    path = directory / _TREES
-
-    def write() -> str | None:
-        try:
-            write_columns(store, path)
-        except InputError as error:
-            return str(error)
-        return None
-
-    try:
-        # Nobody waits for a rank that has left: what is wrong with the trees is said to all.
-        error = world.broadcast(write() if world.rank == 0 else None)
-        if error is not None:
-            raise InputError(error)
-        yield MappedTrees(path)
-    finally:
-        if world.rank == 0:
-            path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                directory.rmdir()  # of a stage that got no further
-
-
 # Tokens of a pack below which a step takes no less time: a GPU reads weights (or waits for them from other ranks) for
 # about as long as it computes a thousand tokens or two, a core is busy with a few rows.
 BUSY_TOKENS = {"cuda": 2048, "cpu": 64}
@@ -265,7 +236,7 @@ def finished(directory: Path, digest: str) -> dict[str, Any] | None:
         raise InputError(f"{path}: made with other settings; use a new run directory")
     # Of a process killed as it was dropping them.
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
-    (directory / _TREES).unlink(missing_ok=True)
+    (directory / TREES).unlink(missing_ok=True)
     return summary
 
 
