@@ -31,12 +31,8 @@ from dapo_fast.state import Done
 from dapo_fast.train.export import export
 from dapo_fast.train.loop import Batch
 from dapo_fast.train.parallel import World, prepare_blocks, reshard, shard
-<<<<<<< HEAD
-from dapo_fast.train.weights import add_lora, has_adapters, load_sharded, reset_adapters, trained_from
-=======
 from dapo_fast.train.trees import TREES
-from dapo_fast.train.weights import add_lora, export, has_adapters, load_sharded, reset_adapters, trained_from
->>>>>>> wissue16
+from dapo_fast.train.weights import add_lora, has_adapters, load_sharded, reset_adapters, trained_from
 
 log = logging.getLogger("dapo_fast.train")
 
