@@ -76,7 +76,7 @@ def calls(monkeypatch, tmp_path):
         monkeypatch.setattr(f"dapo_fast.pipeline.{name}", double(name, place, summary))
     monkeypatch.setattr("dapo_fast.pipeline.evaluate", measured)
     monkeypatch.setattr("dapo_fast.pipeline.ValueFiller", lambda *arguments: None)
-    for check in ("check_model_directory", "check_prompt"):
+    for check in ("check_model_directory", "check_prompt", "check_training"):
         monkeypatch.setattr(f"dapo_fast.pipeline.{check}", lambda *arguments: None)
     monkeypatch.setattr("dapo_fast.pipeline.Pipeline._warn_of_memory", lambda self: None)
     monkeypatch.setattr(Parts, "tokenizer", lambda self: None)
