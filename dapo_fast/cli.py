@@ -249,9 +249,12 @@ def _work(args: argparse.Namespace, run: DAPO) -> int:
 
     arguments = () if args.command in ("run", "sft") else (args.iteration,)
     try:
+        chosen = {}
+        if args.command == "evaluate" and args.critic is not None:  # first: it looks at the critic before it measures
+            chosen = {"chosen": run.best_of(args.critic, args.iteration)}
         result = getattr(run, args.command)(*arguments)
-        if args.command == "evaluate" and args.critic is not None:
-            result = {**(result or {}), "chosen": run.best_of(args.critic, args.iteration)}
+        if chosen:
+            result = {**result, **chosen}
     except ChildFailedError as error:
         return _tell(args, str(error), error.code)
     if args.command == "run":

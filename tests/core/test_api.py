@@ -243,6 +243,17 @@ def test_a_failed_rank_ends_every_command_with_its_line_and_code(command, tmp_pa
     assert said[-1] == f"dapo-fast {command}: sft: ended with exit code 7; its messages are above"
 
 
+def test_a_critic_that_is_not_there_is_said_before_anything_is_measured(tmp_path, monkeypatch, capsys):
+    measured = []
+    monkeypatch.setattr(DAPO, "evaluate", lambda *arguments: measured.append(arguments))
+    (tmp_path / "critic").mkdir()
+    for critic in ("nowhere", str(tmp_path / "critic")):
+        assert main(["evaluate", str(tmp_path / "run"), "--preset", "arithmetic", "--critic", critic]) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert "critic" in said and critic in said
+    assert not measured
+
+
 def test_ranks_cannot_import_what_only_this_program_has(calls, tmp_path):
     config = settings(parallel={"processes": 2})
     run = DAPO(config, tmp_path / "run", **given(objective=lambda pack, steps: None))
