@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import ceil
 
 import torch
-from dapo_kernels.plan import default_chunk_rows
+from dapo_kernels.plan import sizes
 
 Shape = tuple[int, int, int]  # (N, H, V): scored tokens, hidden size, vocabulary
 
@@ -55,7 +55,7 @@ def peak_of(device: str) -> Peak | None:
 def passes(shape: Shape, chunk_rows: int | None = None) -> list[Pass]:
     """The passes of one forward and backward as the Triton path makes them, with a 16-bit hidden and weight."""
     entries, width, vocabulary = shape
-    chunks = ceil(entries / (chunk_rows or default_chunk_rows(vocabulary, torch.device("cuda"))))
+    chunks = ceil(entries / sizes(chunk_rows, vocabulary, torch.device("cuda")).chunk)
     logits, weight, hidden = entries * vocabulary, vocabulary * width, entries * width
     product = 2 * logits * width
     return [

@@ -1,5 +1,21 @@
 """Shared test settings: one thread, so that tests give the same bits on every machine and can run side by side."""
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def untrained_policy(tmp_path_factory):
+    """Directory of the arithmetic task's model with random weights, and of its tokenizer; to be read only."""
+    from transformers import AutoModelForCausalLM
+
+    from dapo_fast.tasks import get_task
+
+    path = tmp_path_factory.mktemp("policy")
+    task = get_task("arithmetic")
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(task.model_config()).save_pretrained(path)
+    task.tokenizer().save_pretrained(path)
+    return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import overload
@@ -18,7 +19,23 @@ from dapo_fast.data.tree import Tree
 KEPT = 32
 
 
-class MappedTrees(Sequence[Tree]):
+class _ByIndex(Sequence[Tree]):
+    """A sequence that makes the tree of an index, and of a slice only notes the indices."""
+
+    @overload
+    def __getitem__(self, index: int) -> Tree: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Tree]: ...
+    def __getitem__(self, index: int | slice) -> Tree | Sequence[Tree]:
+        chosen = range(len(self))[index]
+        return Chosen(self, chosen) if isinstance(chosen, range) else self._tree(chosen)
+
+    @abstractmethod
+    def _tree(self, index: int) -> Tree:
+        """Tree ``index``, counted from 0."""
+
+
+class MappedTrees(_ByIndex):
     """The trees of a file that ``store.write_columns`` wrote, mapped into memory: its pages are the system's, shared by
     all processes that read it, and taken back where memory is short."""
 
@@ -32,14 +49,8 @@ class MappedTrees(Sequence[Tree]):
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    @overload
-    def __getitem__(self, index: int) -> Tree: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Tree]: ...
-    def __getitem__(self, index: int | slice) -> Tree | Sequence[Tree]:
-        if isinstance(index, slice):
-            return Chosen(self, range(len(self))[index])
-        return self._made(range(len(self))[index])
+    def _tree(self, index: int) -> Tree:
+        return self._made(index)
 
     def _make(self, index: int) -> Tree:
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -54,7 +65,7 @@ class MappedTrees(Sequence[Tree]):
         self._made.cache_clear()
 
 
-class Chosen(Sequence[Tree]):
+class Chosen(_ByIndex):
     """Some trees of a sequence, by index."""
 
     def __init__(self, trees: Sequence[Tree], indices: Sequence[int]) -> None:
@@ -64,11 +75,5 @@ class Chosen(Sequence[Tree]):
     def __len__(self) -> int:
         return len(self._indices)
 
-    @overload
-    def __getitem__(self, index: int) -> Tree: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Tree]: ...
-    def __getitem__(self, index: int | slice) -> Tree | Sequence[Tree]:
-        if isinstance(index, slice):
-            return Chosen(self._trees, self._indices[index])
+    def _tree(self, index: int) -> Tree:
         return self._trees[self._indices[index]]

@@ -39,15 +39,8 @@ class Chunk:
     pieces: list[Piece]
 
 
-def default_chunk_rows(vocabulary: int, device: torch.device) -> int:
-    """Rows of fp32 logits held at once, where the caller does not say."""
-    if device.type == "cpu":
-        return max(CPU_MIN_ROWS, CPU_CHUNK_BYTES // (4 * vocabulary))
-    return max(GPU_MIN_ROWS, min(GPU_MAX_ROWS, GPU_CHUNK_BYTES // (4 * vocabulary)) // 128 * 128)
-
-
 class Sizes(NamedTuple):
-    """Rows of logits held at once."""
+    """Rows of fp32 logits held at once."""
 
     chunk: int  # of whole groups of segments, where they fit
     piece: int  # of one group that is longer: at least as many
@@ -55,10 +48,12 @@ class Sizes(NamedTuple):
 
 def sizes(chunk_rows: int | None, vocabulary: int, device: torch.device) -> Sizes:
     """As the caller says, or by the device."""
-    chunk = piece = chunk_rows or default_chunk_rows(vocabulary, device)
+    row_bytes = 4 * vocabulary
     if chunk_rows is None and device.type == "cpu":
-        piece = max(CPU_PIECE_ROWS, CPU_PIECE_BYTES // (4 * vocabulary))
-    return Sizes(chunk, piece)
+        return Sizes(max(CPU_MIN_ROWS, CPU_CHUNK_BYTES // row_bytes), max(CPU_PIECE_ROWS, CPU_PIECE_BYTES // row_bytes))
+    if chunk_rows is None:
+        chunk_rows = max(GPU_MIN_ROWS, min(GPU_MAX_ROWS, GPU_CHUNK_BYTES // row_bytes) // 128 * 128)
+    return Sizes(chunk_rows, chunk_rows)
 
 
 def make_chunks(

@@ -30,17 +30,6 @@ def critic(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory):
-    from transformers import AutoModelForCausalLM
-
-    path = tmp_path_factory.mktemp("policy")
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(TASK.model_config()).save_pretrained(path)
-    TASK.tokenizer().save_pretrained(path)
-    return path
-
-
 def test_a_step_is_worth_what_the_critic_says_before_and_after_it(critic):
     steps = StepValues(critic, "none")("=6*3-6-3", RESPONSE)
     assert [step.text for step in steps] == ["6*3=4-6-3\n", "4-6=5-3\n", "5-3=2"]
@@ -129,8 +118,8 @@ class Closing:
 COMMAND = ["--benchmark", "arithmetic", "--limit", "3", "data.template=none", "evaluate.max_tokens=12"]
 
 
-def test_the_command_chooses_and_binds_results_to_the_engine(critic, policy, tmp_path, capsys, monkeypatch):
-    command = ["evaluate", "--model", str(policy), "--out", str(tmp_path), "--critic", str(critic), *COMMAND]
+def test_the_command_chooses_and_binds_results_to_the_engine(critic, untrained_policy, tmp_path, capsys, monkeypatch):
+    command = ["evaluate", "--model", str(untrained_policy), "--out", str(tmp_path), "--critic", str(critic), *COMMAND]
     assert main(command) == 2 and "evaluate.samples 0: with --critic" in capsys.readouterr().err
     assert main([*command, "evaluate.samples=4"]) == 0
     assert "of 4, best by the critic" in capsys.readouterr().out
@@ -139,7 +128,7 @@ def test_the_command_chooses_and_binds_results_to_the_engine(critic, policy, tmp
     own = ["engine.kind=own_closing:Closing", "evaluate.samples=4"]
     assert main([*command, *own]) == 2
     assert "engine (None, now 'own_closing:Closing')" in capsys.readouterr().err
-    other = ["evaluate", "--model", str(policy), "--out", str(tmp_path / "other"), *COMMAND, *own]
+    other = ["evaluate", "--model", str(untrained_policy), "--out", str(tmp_path / "other"), *COMMAND, *own]
     assert main(other) == 0 and len(importlib.import_module("own_closing").closed) == 1
-    assert main([*other, "--critic", str(policy)]) == 2  # on results that are there
+    assert main([*other, "--critic", str(untrained_policy)]) == 2  # on results that are there
     assert "not a value model" in capsys.readouterr().err

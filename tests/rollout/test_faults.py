@@ -5,9 +5,7 @@ import random
 
 import httpx
 import pytest
-import torch
 from openai_server import FAULTS, WRONG
-from transformers import AutoModelForCausalLM
 
 from dapo_fast.config import CollectSettings, EngineSettings
 from dapo_fast.errors import InputError
@@ -22,12 +20,8 @@ RUNS = int(os.environ.get("DAPO_FAST_TEST_FAULTS", "8"))  # 50 of them take a mi
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    path = tmp_path_factory.mktemp("policy")
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(TASK.model_config()).save_pretrained(path)
-    TASK.tokenizer().save_pretrained(path)
-    return path
+def directory(untrained_policy):
+    return untrained_policy
 
 
 def gather(engine, out):
