@@ -282,6 +282,7 @@ class ParallelSettings(Section):
     compile: bool = False  # torch.compile each block
     cpu_offload: bool = False  # weights and optimizer states in host memory
     timeout_s: float = Field(600.0, gt=0)  # most that a rank waits for the others in one collective
+    profile: list[Annotated[int, Field(ge=1)]] = []  # optimizer steps (from 1) traced into profile/ of a stage
     tracker: Literal["none", "wandb", "trackio"] = "none"  # beside metrics.jsonl and TensorBoard
 
 
