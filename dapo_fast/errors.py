@@ -113,11 +113,6 @@ def from_outside(error: BaseException, place: object) -> str | None:
     if isinstance(error, OSError):
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
         return f"{one_line(' to '.join(names)) or place}: {reason(error)}"
-    failures = getattr(error, "failures", None)
-    if type(error).__module__.startswith("torch.distributed.checkpoint") and failures:
-        # Of all ranks, each with its traceback: the first is what happened.
-        cause = next(iter(failures.values()))[0]
-        return from_outside(cause, place) or f"{place}: {reason(cause)}"
     written_in_rust = "(os error " in str(error)  # tokenizers raises a plain Exception
     if written_in_rust or type(error).__module__.partition(".")[0] in _READERS:
         return f"{place}: {reason(error)}"

@@ -128,9 +128,14 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Block until the save under way is published; raises what it raised."""
-        if self._pending is not None:
+        if self._pending is None:
+            return
+        try:
             self._pending.result()
-            self._pending = None
+        except dcp.api.CheckpointException as error:
+            # Which is no Exception: it would pass the one that says what a full disk is.
+            raise next(iter(error.failures.values()))[0] from error
+        self._pending = None
 
     def _path(self, step: int) -> Path:
         return self.directory / f"step-{step:08d}"

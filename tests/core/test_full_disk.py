@@ -9,25 +9,40 @@ import pytest
 import torch
 
 from dapo_fast.errors import from_outside
+from dapo_fast.train.checkpoint import Checkpoints
+from dapo_fast.train.parallel import ALONE
 
 GO_ON = "make room, and the same command goes on"
 
 
-def test_a_checkpoint_that_torch_cannot_write(tmp_path):
-    """Its writer says that it failed, not why."""
+def saved(directory):
+    torch.save({"a": torch.zeros(10_000)}, directory / "a.pt")
 
-    def write():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+def checkpointed(directory):
+    """As a training does: in a thread, and raised at the next save."""
+    checkpoints = Checkpoints(directory, ALONE, 2, "digest")
+    checkpoints.save(1, {"a": torch.zeros(10_000)})
+    checkpoints.wait()
+
+
+@pytest.mark.parametrize("write", [saved, checkpointed])
+def test_what_torch_cannot_write(tmp_path, write):
+    """Its writer says that it failed, not why; a checkpoint's error is no Exception."""
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
         try:
-            torch.save({"a": torch.zeros(10_000)}, tmp_path / "a.pt")
+            write(tmp_path)
         except Exception as error:
             message = from_outside(error, "run") or ""
             os._exit(0 if message.startswith("run: ") and message.endswith(GO_ON) else 1)
 
-    process = multiprocessing.get_context("fork").Process(target=write)
+    process = multiprocessing.get_context("fork").Process(target=limited)
     process.start()
     process.join()
     assert process.exitcode == 0
+    assert not list(tmp_path.glob("step-*[0-9]"))  # half a checkpoint is none
 
 
 @pytest.mark.parametrize(
