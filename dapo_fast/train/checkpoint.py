@@ -133,7 +133,7 @@ class Checkpoints:
         try:
             self._pending.result()
         except dcp.api.CheckpointException as error:
-            # Which is no Exception: it would pass the one that says what a full disk is.
+            # It is a BaseException: the command line, which says what a full disk is, would not catch it.
             raise next(iter(error.failures.values()))[0] from error
         self._pending = None
 
