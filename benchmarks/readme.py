@@ -219,6 +219,8 @@ BLOCKS: dict[Path, dict[str, Block]] = {
         "plans": lambda: study(lambda rows: study_tables.compared(rows, "plans")),
         "rules": lambda: study(lambda rows: study_tables.compared(rows, "rules")),
         "evidence": lambda: study(study_tables.evidence),
+        "fresh": lambda: study(study_tables.by_seed, "study-fresh"),
+        "again": lambda: study(lambda rows: study_tables.repeated(rows, study_rows()), "study-again"),
     },
     DOCS / "real-model.md": {
         "accuracy": lambda: study(pretrained.accuracy, "real"),

@@ -173,3 +173,26 @@ def gain(rows: Rows, task: str, variant: str, other: str) -> Interval | None:
     """The paired difference of two variants in sampled accuracy; None where no seed has both."""
     own, base = scores(rows, task, variant, "sampled"), scores(rows, task, other, "sampled")
     return paired(own, base) if own.keys() & base.keys() else None
+
+
+def by_seed(rows: Rows) -> str:
+    """DAPO's sampled accuracy at the end, seed by seed."""
+    seeds = sorted({row["seed"] for row in rows})
+    lines = []
+    for task in tasks_of(rows):
+        found = scores(rows, task, "dapo", "sampled")
+        cells = [f"{100 * found[seed]:.1f}" if seed in found else "" for seed in seeds]
+        lines.append([task, *cells, text_of(found, len(seeds))])
+    return markdown(["", *(f"seed {seed}" for seed in seeds), "mean"], lines)
+
+
+def repeated(rows: Rows, first: Rows) -> str:
+    """DAPO run again: what the same seed came to the second time, and the first."""
+    seeds = sorted({row["seed"] for row in rows})
+    lines = []
+    for task in tasks_of(rows):
+        now, before = scores(rows, task, "dapo", "sampled"), scores(first, task, "dapo", "sampled")
+        both = [seed if seed in now and seed in before else None for seed in seeds]
+        cells = ["" if seed is None else f"{100 * now[seed]:.1f} ({100 * before[seed]:.1f})" for seed in both]
+        lines.append([task, *cells, paired(now, before).text("+")])
+    return markdown(["", *(f"seed {seed}" for seed in seeds), "difference"], lines)

@@ -67,3 +67,17 @@ def test_figures_know_their_rows(rows, tmp_path):
     assert stale_figures(rows, tmp_path) == []
     rows[0]["sampled"]["accuracy"] += 0.01
     assert len(stale_figures(rows, tmp_path)) == len(FIGURES)
+
+
+def test_seeds_side_by_side():
+    first = [row("dapo", "methods", seed, 0.5 + 0.1 * seed) for seed in (0, 1)]
+    rows = [
+        row("dapo", "methods", 1, 0.62),
+        row("dapo", "methods", 2, 0.7),
+        row("dapo", "methods", 2, 0.4, task="other"),
+    ]
+    assert tables.by_seed(rows).splitlines()[2:] == [
+        "| arithmetic | 62.0 | 70.0 | 66.0 ± 50.8 |", "| other |  | 40.0 | 40.0 (one seed) |",
+    ]  # fmt: skip
+    again = tables.repeated([one for one in rows if one["task"] == "arithmetic"], first).splitlines()
+    assert again[2] == "| arithmetic | 62.0 (60.0) |  | +2.0 (one seed) |"
