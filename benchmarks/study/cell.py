@@ -8,18 +8,14 @@ from typing import Any
 
 from dapo_fast.config import OptimSettings, SftSettings
 from dapo_fast.data.store import read_trees, write_shard
-from dapo_fast.errors import InputError
 from dapo_fast.hashing import digest
 from dapo_fast.pipeline import NoContrastError, Pipeline
 from dapo_fast.rundir import RunDirectory, read_json, write_json
 from dapo_fast.train.actor import train_actor
 from dapo_fast.train.sft import train_sft
 
-from .baselines import correct_responses, dpo, preference_trees
+from .baselines import BASELINES, RESPONSES_A_BATCH, UPDATES, correct_responses
 from .config import Cell, Study, config_of
-
-RESPONSES_A_BATCH = 64  # of rejection sampling; 64 pairs of DPO
-UPDATES = 120  # an iteration, of the methods that learn from whole responses; DAPO's single epoch is about as many
 
 
 class CellPipeline(Pipeline):
@@ -29,13 +25,15 @@ class CellPipeline(Pipeline):
         super().__init__(directory)
         self._store = store
         self._trains = trains
+        self._baseline = BASELINES.get(trains)
+        self._reads = self._baseline.reads if self._baseline else "collect"
 
     def _settings(self, stage: str, iteration: int) -> dict[str, Any]:
         if stage != "actor" or self._trains == "advantages":
             return super()._settings(stage, iteration)
         config = self.config.at(iteration)
         settings = {"stage": stage, "seed": config.seed, "trains": self._trains, "actor": config.actor.model_dump()}
-        settings["trees"] = self._upstream(self.directory.stage(iteration, "collect"))
+        settings["trees"] = self._upstream(self.directory.stage(iteration, self._reads))
         return settings | {"policy": self._digest_of(self.policy(iteration - 1)), "dtype": config.model.dtype}
 
     def _claim(self, stage: str, iteration: int) -> tuple[Path, str]:
@@ -48,40 +46,47 @@ class CellPipeline(Pipeline):
         return super()._claim(stage, iteration)
 
     def iterate(self, iteration: int) -> dict:
-        """As ``Pipeline.iterate``; a baseline needs neither critic nor advantages."""
-        if self._trains == "advantages":
+        """As ``Pipeline.iterate``; a method that learns from whole responses needs neither critic nor advantages."""
+        if self._trains == "advantages" or self._reads == "advantages":
             return super().iterate(iteration)
         collected = self.collect(iteration)
-        self._train_baseline(iteration)
+        self.actor(iteration)
         row = {"iteration": iteration, "accepted": True, "collect": collected}
         return row | (self.evaluate(iteration) or {})
 
-    def _train_baseline(self, iteration: int) -> None:
-        config = self.config.at(iteration)
+    def actor(self, iteration: int) -> dict[str, Any]:
+        """As ``Pipeline.actor``, by what the cell trains on."""
+        if self._trains == "advantages":
+            return super().actor(iteration)
         out, key = self._claim("actor", iteration)
         if (out / "done.json").exists():
-            return
+            return read_json(out / "done.json")
+        train = self._imitate_responses if self._baseline is None else self._train_baseline
+        return train(iteration, out, key)
+
+    def _imitate_responses(self, iteration: int, out: Path, key: str) -> dict[str, Any]:
+        config = self.config.at(iteration)
+        actor, seed = config.actor, config.seed + 1000 * iteration
+        shared = {name: getattr(actor, name) for name in OptimSettings.model_fields}
+        settings = SftSettings(**shared | {"steps": actor.steps or UPDATES}, batch_sequences=RESPONSES_A_BATCH)
         trees = list(read_trees(self.directory.stage(iteration, "collect")))
-        seed = config.seed + 1000 * iteration
+        stream = correct_responses(trees, RESPONSES_A_BATCH, seed)
         policy = self.policy(iteration - 1)
-        actor = config.actor
-        if self._trains == "correct responses":
-            shared = {name: getattr(actor, name) for name in OptimSettings.model_fields}
-            settings = SftSettings(**shared | {"steps": actor.steps or UPDATES}, batch_sequences=RESPONSES_A_BATCH)
-            stream = correct_responses(trees, RESPONSES_A_BATCH, seed)
-            train_sft(policy, settings, config.parallel, config.model, out, seed=seed, digest=key, stream=stream)
-            return
-        pairs = out / "pairs"
-        if not pairs.exists():
-            write_shard(pairs / "shard-00000.parquet", preference_trees(trees))
-        if isinstance(actor.beta, str):
-            raise InputError(f"actor.beta {actor.beta}: a rule for advantages; DPO needs a number")
-        update = {"batch_pairs": 2 * RESPONSES_A_BATCH, "steps": actor.steps or UPDATES, "log_partition": False}
-        settings = actor.model_copy(update=update)
-        objective = dpo(actor.beta)
-        train_actor(
-            pairs, policy, settings, config.parallel, config.model, out, seed=seed, digest=key, objective=objective
-        )
+        return train_sft(policy, settings, config.parallel, config.model, out, seed=seed, digest=key, stream=stream)
+
+    def _train_baseline(self, iteration: int, out: Path, key: str) -> dict[str, Any]:
+        config = self.config.at(iteration)
+        policy, baseline = self.policy(iteration - 1), self._baseline
+        trees = out / "pairs"
+        if not trees.exists():
+            found = baseline.trees(list(read_trees(self.directory.stage(iteration, self._reads))))
+            if not found:
+                raise NoContrastError(f"{self._trains}: nothing in these trees to learn from")
+            write_shard(trees / "shard-00000.parquet", found)
+        objective = baseline.objective(config.actor, policy, config.model)
+        settings, seed = baseline.settings(config.actor), config.seed + 1000 * iteration
+        laid = config.parallel, config.model
+        return train_actor(trees, policy, settings, *laid, out, seed=seed, digest=key, objective=objective)
 
 
 def open_cell(study: Study, cell: Cell, root: Path, tuned: dict[str, Any]) -> CellPipeline:

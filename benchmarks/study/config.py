@@ -14,7 +14,16 @@ from dapo_fast.errors import InputError
 from dapo_fast.tasks import get_task
 
 DEFAULT = Path(__file__).parent / "study.yaml"
-Trains = Literal["nothing", "advantages", "correct responses", "preference pairs"]
+Trains = Literal[
+    "nothing",
+    "advantages",
+    "correct responses",
+    "preference pairs",
+    "GRPO",
+    "clip-higher",
+    "VinePPO",
+    "best candidates",
+]
 
 
 class Section(BaseModel):

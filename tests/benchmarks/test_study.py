@@ -52,6 +52,10 @@ STUDY = {
         "base": {"label": "base", "trains": "nothing"},
         "rejection": {"label": "rejection", "trains": "correct responses", "grid": [{"lr": 1e-4}, {"lr": 1e-3}]},
         "dpo": {"label": "DPO", "trains": "preference pairs", "grid": [{"beta": 0.1}]},
+        "grpo": {"label": "GRPO", "trains": "GRPO", "settings": {"collect": {"completions": 0}}},
+        "clip-higher": {"label": "CH", "trains": "clip-higher", "settings": {"collect": {"completions": 0}}},
+        "vineppo": {"label": "VinePPO", "trains": "VinePPO", "settings": {"advantages": {"source": "mc"}}},
+        "best-candidates": {"label": "best", "trains": "best candidates"},
         "dapo": {"label": "DAPO"},
     },
     "plans": {"alone": {"label": "responses alone", "settings": {"collect": {"completions": 0}}}},
@@ -138,7 +142,9 @@ def test_study_runs_shares_and_resumes(tmp_path):
     assert done.returncode == 0, done.stderr
     seed = tmp_path / "study" / "instruments" / "seed0"
     cells = {path.parent.name: json.loads(path.read_text()) for path in seed.glob("*/cell.json")}
-    assert cells.keys() == {"base", "rejection", "dpo", "dapo", "alone", "scratch", "auto"}
+    assert cells.keys() == {*STUDY["methods"], *STUDY["plans"], *STUDY["rules"]}
+    stopped = [row["stopped"] for cell in cells.values() for row in cell["rows"] if "stopped" in row]
+    assert stopped == [], "every method had something to train on"
     assert all(
         0 <= row["sampled"]["accuracy"] <= 1 for cell in cells.values() for row in cell["rows"] if "sampled" in row
     )
