@@ -31,6 +31,9 @@ Temperature = Annotated[float, Field(ge=1e-3)]  # below, logits over it are no n
 
 _LARGEST = 2**31 - 1  # counts are indices of tensors somewhere
 
+# Of settings that came later: left out of what is saved while they are off, so that older runs go on.
+_LATER: Any = {"exclude_if": lambda value: not value}
+
 # What ``by_iteration`` cannot change: it is read once, or iterations could not be compared.
 _OF_THE_RUN = {"seed", "iterations", "keep_best", "reward", "objective", "model", "sft", "by_iteration"}
 _DATA_OF_THE_RUN = {"task", "template", "heldout", "heldout_limit"}
@@ -251,6 +254,7 @@ class ActorSettings(OptimSettings):
     beta: float | str = "auto"  # auto: std(Â)/6 in the first iteration, std(Â)/2 after; std/C: std(Â)/C; or a number
     log_partition: bool = False  # subtract log E exp(Â/β) from each target: feasible, but noise in Â makes it too large
     kl_budget: float | None = Field(None, gt=0)  # nats: stop the iteration when KL(π_ref ‖ π) of a step passes it
+    sft_weight: float = Field(0.0, ge=0, **_LATER)  # of the cross-entropy of demonstrations: sft.data, or gold traces
     lr: float = Field(5e-7, gt=0)  # learning rate, the peak of the schedule
     batch_pairs: int = Field(2048, ge=1)  # state-action pairs an optimizer step
     state_wise: bool = True  # all actions of one state in the same batch
