@@ -209,6 +209,7 @@ class CollectSettings(Section):
     shard_problems: int = Field(16, ge=1)  # problems in a shard: the unit that a kill can cost
     every_state: int = Field(1, ge=1)  # complete every k-th state
     reuse_samples: bool = True  # the generator's samples serve as completions of s_0
+    gold_starts: bool = Field(False, **_LATER)  # complete from within the gold solution where every response was wrong
     skip_solved: bool = False  # no completions for problems whose every response was right
     skip_decided: bool = False  # stop completing a state once its verdict is sure beyond decided_error
     decided_error: float = Field(0.01, gt=0, lt=1)  # chance of a wrong verdict that skip_decided accepts
@@ -345,6 +346,11 @@ class Config(Section):
             raise ValueError(
                 "advantages.source: 'mc' needs completions of the state after every step: collect.every_state 1 and "
                 "collect.completions above 0"
+            )
+        if self.collect.gold_starts and (not self.collect.completions or self.advantages.source == "response"):
+            raise ValueError(
+                "collect.gold_starts: what a solution's steps are worth is sampled: needs collect.completions above 0 "
+                "and advantages.source 'critic' or 'mc'"
             )
         for iteration, change in self.by_iteration.items():
             if iteration < 1:
