@@ -9,8 +9,10 @@ from typing import Any
 from dapo_fast.config import OptimSettings, SftSettings
 from dapo_fast.data.store import read_trees, write_shard
 from dapo_fast.hashing import digest
-from dapo_fast.pipeline import NoContrastError, Pipeline
+from dapo_fast.layout import Layout
+from dapo_fast.pipeline import Pipeline
 from dapo_fast.rundir import RunDirectory, read_json, write_json
+from dapo_fast.stages import NoContrastError
 from dapo_fast.train.actor import train_actor
 from dapo_fast.train.sft import train_sft
 
@@ -18,36 +20,42 @@ from .baselines import BASELINES, RESPONSES_A_BATCH, UPDATES, correct_responses
 from .config import Cell, Study, config_of
 
 
-class CellPipeline(Pipeline):
-    """A pipeline whose stages are kept in ``store``, and whose actor stage may be a baseline."""
+class CellLayout(Layout):
+    """Stages kept in ``store`` by the hash of their settings; the actor's, of a baseline, depend on the trees alone."""
 
     def __init__(self, directory: RunDirectory, store: Path, trains: str) -> None:
         super().__init__(directory)
         self._store = store
         self._trains = trains
-        self._baseline = BASELINES.get(trains)
-        self._reads = self._baseline.reads if self._baseline else "collect"
 
-    def _settings(self, stage: str, iteration: int) -> dict[str, Any]:
+    def settings(self, stage: str, iteration: int) -> dict[str, Any]:
         if stage != "actor" or self._trains == "advantages":
-            return super()._settings(stage, iteration)
+            return super().settings(stage, iteration)
         config = self.config.at(iteration)
         settings = {"stage": stage, "seed": config.seed, "trains": self._trains, "actor": config.actor.model_dump()}
-        settings["trees"] = self._upstream(self.directory.stage(iteration, self._reads))
-        return settings | {"policy": self._digest_of(self.policy(iteration - 1)), "dtype": config.model.dtype}
+        settings["trees"] = self.upstream(self.directory.stage(iteration, reads(self._trains)))
+        return settings | {"policy": self.digest_of(self.policy(iteration - 1)), "dtype": config.model.dtype}
 
-    def _claim(self, stage: str, iteration: int) -> tuple[Path, str]:
+    def claim(self, stage: str, iteration: int) -> tuple[Path, str]:
         place = self.directory.stage(iteration, stage)
         if not place.is_symlink():
-            shared = self._store / f"{stage}-{digest(self._settings(stage, iteration))}"
+            shared = self._store / f"{stage}-{digest(self.settings(stage, iteration))}"
             shared.mkdir(parents=True, exist_ok=True)
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(os.path.relpath(shared, place.parent), target_is_directory=True)
-        return super()._claim(stage, iteration)
+        return super().claim(stage, iteration)
+
+
+class CellPipeline(Pipeline):
+    """A pipeline whose stages are kept in ``store``, and whose actor stage may be a baseline."""
+
+    def __init__(self, directory: RunDirectory, store: Path, trains: str) -> None:
+        super().__init__(directory, layout=CellLayout(directory, store, trains))
+        self._trains = trains
 
     def iterate(self, iteration: int) -> dict:
         """As ``Pipeline.iterate``; a method that learns from whole responses needs neither critic nor advantages."""
-        if self._trains == "advantages" or self._reads == "advantages":
+        if reads(self._trains) == "advantages":
             return super().iterate(iteration)
         collected = self.collect(iteration)
         self.actor(iteration)
@@ -58,10 +66,10 @@ class CellPipeline(Pipeline):
         """As ``Pipeline.actor``, by what the cell trains on."""
         if self._trains == "advantages":
             return super().actor(iteration)
-        out, key = self._claim("actor", iteration)
+        out, key = self.layout.claim("actor", iteration)
         if (out / "done.json").exists():
             return read_json(out / "done.json")
-        train = self._imitate_responses if self._baseline is None else self._train_baseline
+        train = self._train_baseline if self._trains in BASELINES else self._imitate_responses
         return train(iteration, out, key)
 
     def _imitate_responses(self, iteration: int, out: Path, key: str) -> dict[str, Any]:
@@ -71,15 +79,15 @@ class CellPipeline(Pipeline):
         settings = SftSettings(**shared | {"steps": actor.steps or UPDATES}, batch_sequences=RESPONSES_A_BATCH)
         trees = list(read_trees(self.directory.stage(iteration, "collect")))
         stream = correct_responses(trees, RESPONSES_A_BATCH, seed)
-        policy = self.policy(iteration - 1)
+        policy = self.layout.policy(iteration - 1)
         return train_sft(policy, settings, config.parallel, config.model, out, seed=seed, digest=key, stream=stream)
 
     def _train_baseline(self, iteration: int, out: Path, key: str) -> dict[str, Any]:
         config = self.config.at(iteration)
-        policy, baseline = self.policy(iteration - 1), self._baseline
+        policy, baseline = self.layout.policy(iteration - 1), BASELINES[self._trains]
         trees = out / "pairs"
         if not trees.exists():
-            found = baseline.trees(list(read_trees(self.directory.stage(iteration, self._reads))))
+            found = baseline.trees(list(read_trees(self.directory.stage(iteration, baseline.reads))))
             if not found:
                 raise NoContrastError(f"{self._trains}: nothing in these trees to learn from")
             write_shard(trees / "shard-00000.parquet", found)
@@ -87,6 +95,13 @@ class CellPipeline(Pipeline):
         settings, seed = baseline.settings(config.actor), config.seed + 1000 * iteration
         laid = config.parallel, config.model
         return train_actor(trees, policy, settings, *laid, out, seed=seed, digest=key, objective=objective)
+
+
+def reads(trains: str) -> str:
+    """The stage whose trees the actor's stage starts from."""
+    if trains in BASELINES:
+        return BASELINES[trains].reads
+    return "advantages" if trains == "advantages" else "collect"
 
 
 def open_cell(study: Study, cell: Cell, root: Path, tuned: dict[str, Any]) -> CellPipeline:
@@ -102,13 +117,13 @@ def run_cell(study: Study, cell: Cell, root: Path, tuned: dict[str, Any]) -> dic
         InputError: the directory holds a cell of other settings.
     """
     pipeline = open_cell(study, cell, root, tuned)
-    pipeline.check_settings()
+    pipeline.layout.check_settings()
     pipeline.directory.save_config()  # what `dapo-fast report` reads, of a cell as of any run
     path = cell.directory(root) / "cell.json"
     key = pipeline.config.digest()
     if path.exists() and read_json(path)["config"] == key:
         return read_json(path)
-    if pipeline.has_sft():
+    if pipeline.layout.has_sft():
         pipeline.sft()
     rows = [{"iteration": 0, "accepted": True} | (pipeline.evaluate(0) or {})]
     if cell.trains != "nothing":

@@ -9,7 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from dapo_fast.config import ActorSettings, ParallelSettings, load_config
 from dapo_fast.errors import InputError
-from dapo_fast.pipeline import Pipeline
+from dapo_fast.inputs import check_inputs
+from dapo_fast.layout import Layout
+from dapo_fast.parts import Parts
 from dapo_fast.rundir import RunDirectory
 from dapo_fast.train.actor import train_actor
 
@@ -54,9 +56,9 @@ def test_a_weight_without_demonstrations_is_refused(base, tmp_path):
         )
     (tmp_path / "one.jsonl").write_text('{"prompt": "1+1", "answer": "2"}')
     given = [f"model.path={base / 'policy'}", f"data.problems={tmp_path / 'one.jsonl'}", "data.template=none"]
-    pipeline = Pipeline(RunDirectory(tmp_path / "run", load_config(overrides=[*given, "actor.sft_weight=0.1"])))
+    run = RunDirectory(tmp_path / "run", load_config(overrides=[*given, "actor.sft_weight=0.1"]))
     with pytest.raises(InputError, match=r"actor\.sft_weight: needs sft\.data"):
-        pipeline.check_inputs()
+        check_inputs(run.config, Parts(run.config), Layout(run))
 
 
 def test_a_run_without_them_is_saved_as_before_there_were_any():
