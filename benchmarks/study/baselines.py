@@ -5,21 +5,20 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Literal
 
 from dapo_kernels import DPO
 from torch import Tensor
 
-from dapo_fast.config import ActorSettings, ModelSettings
+from dapo_fast.config import ActorSettings
 from dapo_fast.data.pack import Pack
 from dapo_fast.data.tree import State, Tree
 from dapo_fast.errors import InputError
 from dapo_fast.models.readpath import PackObjective
 
-from .peers import HIGH, HIGHER, Clipped, best_trees, group_trees, imitation, step_trees, whole_response
+from .peers import HIGH, HIGHER, Clipped, Policy, best_trees, group_trees, imitation, step_trees, whole_response
+from .smoothing import single_rollout_trees
 
 Sequences = list[tuple[list[int], list[int]]]
 RESPONSES_A_BATCH = 64  # of methods that learn from whole responses; 64 pairs of DPO
@@ -93,13 +92,13 @@ class Baseline:
     Attributes:
         reads: The stage whose trees it starts from.
         trees: What it trains on, made from these; none: nothing to learn from.
-        objective: The loss, given the actor's settings, the policy that sampled, and how models are loaded.
+        objective: The loss, given the actor's settings and the policy that sampled.
         batch_pairs: Candidates an update; None: ``actor.batch_pairs``, and an epoch of these instead of ``UPDATES``.
     """
 
     reads: Literal["collect", "advantages"]
-    trees: Callable[[Sequence[Tree]], list[Tree]]
-    objective: Callable[[ActorSettings, Path, ModelSettings], PackObjective]
+    trees: Callable[[Sequence[Tree], Policy], list[Tree]]
+    objective: Callable[[ActorSettings, Policy], PackObjective]
     batch_pairs: int | None = None
 
     def settings(self, actor: ActorSettings) -> ActorSettings:
@@ -112,16 +111,24 @@ class Baseline:
         return actor.model_copy(update=update)
 
 
-def _clipped(high: float) -> Callable[[ActorSettings, Path, ModelSettings], PackObjective]:
-    return lambda actor, policy, model: Clipped(policy, model, high)
+def _clipped(high: float) -> Callable[[ActorSettings, Policy], PackObjective]:
+    return lambda actor, policy: Clipped(policy, high)
 
 
 BASELINES = {
     "preference pairs": Baseline(
-        "collect", preference_trees, lambda actor, policy, model: dpo(actor.beta), 2 * RESPONSES_A_BATCH
+        "collect",
+        lambda trees, policy: preference_trees(trees),
+        lambda actor, policy: dpo(actor.beta),
+        2 * RESPONSES_A_BATCH,
     ),
-    "GRPO": Baseline("collect", partial(group_trees, mean="response"), _clipped(HIGH), RESPONSES_A_BATCH),
-    "clip-higher": Baseline("collect", partial(group_trees, mean="token"), _clipped(HIGHER), RESPONSES_A_BATCH),
-    "VinePPO": Baseline("advantages", step_trees, _clipped(HIGH)),
-    "best candidates": Baseline("advantages", best_trees, lambda actor, policy, model: imitation),
+    "GRPO": Baseline(
+        "collect", lambda trees, policy: group_trees(trees, "response"), _clipped(HIGH), RESPONSES_A_BATCH
+    ),
+    "clip-higher": Baseline(
+        "collect", lambda trees, policy: group_trees(trees, "token"), _clipped(HIGHER), RESPONSES_A_BATCH
+    ),
+    "BASIS": Baseline("collect", single_rollout_trees, _clipped(HIGH), RESPONSES_A_BATCH),
+    "VinePPO": Baseline("advantages", lambda trees, policy: step_trees(trees), _clipped(HIGH)),
+    "best candidates": Baseline("advantages", lambda trees, policy: best_trees(trees), lambda actor, policy: imitation),
 }

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dapo_fast.advantages import compute_advantages
 from dapo_fast.config import OptimSettings, SftSettings
 from dapo_fast.data.store import read_trees, write_shard
 from dapo_fast.hashing import digest
@@ -17,7 +18,9 @@ from dapo_fast.train.actor import train_actor
 from dapo_fast.train.sft import train_sft
 
 from .baselines import BASELINES, RESPONSES_A_BATCH, UPDATES, correct_responses
-from .config import Cell, Study, config_of
+from .config import SMOOTHED, Cell, Study, config_of
+from .peers import Policy
+from .smoothing import SmoothedValues
 
 
 class CellLayout(Layout):
@@ -29,9 +32,12 @@ class CellLayout(Layout):
         self._trains = trains
 
     def settings(self, stage: str, iteration: int) -> dict[str, Any]:
-        if stage != "actor" or self._trains == "advantages":
-            return super().settings(stage, iteration)
         config = self.config.at(iteration)
+        if stage == "advantages" and self._trains == SMOOTHED:
+            trees = self.upstream(self.directory.stage(iteration, "collect"))
+            return {"stage": stage, "values": SMOOTHED, "trees": trees, "advantages": config.advantages.model_dump()}
+        if stage != "actor" or self._trains in ("advantages", SMOOTHED):
+            return super().settings(stage, iteration)
         settings = {"stage": stage, "seed": config.seed, "trains": self._trains, "actor": config.actor.model_dump()}
         settings["trees"] = self.upstream(self.directory.stage(iteration, reads(self._trains)))
         return settings | {"policy": self.digest_of(self.policy(iteration - 1)), "dtype": config.model.dtype}
@@ -62,9 +68,22 @@ class CellPipeline(Pipeline):
         row = {"iteration": iteration, "accepted": True, "collect": collected}
         return row | (self.evaluate(iteration) or {})
 
+    def critic(self, iteration: int) -> dict[str, Any]:
+        """As ``Pipeline.critic``; smoothed values need none."""
+        return {} if self._trains == SMOOTHED else super().critic(iteration)
+
+    def advantages(self, iteration: int) -> dict[str, Any]:
+        """As ``Pipeline.advantages``, by smoothed values where the cell has these."""
+        if self._trains != SMOOTHED:
+            return super().advantages(iteration)
+        collected = self.directory.stage(iteration, "collect")
+        out, key = self.layout.claim("advantages", iteration)
+        fill = SmoothedValues(list(read_trees(collected)), self._sampler(iteration))
+        return compute_advantages(collected, out, self.config.at(iteration).advantages, fill, key, fill.k)
+
     def actor(self, iteration: int) -> dict[str, Any]:
         """As ``Pipeline.actor``, by what the cell trains on."""
-        if self._trains == "advantages":
+        if self._trains in ("advantages", SMOOTHED):
             return super().actor(iteration)
         out, key = self.layout.claim("actor", iteration)
         if (out / "done.json").exists():
@@ -84,24 +103,27 @@ class CellPipeline(Pipeline):
 
     def _train_baseline(self, iteration: int, out: Path, key: str) -> dict[str, Any]:
         config = self.config.at(iteration)
-        policy, baseline = self.layout.policy(iteration - 1), BASELINES[self._trains]
+        policy, baseline = self._sampler(iteration), BASELINES[self._trains]
         trees = out / "pairs"
         if not trees.exists():
-            found = baseline.trees(list(read_trees(self.directory.stage(iteration, baseline.reads))))
+            found = baseline.trees(list(read_trees(self.directory.stage(iteration, baseline.reads))), policy)
             if not found:
                 raise NoContrastError(f"{self._trains}: nothing in these trees to learn from")
             write_shard(trees / "shard-00000.parquet", found)
-        objective = baseline.objective(config.actor, policy, config.model)
+        objective = baseline.objective(config.actor, policy)
         settings, seed = baseline.settings(config.actor), config.seed + 1000 * iteration
         laid = config.parallel, config.model
-        return train_actor(trees, policy, settings, *laid, out, seed=seed, digest=key, objective=objective)
+        return train_actor(trees, policy.directory, settings, *laid, out, seed=seed, digest=key, objective=objective)
+
+    def _sampler(self, iteration: int) -> Policy:
+        return Policy(self.layout.policy(iteration - 1), self.config.model)
 
 
 def reads(trains: str) -> str:
     """The stage whose trees the actor's stage starts from."""
     if trains in BASELINES:
         return BASELINES[trains].reads
-    return "advantages" if trains == "advantages" else "collect"
+    return "advantages" if trains in ("advantages", SMOOTHED) else "collect"
 
 
 def open_cell(study: Study, cell: Cell, root: Path, tuned: dict[str, Any]) -> CellPipeline:

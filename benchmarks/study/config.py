@@ -14,6 +14,7 @@ from dapo_fast.errors import InputError
 from dapo_fast.tasks import get_task
 
 DEFAULT = Path(__file__).parent / "study.yaml"
+SMOOTHED = "smoothed values"
 Trains = Literal[
     "nothing",
     "advantages",
@@ -21,8 +22,10 @@ Trains = Literal[
     "preference pairs",
     "GRPO",
     "clip-higher",
+    "BASIS",
     "VinePPO",
     "best candidates",
+    "smoothed values",
 ]
 
 

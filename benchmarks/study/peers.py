@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Literal
@@ -32,6 +32,20 @@ from dapo_fast.models.loading import load_causal_lm, resolve_device
 
 LOW, HIGH, HIGHER = 0.2, 0.2, 0.28  # how far a token's ratio may go down, up, and up with clip-higher
 _ROUNDING = 1e-6  # of fp32 rewards: equal fractions differ from their mean by less
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The policy that sampled, and how its model is loaded."""
+
+    directory: Path
+    settings: ModelSettings
+
+    def load(self) -> torch.nn.Module:
+        """Its model, in fp32."""
+        return load_causal_lm(
+            self.directory, resolve_device(self.settings.device), torch.float32, self.settings.attention
+        )
 
 
 # What the actor reads --------------------------------------------------------------------------------------------
@@ -57,7 +71,7 @@ def group_trees(trees: Sequence[Tree], mean: Literal["response", "token"]) -> li
             continue
         candidates = [whole_response(k.ids, k.reward, (k.reward - average) / spread) for k in responses]
         found.append(replace(tree, states=[State(0, 0, [], candidates, kept=True)]))
-    return _weighted(found, mean)
+    return weighted(found, mean)
 
 
 def _times_sampled(tree: Tree) -> list[int]:
@@ -82,10 +96,10 @@ def step_trees(trees: Sequence[Tree]) -> list[Tree]:
                 for s in tree.states if s.kept]  # fmt: skip
         if kept:
             found.append(replace(tree, states=kept))
-    return _weighted(found, "token")
+    return weighted(found, "token")
 
 
-def _weighted(trees: list[Tree], mean: Literal["response", "token"]) -> list[Tree]:
+def weighted(trees: list[Tree], mean: Literal["response", "token"]) -> list[Tree]:
     """``trees`` with each advantage over the candidate's length, or over the mean length of all."""
     candidates = [c for tree in trees for state in tree.states for c in state.candidates]
     average = fmean(len(c.ids) for c in candidates) if candidates else 1.0
@@ -114,8 +128,8 @@ class Clipped:
     π_old is the policy that sampled; it is read once more for each pack.
     """
 
-    def __init__(self, policy: Path, model: ModelSettings, high: float) -> None:
-        self._old = load_causal_lm(policy, resolve_device(model.device), torch.float32, model.attention)
+    def __init__(self, policy: Policy, high: float) -> None:
+        self._old = policy.load()
         self._high = high
 
     def __call__(self, pack: Pack, steps: float | Tensor) -> Callable[[Tensor, Tensor, int, int], Tensor]:

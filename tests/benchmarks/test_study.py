@@ -54,11 +54,21 @@ STUDY = {
         "dpo": {"label": "DPO", "trains": "preference pairs", "grid": [{"beta": 0.1}]},
         "grpo": {"label": "GRPO", "trains": "GRPO", "settings": {"collect": {"completions": 0}}},
         "clip-higher": {"label": "CH", "trains": "clip-higher", "settings": {"collect": {"completions": 0}}},
+        "basis": {
+            "label": "BASIS",
+            "trains": "BASIS",
+            "settings": {"collect": {"samples": 1, "kept": 1, "completions": 0}},
+        },
         "vineppo": {"label": "VinePPO", "trains": "VinePPO", "settings": {"advantages": {"source": "mc"}}},
         "best-candidates": {"label": "best", "trains": "best candidates"},
+        "kae": {"label": "KAE", "trains": "smoothed values"},
+        "demonstrations": {"label": "demonstrations", "settings": {"actor": {"sft_weight": 0.1}}},
         "dapo": {"label": "DAPO"},
     },
-    "plans": {"alone": {"label": "responses alone", "settings": {"collect": {"completions": 0}}}},
+    "plans": {
+        "alone": {"label": "responses alone", "settings": {"collect": {"completions": 0}}},
+        "gold": {"label": "gold starts", "settings": {"collect": {"gold_starts": True}}},
+    },
     "rules": {
         "scratch": {"label": "scratch", "settings": {"critic": {"init": "scratch"}}},
         "auto": {"label": "the same as DAPO", "settings": {"actor": {"beta": "auto"}}},
@@ -150,7 +160,7 @@ def test_study_runs_shares_and_resumes(tmp_path):
     )
     # One start and one set of rollouts for all; a critic for the one that trains another.
     stages = [path.name.split("-")[0] for path in (seed / "store").iterdir()]
-    assert stages.count("sft") == 1 and stages.count("collect") == 2 and stages.count("critic") == 3
+    assert stages.count("sft") == 1 and stages.count("collect") == 4 and stages.count("critic") == 4
     assert (seed / "auto" / "iter1" / "actor").resolve() == (seed / "dapo" / "iter1" / "actor").resolve()
     assert all(sum(cell["tokens"]) > 0 for name, cell in cells.items() if name != "base")
     measured = json.loads((seed / "dapo" / "iter1" / "evidence.json").read_text())

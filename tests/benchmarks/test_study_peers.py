@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from benchmarks.study.baselines import BASELINES, UPDATES
-from benchmarks.study.peers import Clipped, best_trees, group_trees, step_trees
+from benchmarks.study.peers import Clipped, Policy, best_trees, group_trees, step_trees
 from dapo_fast.advantages import trunk_advantages
 from dapo_fast.config import ActorSettings, ModelSettings
 from dapo_fast.data.batches import actor_groups
@@ -102,7 +102,7 @@ def responses_logps(model, tree):
 
 
 def test_clipped_loss_is_that_of_its_paper(policy):
-    objective = Clipped(policy, CPU, high=0.28)
+    objective = Clipped(Policy(policy, CPU), high=0.28)
     trees = group_trees(sampled(), "response")
     (pack,) = pack_actor(trees, actor_groups(trees), 1024)
     model = AutoModelForCausalLM.from_pretrained(policy)
@@ -133,7 +133,7 @@ def test_clipped_loss_is_that_of_its_paper(policy):
 
 
 def test_imitation_is_cross_entropy_of_the_candidates(policy):
-    objective = BASELINES["best candidates"].objective(ActorSettings(), policy, CPU)
+    objective = BASELINES["best candidates"].objective(ActorSettings(), Policy(policy, CPU))
     trees = group_trees(sampled(), "token")
     (pack,) = pack_actor(trees, actor_groups(trees), 1024)
     model = AutoModelForCausalLM.from_pretrained(policy)
