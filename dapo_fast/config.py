@@ -31,6 +31,9 @@ Temperature = Annotated[float, Field(ge=1e-3)]  # below, logits over it are no n
 
 _LARGEST = 2**31 - 1  # counts are indices of tensors somewhere
 
+# Of settings that came later: left out of what is saved while they are off, so that older runs go on.
+_LATER: Any = {"exclude_if": lambda value: not value}
+
 # What ``by_iteration`` cannot change: it is read once, or iterations could not be compared.
 _OF_THE_RUN = {"seed", "iterations", "keep_best", "reward", "objective", "model", "sft", "by_iteration"}
 _DATA_OF_THE_RUN = {"task", "template", "heldout", "heldout_limit"}
@@ -206,6 +209,7 @@ class CollectSettings(Section):
     shard_problems: int = Field(16, ge=1)  # problems in a shard: the unit that a kill can cost
     every_state: int = Field(1, ge=1)  # complete every k-th state
     reuse_samples: bool = True  # the generator's samples serve as completions of s_0
+    gold_starts: bool = Field(False, **_LATER)  # complete from within the gold solution where every response was wrong
     skip_solved: bool = False  # no completions for problems whose every response was right
     skip_decided: bool = False  # stop completing a state once its verdict is sure beyond decided_error
     decided_error: float = Field(0.01, gt=0, lt=1)  # chance of a wrong verdict that skip_decided accepts
@@ -251,6 +255,7 @@ class ActorSettings(OptimSettings):
     beta: float | str = "auto"  # auto: std(Â)/6 in the first iteration, std(Â)/2 after; std/C: std(Â)/C; or a number
     log_partition: bool = False  # subtract log E exp(Â/β) from each target: feasible, but noise in Â makes it too large
     kl_budget: float | None = Field(None, gt=0)  # nats: stop the iteration when KL(π_ref ‖ π) of a step passes it
+    sft_weight: float = Field(0.0, ge=0, **_LATER)  # of the cross-entropy of demonstrations: sft.data, or gold traces
     lr: float = Field(5e-7, gt=0)  # learning rate, the peak of the schedule
     batch_pairs: int = Field(2048, ge=1)  # state-action pairs an optimizer step
     state_wise: bool = True  # all actions of one state in the same batch
@@ -341,6 +346,11 @@ class Config(Section):
             raise ValueError(
                 "advantages.source: 'mc' needs completions of the state after every step: collect.every_state 1 and "
                 "collect.completions above 0"
+            )
+        if self.collect.gold_starts and (not self.collect.completions or self.advantages.source == "response"):
+            raise ValueError(
+                "collect.gold_starts: what a solution's steps are worth is sampled: needs collect.completions above 0 "
+                "and advantages.source 'critic' or 'mc'"
             )
         for iteration, change in self.by_iteration.items():
             if iteration < 1:

@@ -49,6 +49,8 @@ def check_inputs(config: Config, parts: Parts, layout: Layout) -> None:
     for problems in read:
         parts.reward(problems)
         check_prompt(problems[0], tokenizer, config.data.template)
+    if any(its.actor.sft_weight for its in configs) and parts.task is None and config.sft.data is None:
+        raise InputError("actor.sft_weight: needs sft.data, since only a task brings its own gold traces")
     _check_ranks(configs, parts)
     for its in configs[1:]:
         if its.critic.init not in ("actor", "scratch") and its.advantages.source == "critic":

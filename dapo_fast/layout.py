@@ -87,6 +87,8 @@ class Layout:
             own["advantages"] = self.upstream(self.directory.stage(iteration, "advantages"))
             if config.objective is not None:
                 own["objective"] = config.objective
+            if config.actor.sft_weight:
+                own["demonstrations"] = [config.data.task, config.data.template, config.sft.model_dump()]
             return common | own | {"dtype": config.model.dtype}
         data = config.data.model_dump(include={"task", "heldout", "heldout_limit", "template"})
         own = {"policy": self.digest_of(self.trained(iteration)), "data": data, "engine": config.engine.kind}

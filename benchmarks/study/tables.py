@@ -36,7 +36,7 @@ def scores(rows: Rows, task: str, variant: str, mode: str, iteration: int | None
 def text_of(values: dict[int, float], seeds: int) -> str:
     """Mean with its interval; how many seeds where some are missing."""
     if not values:
-        return "not run"
+        return "not measured"
     few = f" ({len(values)} seeds)" if 1 < len(values) < seeds else ""
     return interval(list(values.values())).text() + few
 
@@ -73,17 +73,22 @@ def _lowest(rows: Rows, task: str, variant: str) -> str:
     return f"{100 * min(found):.1f}" if found else ""
 
 
-def compared(rows: Rows, *groups: str) -> str:
-    """Sampled accuracy of every variant, its worst seed, the difference to DAPO seed by seed, and tokens sampled."""
+def compared(rows: Rows, *groups: str, declared: dict[str, str] | None = None) -> str:
+    """Sampled accuracy of every variant, its worst seed, the difference to DAPO seed by seed, and tokens sampled.
+
+    ``declared``: variant → label of those that the study has, measured or not, in order.
+    """
     tasks = tasks_of(rows)
     header = [""]
     for task in tasks:
         header += [f"{task}: sampled", "worst seed", "minus DAPO's", "greedy", "tokens"]
-    variants = {"dapo": variants_of(rows, "methods").get("dapo", "DAPO")} if groups != ("methods",) else {}
+    found: dict[str, str] = {}
     for group in groups:
-        variants |= variants_of(rows, group)
-    if list(variants) == ["dapo"]:
+        found |= variants_of(rows, group)
+    if not found:
         return "Not run yet."
+    variants = {"dapo": variants_of(rows, "methods").get("dapo", "DAPO")} if groups != ("methods",) else {}
+    variants |= {**(declared or {}), **found}
     lines = []
     for variant, label in variants.items():
         line = [label]

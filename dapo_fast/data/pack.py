@@ -33,6 +33,7 @@ class Pack:
         value_keys: ``(M, 3)`` int64; candidate index -1 is the state itself.
         tokens: Tokens that are not padding.
         flat_tokens: Tokens that one sequence per scored step or value would take.
+        imitation: What the −log π of scored tokens that are demonstrations is divided by; None: they are candidates.
     """
 
     input_ids: torch.Tensor
@@ -51,6 +52,7 @@ class Pack:
     value_keys: torch.Tensor
     tokens: int
     flat_tokens: int
+    imitation: float | None = None
 
     @property
     def length(self) -> int:
@@ -72,7 +74,7 @@ class Pack:
 
         Attention is planned from ``runs``, and the fused losses cut their chunks by ``hidden_rows`` and ``cu_steps``.
         """
-        host = ("runs", "hidden_rows", "cu_steps", "tokens", "flat_tokens")
+        host = ("runs", "hidden_rows", "cu_steps", "tokens", "flat_tokens", "imitation")
         moved = {
             f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
             for f in fields(self)

@@ -61,6 +61,17 @@ def test_tables(rows):
     assert tables.gain(rows, "arithmetic", "dpo", "dapo").mean == pytest.approx(-0.09)
 
 
+def test_what_is_declared_and_has_no_rows_is_said_to_be_not_measured(rows):
+    declared = {"base": "base", "grpo": "GRPO", "dapo": "DAPO"}
+    lines = tables.compared(rows, "methods", declared=declared).splitlines()
+    assert "| GRPO | not measured |  |  | not measured |  |" in lines
+    places = [
+        next(i for i, line in enumerate(lines) if name in line) for name in ("of base", "GRPO", "of dapo", "of dpo")
+    ]
+    assert places == sorted(places), "in the order of the study"
+    assert tables.compared([r for r in rows if r["group"] != "rules"], "rules", declared=declared) == "Not run yet."
+
+
 def test_figures_know_their_rows(rows, tmp_path):
     assert stale_figures(rows, tmp_path) == [f"{name}.png" for name in FIGURES]
     write_figures(rows, tmp_path)
