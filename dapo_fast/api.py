@@ -212,7 +212,7 @@ class DAPO:
             raise InputError("evaluate.samples 0: there are no sampled responses to choose among")
         if self.evaluate(iteration) is None:
             raise InputError("data.heldout: not set, so there are no responses to choose among")
-        values = StepValues(critic, config.data.template, config.collect.splitter, config.model)
+        values = StepValues.of(critic, config)
         heldout = self._pipeline.parts.heldout()
         return choose_by_critic(heldout, self._directory.stage(iteration, "evaluate"), values, str(critic))
 

@@ -33,7 +33,7 @@ _LARGEST = 2**31 - 1  # counts are indices of tensors somewhere
 
 # What ``by_iteration`` cannot change: it is read once, or iterations could not be compared.
 _OF_THE_RUN = {"seed", "iterations", "keep_best", "reward", "objective", "model", "sft", "by_iteration"}
-_DATA_OF_THE_RUN = {"task", "template", "heldout", "heldout_limit"}
+_DATA_OF_THE_RUN = {"task", "template", "system_prompt", "heldout", "heldout_limit"}
 
 # What actor.beta "auto" stands for. The first policy has the most to gain and bears large targets; afterwards more of
 # what is left in Â is noise, and targets that large take a policy apart (docs/study.md).
@@ -92,6 +92,7 @@ class DataSettings(Section):
     problems: str | None = None  # JSONL file, benchmark name or hub id
     heldout: str | None = None  # the same, for evaluation; None: no held-out measurement
     template: str = "chat"  # "chat", "plain", "none" or a string with {prompt}
+    system_prompt: str | None = None  # template chat: before every conversation that does not begin with one
     limit: int | None = Field(None, ge=1)  # problems used in an iteration
     heldout_limit: int | None = Field(None, ge=1)  # the first so many of the held-out problems
 
@@ -111,6 +112,12 @@ class DataSettings(Section):
         if value not in TEMPLATES and "{prompt}" not in value:
             raise ValueError(f"{value!r} is none of {', '.join(TEMPLATES)}, and has no {{prompt}}")
         return value
+
+    @model_validator(mode="after")
+    def _system_prompt_of_a_chat(self) -> DataSettings:
+        if self.system_prompt is not None and self.template != "chat":
+            raise ValueError(f"system_prompt: template {self.template!r} has no place for one; it needs chat")
+        return self
 
 
 class OptimSettings(Section):

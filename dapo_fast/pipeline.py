@@ -22,7 +22,8 @@ from transformers import PreTrainedTokenizerBase
 from dapo_fast import state
 from dapo_fast.advantages import compute_advantages
 from dapo_fast.config import Config
-from dapo_fast.data.problems import Problem, format_prompt
+from dapo_fast.data.problems import Problem
+from dapo_fast.data.prompts import format_prompt
 from dapo_fast.data.store import sealed_summary
 from dapo_fast.errors import InputError
 from dapo_fast.evaluate import evaluate
@@ -33,7 +34,7 @@ from dapo_fast.report import write_report
 from dapo_fast.rollout.collect import collect
 from dapo_fast.rollout.engine import Engine
 from dapo_fast.rollout.http import PROBE
-from dapo_fast.rollout.loading import check_model_directory, check_prompt, load_tokenizer
+from dapo_fast.rollout.loading import check_model_directory, check_prompts, load_tokenizer
 from dapo_fast.rollout.server import serving
 from dapo_fast.rundir import RunDirectory, read_rows, read_state, write_json
 from dapo_fast.tasks import Task
@@ -109,6 +110,8 @@ class Pipeline:
         reward = {} if config.reward is None else {"reward": config.reward}
         if stage == "sft":
             own = {"model": config.model.model_dump(), "task": config.data.task, "template": config.data.template}
+            if config.data.system_prompt is not None:
+                own["system_prompt"] = config.data.system_prompt
             return common | own | {"sft": config.sft.model_dump()}
         if stage == "collect":
             data = config.data.model_dump(exclude={"heldout", "heldout_limit"})
@@ -128,7 +131,7 @@ class Pipeline:
             if config.objective is not None:
                 own["objective"] = config.objective
             return common | own | {"dtype": config.model.dtype}
-        data = config.data.model_dump(include={"task", "heldout", "heldout_limit", "template"})
+        data = config.data.model_dump(include={"task", "heldout", "heldout_limit", "template", "system_prompt"})
         own = {"policy": self._digest_of(self._trained(iteration)), "data": data, "engine": config.engine.kind}
         return common | own | reward | {"evaluate": config.evaluate.model_dump()}
 
@@ -195,7 +198,7 @@ class Pipeline:
         tokenizer = self.parts.tokenizer()
         for problems in read:
             self.parts.reward(problems)
-            check_prompt(problems[0], tokenizer, self.config.data.template)
+            check_prompts(problems, tokenizer, self.config.data)
         self._check_ranks()
         for config in configs[1:]:
             if config.critic.init not in ("actor", "scratch") and config.advantages.source == "critic":
@@ -267,7 +270,8 @@ class Pipeline:
         _free_memory()
 
     def _encode(self, engine: Engine) -> Callable[[Problem], list[int]]:
-        return lambda problem: format_prompt(problem, engine.tokenizer, self.config.data.template)
+        data = self.config.data
+        return lambda problem: format_prompt(problem, engine.tokenizer, data.template, data.system_prompt)
 
     # The stages ----------------------------------------------------------------------------------------------
 
@@ -300,7 +304,7 @@ class Pipeline:
             seed=config.seed,
             digest=digest,
             stream=stream,
-            template=config.data.template,
+            data=config.data,
         )
         return out / "model"
 

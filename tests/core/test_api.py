@@ -76,7 +76,7 @@ def calls(monkeypatch, tmp_path):
         monkeypatch.setattr(f"dapo_fast.pipeline.{name}", double(name, place, summary))
     monkeypatch.setattr("dapo_fast.pipeline.evaluate", measured)
     monkeypatch.setattr("dapo_fast.pipeline.ValueFiller", lambda *arguments: None)
-    for check in ("check_model_directory", "check_prompt", "check_training"):
+    for check in ("check_model_directory", "check_prompts", "check_training"):
         monkeypatch.setattr(f"dapo_fast.pipeline.{check}", lambda *arguments: None)
     monkeypatch.setattr("dapo_fast.pipeline.Pipeline._warn_of_memory", lambda self: None)
     monkeypatch.setattr(Parts, "tokenizer", lambda self: None)
@@ -199,7 +199,7 @@ def test_the_directory_is_held_while_something_is_done_and_not_longer(calls, tmp
         ({"problems": {"train": ROWS}}, "problems: a mapping of train"),
         ({"problems": [1]}, "problems: row 1: a problem is a JSON object"),
         ({"problems": [{"question": "?"}]}, "row 1: fields"),
-        ({"problems": [{"prompt": ["?"], "target": 1}]}, "row 1: 'prompt' must be text"),
+        ({"problems": [{"prompt": ["?"], "target": 1}]}, "row 1: prompt, message 1: must be an object"),
         ({"heldout": [ROWS[0] | {"id": 1}, ROWS[1] | {"id": 1}]}, "row 2: duplicate id '1'"),
         ({"reward": "no_such_module:f"}, "reward: no_such_module:f: cannot be imported"),
         ({"reward": "json:decoder"}, "reward: json:decoder: a module, which cannot be called"),
