@@ -85,12 +85,19 @@ class ModelSettings(Section):
 TEMPLATES = ("chat", "plain", "none")
 
 
+class Source(Section):
+    """One of several sets of problems."""
+
+    path: str  # JSONL file, benchmark name or hub id
+    weight: float | None = Field(None, gt=0)  # its share of the problems; left out of all: every set is taken whole
+
+
 class DataSettings(Section):
     """Problems to train on and problems held out."""
 
     task: str | None = None  # a built-in task ("arithmetic") or module:task; it generates its own problems
-    problems: str | None = None  # JSONL file, benchmark name or hub id
-    heldout: str | None = None  # the same, for evaluation; None: no held-out measurement
+    problems: str | list[Source] | None = None  # JSONL file, benchmark name or hub id; or a list of {path, weight}
+    heldout: str | list[Source] | None = None  # the same, for evaluation; None: no held-out measurement
     template: str = "chat"  # "chat", "plain", "none" or a string with {prompt}
     system_prompt: str | None = None  # template chat: before every conversation that does not begin with one
     limit: int | None = Field(None, ge=1)  # problems used in an iteration
@@ -104,6 +111,18 @@ class DataSettings(Section):
             from dapo_fast.tasks import get_task
 
             get_task(value)
+        return value
+
+    @field_validator("problems", "heldout", mode="after")
+    @classmethod
+    def _each_once(cls, value: str | list[Source] | None) -> str | list[Source] | None:
+        if isinstance(value, list):
+            paths = [source.path for source in value]
+            twice = next((path for path in paths if paths.count(path) > 1), None)
+            if not paths or twice is not None:
+                raise ValueError("an empty list" if twice is None else f"{twice} is there more than once")
+            if len({source.weight is None for source in value}) > 1:
+                raise ValueError("a weight for every set of problems, or for none")
         return value
 
     @field_validator("template")

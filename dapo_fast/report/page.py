@@ -126,7 +126,8 @@ def _asset(name: str) -> str:
 
 def _lede(run: Run) -> str:
     config = run.config
-    what = config.data.task or str(config.data.problems)
+    given = config.data.problems
+    what = config.data.task or (given if isinstance(given, str) else " and ".join(s.path for s in given or ()))
     model = "a small model trained from scratch" if config.model.path is None else Path(config.model.path).name
     text = f"Direct advantage policy optimization of {model} on {what}"
     mode, start, best, at = _gain(run)
