@@ -39,7 +39,7 @@ def choose(summaries: dict[int, TreeSummary], limit: int) -> list[tuple[int, Tre
         picked: dict[bool, list[tuple[Tree, int]]] = {True: [], False: []}
         for _, tree in summary.sample:
             for correct, rows in picked.items():
-                trunks = [i for i, trunk in enumerate(tree.trunks) if bool(trunk.reward) == correct]
+                trunks = [i for i, trunk in enumerate(tree.trunks) if trunk.right == correct]
                 if trunks:
                     rows.append((tree, max(trunks, key=lambda i: (_largest_gap(tree, i), -i))))
         right = min(len(picked[True]), max(share // 2, share - len(picked[False])))
@@ -66,7 +66,8 @@ def trajectory(iteration: int, tree: Tree, trunk: int, tokenizer: PreTrainedToke
         "answer": tree.answer,
         "sampled": tree.sampled,
         "solved": _rounded(tree.correct),
-        "correct": bool(response.reward),
+        "correct": response.right,
+        "reward": _rounded(response.reward),
         "finished": response.finished,
         "steps": steps,
     }
