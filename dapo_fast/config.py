@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from dapo_fast.errors import InputError, blaming, one_line, refuse_pipe
 from dapo_fast.hashing import digest
-from dapo_fast.names import check_name
+from dapo_fast.names import check_name, looked_up
 from dapo_fast.plain_yaml import read_yaml
 from dapo_fast.rollout.steps import compile_splitter
 
@@ -106,7 +106,7 @@ class DataSettings(Section):
     @field_validator("task")
     @classmethod
     def _known_task(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith("<"):
+        if value is not None and looked_up(value):
             # Late: it imports what makes tokenizers, which runs without a built-in task do not need here.
             from dapo_fast.tasks import get_task
 

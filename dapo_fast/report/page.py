@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from dapo_fast.names import unresolved
 from dapo_fast.report.accuracy import accuracy_section
 from dapo_fast.report.advantages import advantages_section
 from dapo_fast.report.cost import cost_section, costs, duration
@@ -52,7 +53,11 @@ def write_report(run_path: str | Path) -> Path:
     Raises:
         InputError: not a run directory, or a file in it is corrupt; names the file.
     """
-    run = read_run(run_path)
+    with unresolved():
+        return _write(read_run(run_path))
+
+
+def _write(run: Run) -> Path:
     trees = {}
     for iteration in run.rounds:
         fraction = run.config.at(iteration.number).critic.heldout_fraction
