@@ -17,7 +17,7 @@ from dapo_fast import __version__
 from dapo_fast.api import DAPO
 from dapo_fast.config import Config, load_config, preset_names
 from dapo_fast.errors import InputError, NonFiniteError, from_outside, one_line
-from dapo_fast.rundir import RunDirectory, check_run_path, log_to
+from dapo_fast.rundir import check_run_path, log_to
 from dapo_fast.signals import handled
 from dapo_fast.train.torchrun import is_first_rank, tell_exit_code
 
@@ -225,7 +225,7 @@ def _dispatch(args: argparse.Namespace) -> int:
         from dapo_fast.report import write_report
 
         log_to(None)
-        print(write_report(RunDirectory(args.run, None).path))
+        print(write_report(check_run_path(args.run)))
         return 0
     run = _open_run(args)
     with run.locked():
@@ -248,13 +248,10 @@ def _work(args: argparse.Namespace, run: DAPO) -> int:
         torch.set_num_threads(1)
 
     arguments = () if args.command in ("run", "sft") else (args.iteration,)
+    if args.command == "evaluate":
+        arguments = (args.iteration, args.critic)
     try:
-        chosen = {}
-        if args.command == "evaluate" and args.critic is not None:  # first: it looks at the critic before it measures
-            chosen = {"chosen": run.best_of(args.critic, args.iteration)}
         result = getattr(run, args.command)(*arguments)
-        if chosen:
-            result = {**result, **chosen}
     except ChildFailedError as error:
         return _tell(args, str(error), error.code)
     if args.command == "run":

@@ -135,24 +135,24 @@ class Pipeline:
         own = {"policy": self._digest_of(self._trained(iteration)), "data": data, "engine": config.engine.kind}
         return common | own | reward | {"evaluate": config.evaluate.model_dump()}
 
-    def check_settings(self, before: tuple[str, int] | None = None) -> None:
+    def check_settings(self, until: tuple[str, int] | None = None) -> None:
         """Compare the settings with those of every stage that has begun, before anything is written.
 
         Args:
-            before: A stage and its iteration: only with those of the stages that it may build on.
+            until: A stage and its iteration: only with its own and those of the stages that it may build on.
 
         Raises:
             InputError: names the stage and the keys that differ.
         """
         for iteration in range(self.config.iterations + 1):
             for stage in STAGES[1:] if iteration else ("sft", "evaluate"):
-                if (stage, iteration) == before:
-                    return
-                if before is not None and stage == "evaluate":
-                    continue  # nothing builds on a measurement
+                last = (stage, iteration) == until
                 directory = self.directory.stage(iteration, stage)
-                if (directory / "stage.json").exists():  # else what it reads may not be there either
+                builds = until is None or last or stage != "evaluate"  # nothing builds on a measurement
+                if builds and (directory / "stage.json").exists():  # else what it reads may not be there either
                     self.directory.check(directory, self._settings(stage, iteration))
+                if last:
+                    return
 
     def _claim(self, stage: str, iteration: int) -> tuple[Path, str]:
         directory, settings = self.directory.stage(iteration, stage), self._settings(stage, iteration)
