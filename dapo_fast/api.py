@@ -135,7 +135,7 @@ class DAPO:
         """
         if self.iteration > self.config.iterations:
             raise InputError(f"iterations {self.config.iterations}: all of them are done")
-        with self.locked(), self._pipeline.lending():
+        with self.locked(), self._pipeline.engines.lending():
             if not self._begun:
                 self._pipeline.start()
                 self._begun = True
@@ -154,9 +154,9 @@ class DAPO:
 
         In iteration 1 the supervised start is made first, where the settings have one.
         """
-        if self._number(iteration) == 1 and self._pipeline.has_sft():
+        if self._number(iteration) == 1 and self._pipeline.layout.has_sft():
             with self.locked():
-                self._pipeline.check_settings(until=("collect", 1))
+                self._pipeline.layout.check_settings(until=("collect", 1))
                 self._save()
                 self._pipeline.perform("sft", 0)
         return self._do("collect", iteration)
@@ -195,7 +195,7 @@ class DAPO:
         from dapo_fast.step_values import StepValues
 
         if iteration is None:
-            iteration = self._pipeline.newest()
+            iteration = self._pipeline.layout.newest()
             log.info("evaluate: the policy after iteration %d", iteration)
         if critic is None:
             return self._do("evaluate", iteration)
@@ -240,7 +240,7 @@ class DAPO:
     @property
     def policy(self) -> Path:
         """Hugging Face directory of the newest policy that was kept; before training, of the one to start from."""
-        return self._pipeline.policy(self._pipeline.newest())
+        return self._pipeline.layout.policy(self._pipeline.layout.newest())
 
     @property
     def critic_model(self) -> Path:
@@ -279,7 +279,7 @@ class DAPO:
     def _do(self, stage: str, iteration: int | None) -> Any:
         number = self._number(iteration)
         with self.locked():
-            self._pipeline.check_settings(until=(stage, number))
+            self._pipeline.layout.check_settings(until=(stage, number))
             if stage != "evaluate" or not self._saved():
                 self._save()
             return self._pipeline.do(stage, number)

@@ -74,12 +74,12 @@ def calls(monkeypatch, tmp_path):
         ("compute_advantages", 1, counts),
         ("train_actor", 5, {"steps": 1}),
     ]:
-        monkeypatch.setattr(f"dapo_fast.pipeline.{name}", double(name, place, summary))
-    monkeypatch.setattr("dapo_fast.pipeline.evaluate", measured)
-    monkeypatch.setattr("dapo_fast.pipeline.ValueFiller", lambda *arguments: None)
+        monkeypatch.setattr(f"dapo_fast.stages.{name}", double(name, place, summary))
+    monkeypatch.setattr("dapo_fast.stages.evaluate", measured)
+    monkeypatch.setattr("dapo_fast.stages.ValueFiller", lambda *arguments: None)
     for check in ("check_model_directory", "check_prompts", "check_training"):
-        monkeypatch.setattr(f"dapo_fast.pipeline.{check}", lambda *arguments: None)
-    monkeypatch.setattr("dapo_fast.pipeline.Pipeline._warn_of_memory", lambda self: None)
+        monkeypatch.setattr(f"dapo_fast.inputs.{check}", lambda *arguments: None)
+    monkeypatch.setattr("dapo_fast.pipeline.warn_of_memory", lambda config: None)
     monkeypatch.setattr(Parts, "tokenizer", lambda self: None)
     Sampler.log = []
     monkeypatch.chdir(tmp_path)
@@ -268,9 +268,9 @@ def test_with_a_critic_results_are_read_once(calls, tmp_path, monkeypatch):
 
 def test_settings_are_compared_before_the_supervised_start(calls, tmp_path, monkeypatch):
     monkeypatch.setattr("dapo_fast.pipeline.Pipeline.perform", lambda *arguments: calls.setdefault("sft", []).append(1))
-    monkeypatch.setattr("dapo_fast.pipeline.Pipeline.policy", lambda self, iteration: tmp_path / "base")
+    monkeypatch.setattr("dapo_fast.layout.Layout.policy", lambda self, iteration: tmp_path / "base")
     run = DAPO(load_config(preset="arithmetic"), tmp_path / "run", engine=Sampler)
-    claimed = run._pipeline._settings("sft", 0)
+    claimed = run._pipeline.layout.settings("sft", 0)
     run._directory.claim(tmp_path / "run" / "sft", claimed)
     write_json(tmp_path / "run" / "sft" / "done.json", {})
     other = load_config(preset="arithmetic", overrides=["sft.lr=0.5"])
@@ -285,11 +285,11 @@ def test_the_settings_that_are_kept_are_those_of_the_last_stage(calls, tmp_path,
     def seeds():
         return DAPO(None, tmp_path / "run", problems=ROWS).config.seed
 
-    monkeypatch.setattr("dapo_fast.pipeline.collect", lambda *arguments, **options: 1 / 0)
+    monkeypatch.setattr("dapo_fast.stages.collect", lambda *arguments, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         DAPO(settings(seed=1), tmp_path / "run", **given()).collect()
     assert seeds() == 1
-    monkeypatch.setattr("dapo_fast.pipeline.collect", lambda *arguments, **options: {})
+    monkeypatch.setattr("dapo_fast.stages.collect", lambda *arguments, **options: {})
     DAPO(settings(seed=2), tmp_path / "run", **given()).collect()  # nothing was bound to the first: ranks read these
     assert seeds() == 2
     DAPO(settings(seed=2, evaluate={"max_tokens": 9}), tmp_path / "run", **given(heldout=ROWS)).evaluate(0)
