@@ -289,8 +289,12 @@ class DAPO:
 
     def _save(self) -> None:
         """What is done from here on is done with these settings; those of a measurement are its own."""
+        from dapo_fast.provenance import record
+
         if is_first_rank():
             self._directory.save_config()
+            if not os.environ.get("DAPO_FAST_LOCKED"):  # a rank works for a process that has told of itself
+                record(self.directory)
 
 
 def _without_none(changes: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from dapo_fast.report.critic import critic_section
 from dapo_fast.report.figures import write_figures
 from dapo_fast.report.markup import missing, paragraph, section
 from dapo_fast.report.progress import progress_section
+from dapo_fast.report.provenance import provenance_section
 from dapo_fast.report.read import Run, read_run
 from dapo_fast.report.training import training_section
 from dapo_fast.report.trees import TreeSummary, summarise
@@ -33,6 +34,7 @@ TRAJECTORIES = 24
 _CANDIDATE_TREES = 64  # trees an iteration looks at for them
 
 _NAV = {
+    "provenance": "Provenance",
     "progress": "Where the run stands",
     "accuracy": "Accuracy",
     "trajectories": "Trajectories",
@@ -76,6 +78,7 @@ def _write(run: Run) -> Path:
 def _page(run: Run, trees: dict[int, TreeSummary]) -> str:
     spent = costs(run)
     body = {
+        "provenance": provenance_section(run),
         "progress": progress_section(run),
         "accuracy": accuracy_section(run, trees),
         "trajectories": _trajectories(run, trees),
@@ -192,6 +195,7 @@ def _trajectories(run: Run, trees: dict[int, TreeSummary]) -> str:
         tokenizer = tokenizers[iteration]
         if tokenizer is not None:
             data.append(trajectory(iteration, tree, trunk, tokenizer))
+    data.sort(key=lambda row: -row["missed"])  # the page opens on the first
     if not any(summary.fates for summary in trees.values()):
         notes.append(missing("Values and advantages are not there yet.", run.command("advantages", max(trees))))
     if not data:

@@ -69,8 +69,15 @@ def trajectory(iteration: int, tree: Tree, trunk: int, tokenizer: PreTrainedToke
         "correct": response.right,
         "reward": _rounded(response.reward),
         "finished": response.finished,
+        "missed": max((_missed(step) for step in steps), default=0.0),
         "steps": steps,
     }
+
+
+def _missed(step: dict[str, Any]) -> float:
+    """How much better than the step that was taken the best candidate is, by Â."""
+    known = [c["advantage"] for c in step["candidates"] if c["advantage"] is not None]
+    return round(max(known) - step["advantage"], 4) if known and step["advantage"] is not None else 0.0
 
 
 def _step(
