@@ -87,6 +87,12 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument(f"--{name}-tokens", type=int, default=tokens, metavar="N", help=f"mean, default {tokens}")
     sub.add_argument("--response-steps", type=int, default=12, metavar="N", help="mean, default 12")
     settings(sub)
+    sub = command("serve-values", "step values of given responses over HTTP, by a run's newest critic")
+    sub.add_argument("run", metavar="RUN", help="run directory")
+    sub.add_argument("--critic", metavar="DIR", help="another critic of the same policy")
+    sub.add_argument("--host", default="127.0.0.1", metavar="NAME", help="default 127.0.0.1: this machine alone")
+    sub.add_argument("--port", type=int, default=8001, metavar="N", help="default 8001; 0: any that is free")
+    settings(sub)
     command("env", "versions, devices and cores: what a report of a problem should begin with")
     sub = command("report", "one self-contained HTML page of a run, and PNGs")
     sub.add_argument("run", metavar="RUN", help="run directory")
@@ -228,8 +234,24 @@ def _dispatch(args: argparse.Namespace) -> int:
         print(write_report(check_run_path(args.run)))
         return 0
     run = _open_run(args)
+    if args.command == "serve-values":
+        return _serve_values(args, run)
     with run.locked():
         return _work(args, run)
+
+
+def _serve_values(args: argparse.Namespace, run: DAPO) -> int:
+    from dapo_fast.rollout.loading import check_model_directory
+    from dapo_fast.step_values import StepValues
+    from dapo_fast.value_server import value_server
+
+    critic = Path(args.critic or run.critic_model)
+    check_model_directory("critic", critic)
+    server = value_server(StepValues.of(critic, run.config), str(critic), args.host, args.port)
+    print(f"step values at http://{args.host}:{server.server_address[1]}/values", flush=True)
+    with server:
+        server.serve_forever()
+    return 0
 
 
 def _work(args: argparse.Namespace, run: DAPO) -> int:
