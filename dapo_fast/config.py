@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from dapo_fast.errors import InputError, blaming, one_line, refuse_pipe
 from dapo_fast.hashing import digest
-from dapo_fast.names import check_name
+from dapo_fast.names import check_name, looked_up
 from dapo_fast.plain_yaml import read_yaml
 from dapo_fast.rollout.steps import compile_splitter
 
@@ -36,7 +36,7 @@ _LATER: Any = {"exclude_if": lambda value: not value}
 
 # What ``by_iteration`` cannot change: it is read once, or iterations could not be compared.
 _OF_THE_RUN = {"seed", "iterations", "keep_best", "reward", "objective", "model", "sft", "by_iteration"}
-_DATA_OF_THE_RUN = {"task", "template", "heldout", "heldout_limit"}
+_DATA_OF_THE_RUN = {"task", "template", "system_prompt", "heldout", "heldout_limit"}
 
 # What actor.beta "auto" stands for. The first policy has the most to gain and bears large targets; afterwards more of
 # what is left in Â is noise, and targets that large take a policy apart (docs/study.md).
@@ -88,24 +88,44 @@ class ModelSettings(Section):
 TEMPLATES = ("chat", "plain", "none")
 
 
+class Source(Section):
+    """One of several sets of problems."""
+
+    path: str  # JSONL file, benchmark name or hub id
+    weight: float | None = Field(None, gt=0)  # its share of the problems; left out of all: every set is taken whole
+
+
 class DataSettings(Section):
     """Problems to train on and problems held out."""
 
     task: str | None = None  # a built-in task ("arithmetic") or module:task; it generates its own problems
-    problems: str | None = None  # JSONL file, benchmark name or hub id
-    heldout: str | None = None  # the same, for evaluation; None: no held-out measurement
+    problems: str | list[Source] | None = None  # JSONL file, benchmark name or hub id; or a list of {path, weight}
+    heldout: str | list[Source] | None = None  # the same, for evaluation; None: no held-out measurement
     template: str = "chat"  # "chat", "plain", "none" or a string with {prompt}
+    system_prompt: str | None = None  # template chat: before every conversation that does not begin with one
     limit: int | None = Field(None, ge=1)  # problems used in an iteration
     heldout_limit: int | None = Field(None, ge=1)  # the first so many of the held-out problems
 
     @field_validator("task")
     @classmethod
     def _known_task(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith("<"):
+        if value is not None and looked_up(value):
             # Late: it imports what makes tokenizers, which runs without a built-in task do not need here.
             from dapo_fast.tasks import get_task
 
             get_task(value)
+        return value
+
+    @field_validator("problems", "heldout", mode="after")
+    @classmethod
+    def _each_once(cls, value: str | list[Source] | None) -> str | list[Source] | None:
+        if isinstance(value, list):
+            paths = [source.path for source in value]
+            twice = next((path for path in paths if paths.count(path) > 1), None)
+            if not paths or twice is not None:
+                raise ValueError("an empty list" if twice is None else f"{twice} is there more than once")
+            if len({source.weight is None for source in value}) > 1:
+                raise ValueError("a weight for every set of problems, or for none")
         return value
 
     @field_validator("template")
@@ -114,6 +134,12 @@ class DataSettings(Section):
         if value not in TEMPLATES and "{prompt}" not in value:
             raise ValueError(f"{value!r} is none of {', '.join(TEMPLATES)}, and has no {{prompt}}")
         return value
+
+    @model_validator(mode="after")
+    def _system_prompt_of_a_chat(self) -> DataSettings:
+        if self.system_prompt is not None and self.template != "chat":
+            raise ValueError(f"system_prompt: template {self.template!r} has no place for one; it needs chat")
+        return self
 
 
 class OptimSettings(Section):

@@ -16,7 +16,8 @@ import torch
 from dapo_fast import state
 from dapo_fast.advantages import compute_advantages
 from dapo_fast.config import Config
-from dapo_fast.data.problems import Problem, format_prompt
+from dapo_fast.data.problems import Problem
+from dapo_fast.data.prompts import format_prompt
 from dapo_fast.data.store import sealed_summary
 from dapo_fast.errors import InputError
 from dapo_fast.evaluate import evaluate
@@ -78,7 +79,7 @@ class Stages:
             seed=config.seed,
             digest=digest,
             stream=stream,
-            template=config.data.template,
+            data=config.data,
         )
         return out / "model"
 
@@ -180,7 +181,7 @@ class Stages:
             return None
         if config.sft.data is None:
             return _gold_stream(self.parts.task, config, seed)
-        return data_stream(config.sft, self.layout.policy(iteration - 1), config.data.template, seed)[0]
+        return data_stream(config.sft, self.layout.policy(iteration - 1), config.data, seed)[0]
 
     def evaluate(self, iteration: int) -> dict | None:
         """Greedy and sampled accuracy of the actor that ``iteration`` trained, on the held-out problems."""
@@ -208,7 +209,8 @@ class Stages:
             )
 
     def _encode(self, engine: Engine) -> Callable[[Problem], list[int]]:
-        return lambda problem: format_prompt(problem, engine.tokenizer, self.config.data.template)
+        data = self.config.data
+        return lambda problem: format_prompt(problem, engine.tokenizer, data.template, data.system_prompt)
 
 
 class NoContrastError(InputError):

@@ -27,6 +27,11 @@ class Trunk:
     reward: float
     finished: bool
 
+    @property
+    def right(self) -> bool:
+        """Whether it is nearer to right than to wrong: a reward may be a fraction."""
+        return self.reward > 0.5
+
 
 @dataclass(slots=True)
 class Candidate:
