@@ -306,12 +306,14 @@ class ParallelSettings(Section):
 
     processes: int = Field(1, ge=1)  # ranks that `run` starts through torchrun to train, and for the critic's Q
     replicas: int = Field(1, ge=1)  # hybrid sharding: groups that each hold a whole copy
+    context_parallel_degree: int = Field(1, ge=1)  # ranks that share each pack: trunks too long for one device
     activation_checkpointing: Literal["none", "selective", "full"] = "none"  # recompute in the backward pass
     reshard_after_forward: bool = True  # false: weights stay gathered for the packs of a step; a whole copy a rank
     defer_reduction: bool = False  # add gradients up over ranks once a step, not once a pack; a whole fp32 copy a rank
     compile: bool = False  # torch.compile each block
     cpu_offload: bool = False  # weights and optimizer states in host memory
     timeout_s: float = Field(600.0, gt=0)  # most that a rank waits for the others in one collective
+    profile: list[Annotated[int, Field(ge=1)]] = []  # optimizer steps (from 1) traced into profile/ of a stage
     tracker: Literal["none", "wandb", "trackio"] = "none"  # beside metrics.jsonl and TensorBoard
 
 

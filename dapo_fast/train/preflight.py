@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from dapo_fast.config import Config, OptimSettings
 from dapo_fast.errors import InputError
 from dapo_fast.models.attention import choose_backend
+from dapo_fast.models.context import check_shared
 from dapo_fast.models.loading import causal_lm_skeleton, value_model_skeleton
 from dapo_fast.train.optim import check_optimizer
 from dapo_fast.train.parallel import check_world, is_sharded
@@ -30,17 +31,22 @@ def check_training(config: Config, policy: Path | None) -> None:
     kind, dtype = check_world(processes, config.model, parallel)
     if kind == "cuda" and processes > torch.cuda.device_count():
         raise InputError(f"parallel.processes {processes}: there are {torch.cuda.device_count()} GPUs")
-    choose_backend(config.model.attention, torch.device(kind), flat=False)
+    shared = parallel.context_parallel_degree > 1
+    choose_backend(config.model.attention, torch.device(kind), flat=False, shared=shared)
     sharded = is_sharded(processes, dtype, parallel)
     has_critic = config.advantages.source == "critic"
     for settings in (config.actor, config.critic) if has_critic else (config.actor,):
         check_optimizer(settings)
     if policy is not None:
         model = causal_lm_skeleton(policy, config.model.attention)
+        if shared:
+            check_shared(model)
         _check(model, config.actor, policy if sharded else None, fresh_head=False)
     start = policy if config.critic.init in ("actor", "scratch") else Path(config.critic.init)
     if has_critic and start is not None:
         model = value_model_skeleton(start, config.model.attention).model
+        if shared:
+            check_shared(model)
         read = sharded and config.critic.init != "scratch"
         _check(model, config.critic, start if read else None, fresh_head=True)
 
