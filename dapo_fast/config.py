@@ -18,7 +18,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from dapo_fast.errors import InputError, blaming, one_line, refuse_pipe
 from dapo_fast.hashing import digest
@@ -130,6 +140,12 @@ class OptimSettings(Section):
     keep_checkpoints: int = Field(2, ge=1)  # how many of the newest stay
     lora_rank: int = Field(0, ge=0)  # 0: full training
     lora_alpha: float = Field(16.0, gt=0)  # adapters are scaled by this over their rank
+    router_aux: float = Field(0.0, ge=0)  # of experts: weight of the routers' load-balancing loss; one forward more
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Left out where it is off, as in runs from before there was any.
+        return {name: value for name, value in dump(self).items() if name != "router_aux" or value}
 
 
 class SftSettings(OptimSettings):

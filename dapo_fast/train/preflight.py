@@ -11,6 +11,7 @@ from dapo_fast.config import Config, OptimSettings
 from dapo_fast.errors import InputError
 from dapo_fast.models.attention import choose_backend
 from dapo_fast.models.loading import causal_lm_skeleton, value_model_skeleton
+from dapo_fast.train.balance import routers
 from dapo_fast.train.optim import check_optimizer
 from dapo_fast.train.parallel import check_world, is_sharded
 from dapo_fast.train.weights import add_lora, match_files
@@ -47,6 +48,8 @@ def check_training(config: Config, policy: Path | None) -> None:
 
 def _check(model: PreTrainedModel, settings: OptimSettings, directory: Path | None, fresh_head: bool) -> None:
     """Adapters beside ``model``; its files in ``directory``, where the ranks are to read them by themselves."""
+    if settings.router_aux:
+        routers(model)
     if settings.lora_rank:
         add_lora(model, settings)
     if directory is not None:
