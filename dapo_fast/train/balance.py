@@ -63,6 +63,8 @@ class Balance:
         self._price = torch.zeros(0)  # (E,): what a token pays for the probability of each expert
         for place, router in enumerate(found):
             router.register_forward_hook(functools.partial(self._hear, place, index))
+        if any(module._compiled_call_impl is not None for module in model.modules()):
+            torch.compiler.reset()  # what was compiled before it had its hooks would not call them
         root.read_backbone = lambda inputs: model.base_model(**inputs)
         register_fsdp_forward_method(root, "read_backbone")
 

@@ -51,6 +51,11 @@ class World:
     dtype: torch.dtype
     mesh: DeviceMesh | None
 
+    @property
+    def part(self) -> slice:
+        """This rank's share of any list that all ranks work through."""
+        return slice(self.rank, None, self.size)
+
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.size > 1:

@@ -14,7 +14,7 @@ from dapo_fast.models.loading import causal_lm_skeleton, value_model_skeleton
 from dapo_fast.train.balance import routers
 from dapo_fast.train.optim import check_optimizer
 from dapo_fast.train.parallel import check_world, is_sharded
-from dapo_fast.train.weights import add_lora, match_files
+from dapo_fast.train.weights import MASTER, add_lora, match_files, stale_master
 
 
 def check_training(config: Config, policy: Path | None) -> None:
@@ -37,13 +37,24 @@ def check_training(config: Config, policy: Path | None) -> None:
     for settings in (config.actor, config.critic) if has_critic else (config.actor,):
         check_optimizer(settings)
     if policy is not None:
-        model = causal_lm_skeleton(policy, config.model.attention)
-        _check(model, config.actor, policy if sharded else None, fresh_head=False)
+        source = _trained_from(policy, config.actor)
+        model = causal_lm_skeleton(source, config.model.attention)
+        _check(model, config.actor, source if sharded else None, fresh_head=False)
     start = policy if config.critic.init in ("actor", "scratch") else Path(config.critic.init)
     if has_critic and start is not None:
         model = value_model_skeleton(start, config.model.attention).model
         read = sharded and config.critic.init != "scratch"
         _check(model, config.critic, start if read else None, fresh_head=True)
+
+
+def _trained_from(policy: Path, settings: OptimSettings) -> Path:
+    """As ``weights.trained_from``, but for damaged weights, which are looked at as they are read."""
+    if settings.lora_rank or not (policy / MASTER).is_dir():
+        return policy
+    stale = stale_master(policy)
+    if stale is not None:
+        raise InputError(stale)
+    return policy / MASTER
 
 
 def _check(model: PreTrainedModel, settings: OptimSettings, directory: Path | None, fresh_head: bool) -> None:

@@ -58,6 +58,7 @@ def write(base, name, config):
                 tensor.copy_(0.3 * torch.randn(tensor.shape))
     (base / "none").mkdir(exist_ok=True)
     export(model, base / name, base / "none", torch.float32, World(0, 1, torch.device("cpu"), torch.float32, None))
+    (base / name / "sums.json").unlink()  # some are changed below
 
 
 def edit(directory, changes):
