@@ -156,6 +156,11 @@ class SftSettings(OptimSettings):
     lr: float = Field(1e-5, gt=0)  # learning rate, the peak of the schedule
     steps: int | None = Field(0, ge=0)  # optimizer steps; 0: no supervised start, unless there is data
 
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether a supervised start comes before iteration 1."""
+        return bool(self.steps) or self.data is not None
+
 
 ENGINES = ("in_process", "http")
 

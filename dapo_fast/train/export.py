@@ -14,9 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
-from dapo_fast.models.files import stored_tensors
-from dapo_fast.models.hub import as_stored
+from dapo_fast.errors import InputError, blaming
+from dapo_fast.models.files import Stored, stored_tensors
+from dapo_fast.models.hub import as_stored, sources
 from dapo_fast.rundir import sync
 from dapo_fast.sums import SUMS, file_sum, write_sums
 from dapo_fast.train.parallel import World
@@ -128,12 +130,8 @@ def _write(
     """Weights and config into ``directory``; ``see`` is shown every parameter whole. Rank 0 gets the weights' sums."""
     if world.rank == 0:
         directory.mkdir(exist_ok=True)
-    tensors: dict[str, Callable[[], Tensor]] = {}
-    shapes: dict[str, Tensor] = {}
-    for name, tensor, whole in full_weights(model):
-        # A buffer is a mask, a count or a bias that the family keeps in fp32: not to be rounded with the weights.
-        kept = dtype if isinstance(tensor, nn.Parameter) else tensor.dtype
-        tensors[name], shapes[name] = whole, torch.empty(tensor.shape, dtype=kept, device="meta")
+    tensors = {name: whole for name, _, whole in full_weights(model)}
+    shapes = _shapes(model, dtype)
     layout = as_stored(model, shapes)
     owner = {name: own for own, parts in layout.items() for name in parts}
     plan = split_state_dict_into_shards_factory(
@@ -168,6 +166,32 @@ def _write(
             (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
         save_config(model, directory, dtype)
     return sums
+
+
+def _shapes(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What ``full_weights`` names, on the meta device, in the types that are written."""
+    shapes: dict[str, Tensor] = {}
+    for name, tensor, _ in full_weights(model):
+        # A buffer is a mask, a count or a bias that the family keeps in fp32: not to be rounded with the weights.
+        kept = dtype if isinstance(tensor, nn.Parameter) else tensor.dtype
+        shapes[name] = torch.empty(tensor.shape, dtype=kept, device="meta")
+    return shapes
+
+
+def check_export(model: PreTrainedModel, source: Path) -> None:
+    """InputError, naming ``source``, where not all that training exports of ``model`` would be read from its files.
+
+    Args:
+        model: On any device: names and shapes are compared.
+    """
+    shapes = _shapes(model, torch.float32)
+    with blaming(source, f"a {type(model).__name__} that cannot be exported"):
+        parts = {name: part for held in as_stored(model, shapes).values() for name, part in held.items()}
+        stored = {name: Stored(source, "F32", tuple(part.shape)) for name, part in parts.items()}
+        read = {name: held.shape for name, held in sources(model, shapes.keys(), stored).items()}
+    lost = sorted(name for name, tensor in shapes.items() if read.get(name) != tuple(tensor.shape))
+    if lost:
+        raise InputError(f"{source}: {lost[0]} of a {type(model).__name__} would not be read from what is exported")
 
 
 def save_config(model: nn.Module, directory: Path, dtype: torch.dtype) -> None:
