@@ -1,4 +1,4 @@
-"""Whether what a run is to train can be built in the world it asks for, read, tried and exported; with little memory."""
+"""Whether what a run is to train can be built in the world it asks for, read and exported; with little memory."""
 
 from __future__ import annotations
 

@@ -124,7 +124,8 @@ def match_files(model: PreTrainedModel, directory: Path, fresh_head: bool = Fals
     """
     stored = stored_tensors(directory)
     own = {name.replace(".base_layer.", ".") for name in model.state_dict() if ".lora_" not in name}
-    held = sources(model, own, stored)
+    with blaming(directory, f"not the tensors of a {type(model).__name__}"):
+        held = sources(model, own, stored)
     state: dict[str, Tensor] = {}
     for group, parameter in tied_groups(model):
         names = [name.replace(".base_layer.", ".") for name in group if ".lora_" not in name]
