@@ -18,7 +18,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from dapo_fast.errors import InputError, blaming, one_line, refuse_pipe
 from dapo_fast.hashing import digest
@@ -159,6 +169,12 @@ class OptimSettings(Section):
     keep_checkpoints: int = Field(2, ge=1)  # how many of the newest stay
     lora_rank: int = Field(0, ge=0)  # 0: full training
     lora_alpha: float = Field(16.0, gt=0)  # adapters are scaled by this over their rank
+    router_aux: float = Field(0.0, ge=0)  # of experts: weight of the routers' load-balancing loss; one forward more
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Left out where it is off, as in runs from before there was any.
+        return {name: value for name, value in dump(self).items() if name != "router_aux" or value}
 
 
 class SftSettings(OptimSettings):
@@ -168,6 +184,11 @@ class SftSettings(OptimSettings):
     batch_sequences: int = Field(64, ge=1)  # sequences an optimizer step
     lr: float = Field(1e-5, gt=0)  # learning rate, the peak of the schedule
     steps: int | None = Field(0, ge=0)  # optimizer steps; 0: no supervised start, unless there is data
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether a supervised start comes before iteration 1."""
+        return bool(self.steps) or self.data is not None
 
 
 ENGINES = ("in_process", "http")

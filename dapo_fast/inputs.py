@@ -75,7 +75,7 @@ def _check_training(configs: Sequence[Config]) -> None:
     before: list[Any] = []
     path = configs[0].model.path
     for config in configs:
-        parts = [config.parallel, config.actor, config.critic, config.advantages]
+        parts = [config.parallel, config.actor, config.critic, config.advantages, config.engine.kind]
         if parts != before:
             check_training(config, Path(path) if path is not None else None)
         before = parts

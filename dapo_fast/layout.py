@@ -41,7 +41,7 @@ class Layout:
 
     def has_sft(self) -> bool:
         """Whether a supervised start comes before iteration 1."""
-        return bool(self.config.sft.steps) or self.config.sft.data is not None
+        return self.config.sft.is_asked_for
 
     def model_path(self) -> str:
         """``model.path``, where a run must have one."""
