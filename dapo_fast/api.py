@@ -135,7 +135,7 @@ class DAPO:
         """
         if self.iteration > self.config.iterations:
             raise InputError(f"iterations {self.config.iterations}: all of them are done")
-        with self.locked(), self._pipeline.lending():
+        with self.locked(), self._pipeline.engines.lending():
             if not self._begun:
                 self._pipeline.start()
                 self._begun = True
@@ -154,7 +154,7 @@ class DAPO:
 
         In iteration 1 the supervised start is made first, where the settings have one.
         """
-        if self._number(iteration) == 1 and self._pipeline.has_sft():
+        if self._number(iteration) == 1 and self._pipeline.layout.has_sft():
             with self.locked():
                 self._save()
                 self._pipeline.perform("sft", 0)
@@ -183,7 +183,7 @@ class DAPO:
             As ``dapo_fast.evaluate.evaluate``; None where no problems are held out.
         """
         if iteration is None:
-            iteration = self._pipeline.newest()
+            iteration = self._pipeline.layout.newest()
             log.info("evaluate: the policy after iteration %d", iteration)
         return self._do("evaluate", iteration)
 
@@ -206,7 +206,7 @@ class DAPO:
 
         critic = Path(critic or self.critic_model)
         check_model_directory("critic", critic)
-        iteration = self._pipeline.newest() if iteration is None else iteration
+        iteration = self._pipeline.layout.newest() if iteration is None else iteration
         config = self.config.at(iteration)
         if not config.evaluate.samples:
             raise InputError("evaluate.samples 0: there are no sampled responses to choose among")
@@ -228,7 +228,7 @@ class DAPO:
     @property
     def policy(self) -> Path:
         """Hugging Face directory of the newest policy that was kept; before training, of the one to start from."""
-        return self._pipeline.policy(self._pipeline.newest())
+        return self._pipeline.layout.policy(self._pipeline.layout.newest())
 
     @property
     def critic_model(self) -> Path:
@@ -267,7 +267,7 @@ class DAPO:
     def _do(self, stage: str, iteration: int | None) -> Any:
         number = self._number(iteration)
         with self.locked():
-            self._pipeline.check_settings(before=(stage, number))
+            self._pipeline.layout.check_settings(before=(stage, number))
             self._save()
             return self._pipeline.do(stage, number)
 

@@ -10,8 +10,10 @@ from dapo_fast.config import OptimSettings, SftSettings
 from dapo_fast.data.store import read_trees, write_shard
 from dapo_fast.errors import InputError
 from dapo_fast.hashing import digest
-from dapo_fast.pipeline import NoContrastError, Pipeline
+from dapo_fast.layout import Layout
+from dapo_fast.pipeline import Pipeline
 from dapo_fast.rundir import RunDirectory, read_json, write_json
+from dapo_fast.stages import NoContrastError
 from dapo_fast.train.actor import train_actor
 from dapo_fast.train.sft import train_sft
 
@@ -22,30 +24,38 @@ RESPONSES_A_BATCH = 64  # of rejection sampling; 64 pairs of DPO
 UPDATES = 120  # an iteration, of the methods that learn from whole responses; DAPO's single epoch is about as many
 
 
-class CellPipeline(Pipeline):
-    """A pipeline whose stages are kept in ``store``, and whose actor stage may be a baseline."""
+class CellLayout(Layout):
+    """Stages kept in ``store`` by the hash of their settings; the actor's, of a baseline, depend on the trees alone."""
 
     def __init__(self, directory: RunDirectory, store: Path, trains: str) -> None:
         super().__init__(directory)
         self._store = store
         self._trains = trains
 
-    def _settings(self, stage: str, iteration: int) -> dict[str, Any]:
+    def settings(self, stage: str, iteration: int) -> dict[str, Any]:
         if stage != "actor" or self._trains == "advantages":
-            return super()._settings(stage, iteration)
+            return super().settings(stage, iteration)
         config = self.config.at(iteration)
         settings = {"stage": stage, "seed": config.seed, "trains": self._trains, "actor": config.actor.model_dump()}
-        settings["trees"] = self._upstream(self.directory.stage(iteration, "collect"))
-        return settings | {"policy": self._digest_of(self.policy(iteration - 1)), "dtype": config.model.dtype}
+        settings["trees"] = self.upstream(self.directory.stage(iteration, "collect"))
+        return settings | {"policy": self.digest_of(self.policy(iteration - 1)), "dtype": config.model.dtype}
 
-    def _claim(self, stage: str, iteration: int) -> tuple[Path, str]:
+    def claim(self, stage: str, iteration: int) -> tuple[Path, str]:
         place = self.directory.stage(iteration, stage)
         if not place.is_symlink():
-            shared = self._store / f"{stage}-{digest(self._settings(stage, iteration))}"
+            shared = self._store / f"{stage}-{digest(self.settings(stage, iteration))}"
             shared.mkdir(parents=True, exist_ok=True)
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(os.path.relpath(shared, place.parent), target_is_directory=True)
-        return super()._claim(stage, iteration)
+        return super().claim(stage, iteration)
+
+
+class CellPipeline(Pipeline):
+    """A pipeline whose stages are kept in ``store``, and whose actor stage may be a baseline."""
+
+    def __init__(self, directory: RunDirectory, store: Path, trains: str) -> None:
+        super().__init__(directory, layout=CellLayout(directory, store, trains))
+        self._trains = trains
 
     def iterate(self, iteration: int) -> dict:
         """As ``Pipeline.iterate``; a baseline needs neither critic nor advantages."""
@@ -58,12 +68,12 @@ class CellPipeline(Pipeline):
 
     def _train_baseline(self, iteration: int) -> None:
         config = self.config.at(iteration)
-        out, key = self._claim("actor", iteration)
+        out, key = self.layout.claim("actor", iteration)
         if (out / "done.json").exists():
             return
         trees = list(read_trees(self.directory.stage(iteration, "collect")))
         seed = config.seed + 1000 * iteration
-        policy = self.policy(iteration - 1)
+        policy = self.layout.policy(iteration - 1)
         actor = config.actor
         if self._trains == "correct responses":
             shared = {name: getattr(actor, name) for name in OptimSettings.model_fields}
@@ -97,13 +107,13 @@ def run_cell(study: Study, cell: Cell, root: Path, tuned: dict[str, Any]) -> dic
         InputError: the directory holds a cell of other settings.
     """
     pipeline = open_cell(study, cell, root, tuned)
-    pipeline.check_settings()
+    pipeline.layout.check_settings()
     pipeline.directory.save_config()  # what `dapo-fast report` reads, of a cell as of any run
     path = cell.directory(root) / "cell.json"
     key = pipeline.config.digest()
     if path.exists() and read_json(path)["config"] == key:
         return read_json(path)
-    if pipeline.has_sft():
+    if pipeline.layout.has_sft():
         pipeline.sft()
     rows = [{"iteration": 0, "accepted": True} | (pipeline.evaluate(0) or {})]
     if cell.trains != "nothing":

@@ -73,12 +73,12 @@ def calls(monkeypatch, tmp_path):
         ("compute_advantages", 1, counts),
         ("train_actor", 5, {"steps": 1}),
     ]:
-        monkeypatch.setattr(f"dapo_fast.pipeline.{name}", double(name, place, summary))
-    monkeypatch.setattr("dapo_fast.pipeline.evaluate", measured)
-    monkeypatch.setattr("dapo_fast.pipeline.ValueFiller", lambda *arguments: None)
+        monkeypatch.setattr(f"dapo_fast.stages.{name}", double(name, place, summary))
+    monkeypatch.setattr("dapo_fast.stages.evaluate", measured)
+    monkeypatch.setattr("dapo_fast.stages.ValueFiller", lambda *arguments: None)
     for check in ("check_model_directory", "check_prompt", "check_training"):
-        monkeypatch.setattr(f"dapo_fast.pipeline.{check}", lambda *arguments: None)
-    monkeypatch.setattr("dapo_fast.pipeline.Pipeline._warn_of_memory", lambda self: None)
+        monkeypatch.setattr(f"dapo_fast.inputs.{check}", lambda *arguments: None)
+    monkeypatch.setattr("dapo_fast.pipeline.warn_of_memory", lambda config: None)
     monkeypatch.setattr(Parts, "tokenizer", lambda self: None)
     Sampler.log = []
     monkeypatch.chdir(tmp_path)

@@ -187,9 +187,9 @@ def test_the_command_line_under_torchrun(base):
     runs = base / "run-1", base / "run-2"
     for run in runs:
         pipeline = Pipeline(RunDirectory(run, load_config(preset="arithmetic", overrides=overrides)))
-        pipeline._claim("sft", 0)
+        pipeline.layout.claim("sft", 0)
         shutil.copytree(base / "policy", run / "sft" / "model")
-        collected, digest = pipeline._claim("collect", 1)
+        collected, digest = pipeline.layout.claim("collect", 1)
         cases.write_trees(collected)
         seal(collected, {"digest": digest})
     options = f"--preset arithmetic {' '.join(overrides)}"
