@@ -1,32 +1,22 @@
-"""Whether two short answers are the same: spelling, names and chains, exact numbers, words, structure, then algebra."""
+"""Whether two short answers are the same: spelling, names and chains, plain.py, structure, then algebra."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from fractions import Fraction
 from typing import TypeVar
 
 from dapo_fast.rewards.algebra import same_by_algebra
 from dapo_fast.rewards.intervals import Interval, real_set
-from dapo_fast.rewards.normal import (
-    as_number,
-    compact,
-    is_calculation,
-    normalise,
-    strip_math,
-    tolerance_between,
-)
+from dapo_fast.rewards.normal import as_number, compact, is_calculation, normalise, strip_math
 from dapo_fast.rewards.parts import BETWEEN, bracketed, cells, split_top_level
+from dapo_fast.rewards.plain import same_plain
 from dapo_fast.rewards.units import units_differ
 
 LONGEST_ANSWER = 2_000  # characters; nothing longer is given to the algebra
 _MOST_ELEMENTS = 64
 _Item = TypeVar("_Item", str, Interval)
 
-_CHOICE = re.compile(r"\(?([A-Za-z])\)?(?:[.:)].*)?\Z", re.S)
-_BASE = re.compile(r"\(?(-?[0-9A-Fa-f.]+)\)?_\{?(\d+)\}?\Z")
-_WORDS = re.compile(r"[A-Za-z][A-Za-z\s.,'’-]+\Z")
 _EQUALS = re.compile(r"=|\\approx(?![A-Za-z])")
 _IN = re.compile(r"\\in(?![A-Za-z])")
 _NAME = re.compile(
@@ -43,7 +33,6 @@ _ARROW = re.compile(r"\\vec\s*\{?\s*([A-Za-z]{1,2})\s*\}?")
 _RATIO = re.compile(":")
 _FRACTION = re.compile(r"(\d+)/(\d+)|\\frac\{(\d+)\}\{(\d+)\}")
 _TIME = re.compile(r"\d{1,2}:[0-5]\d")
-_CHOICES = re.compile(r"(?:(?:\s|,|;|and|&)*\(?[A-H]\)?){2,9}")
 
 
 def equivalent(given: str, reference: str) -> bool:
@@ -75,19 +64,11 @@ def _same(given: str, reference: str, depth: int) -> bool:
         return False
     if compact(left_value) == compact(right_value):
         return True
-    numbers = as_number(left_value), as_number(right_value)
-    if numbers[0] is not None and numbers[1] is not None:
-        # "500,750" may be a list of two: both are read as lists before saying no.
-        return _same_number(numbers[0], numbers[1], left_value, right_value) or (
-            "," in strip_math(given) and "," in strip_math(reference) and _same_items(given, reference, depth)
-        )
-    if _CHOICES.fullmatch(left) and _CHOICES.fullmatch(right) and left.isalpha() != right.isalpha():
-        return sorted(re.findall("[A-H]", left)) == sorted(re.findall("[A-H]", right))
-    base = _same_base(left_value, right_value)
-    if base is not None:
-        return base
-    if _is_words(reference, right):
-        return _same_words(left, right)
+    plain = same_plain(left_value, right_value, strip_math(reference))
+    if plain is False and "," in strip_math(given) and "," in strip_math(reference):
+        return bool(_same_items(given, reference, depth))  # "500,750" may be a list of two as well as a number
+    if plain is not None:
+        return plain
     if depth < 3:
         structured = _same_structure(left_value, right_value, depth)
         if structured is not None:
@@ -144,61 +125,6 @@ def _same_name(left: str, right: str) -> bool:
     """``f`` is ``f(t)`` for short, and ``y`` is ``f(x)``."""
     left, right = ("y" if name == "f(x)" else name.casefold() for name in (left, right))
     return left == right or left.partition("(")[0] == right or left == right.partition("(")[0]
-
-
-# Numbers, words ----------------------------------------------------------------------------------------------------
-
-
-def _same_number(left: Fraction, right: Fraction, left_text: str, right_text: str) -> bool:
-    pairs = [(left, right)]
-    if ("%" in left_text) != ("%" in right_text):
-        bare, share = (right, left / 100) if "%" in left_text else (left, right / 100)
-        if bare.denominator > 1 or abs(bare) <= 1:  # 150% is 1.5, but no one writes 1000% for ten
-            pairs.append((bare, share))
-    tolerance = tolerance_between(left_text, right_text)
-    return any(
-        a == b or (a.denominator > 1 < b.denominator and abs(a - b) <= tolerance * max(abs(a), abs(b)))
-        for a, b in pairs
-    )
-
-
-def _same_base(left: str, right: str) -> bool | None:
-    """Numbers written in a base: the subscript may be left out, and may not differ. None if ``right`` has none."""
-    wanted = _BASE.match(right.replace(" ", ""))
-    if wanted is None:
-        return None
-    found = _BASE.match(left.replace(" ", ""))
-    if found:
-        return found.groups() == wanted.groups()
-    return left.replace(" ", "").casefold() == wanted.group(1).casefold()
-
-
-def _is_words(reference: str, right: str) -> bool:
-    if re.fullmatch(r"\\(?:text|mathrm|textbf|mbox)\{[^{}]*\}", strip_math(reference)):
-        return True
-    if re.fullmatch(r"\(?[A-H]\)?", right):
-        return True
-    return bool(_WORDS.match(right)) and len(re.sub(r"[^A-Za-z]", "", right)) > 2
-
-
-def _same_words(left: str, right: str) -> bool:
-    choice = re.fullmatch(r"\(?([A-Z])\)?", right)
-    if choice:
-        found = _CHOICE.match(left)
-        return found is not None and found.group(1).upper() == choice.group(1)
-
-    def letters(text: str) -> str:
-        text = re.sub(r"\\(?:text|mathrm|textbf|mbox)|[{}$\\]", "", text).casefold()
-        text = re.sub(r"\b(?:the|an?)\s+(?=\w)", " ", text)
-        return re.sub(r"[\s.,'’\"-]+", "", text)
-
-    if letters(left) == letters(right) != "":
-        return True
-    # "Saturday and Sunday": order is free between items.
-    lists = [
-        sorted(letters(part) for part in split_top_level(text, BETWEEN) if letters(part)) for text in (left, right)
-    ]
-    return len(lists[1]) > 1 and lists[0] == lists[1]
 
 
 # Intervals, tuples, sets, lists, ratios, matrices --------------------------------------------------------------------
