@@ -63,10 +63,12 @@ class CellPipeline(Pipeline):
         """As ``Pipeline.iterate``; a method that learns from whole responses needs neither critic nor advantages."""
         if reads(self._trains) == "advantages":
             return super().iterate(iteration)
-        collected = self.collect(iteration)
-        self.actor(iteration)
-        row = {"iteration": iteration, "accepted": True, "collect": collected}
-        return row | (self.evaluate(iteration) or {})
+        row = {"iteration": iteration, "collect": self.collect(iteration)}
+        try:
+            self.actor(iteration)
+        except NoContrastError as error:
+            return row | {"accepted": False, "stopped": str(error)}
+        return row | {"accepted": True} | (self.evaluate(iteration) or {})
 
     def critic(self, iteration: int) -> dict[str, Any]:
         """As ``Pipeline.critic``; smoothed values need none."""
@@ -150,10 +152,7 @@ def run_cell(study: Study, cell: Cell, root: Path, tuned: dict[str, Any]) -> dic
     rows = [{"iteration": 0, "accepted": True} | (pipeline.evaluate(0) or {})]
     if cell.trains != "nothing":
         for iteration in range(1, pipeline.config.iterations + 1):
-            try:
-                rows.append(pipeline.iterate(iteration))
-            except NoContrastError as error:
-                rows.append({"iteration": iteration, "accepted": False, "stopped": str(error)})
+            rows.append(pipeline.iterate(iteration))
             if rows[-1].get("stopped"):
                 break
     result = {"config": key, "task": cell.task, "seed": cell.seed, "variant": cell.variant, "group": cell.group}

@@ -57,7 +57,7 @@ STUDY = {
         "basis": {
             "label": "BASIS",
             "trains": "BASIS",
-            "settings": {"collect": {"samples": 1, "kept": 1, "completions": 0}},
+            "settings": {"data": {"limit": 200}, "collect": {"samples": 1, "kept": 1, "completions": 0}},
         },
         "vineppo": {"label": "VinePPO", "trains": "VinePPO", "settings": {"advantages": {"source": "mc"}}},
         "best-candidates": {"label": "best", "trains": "best candidates"},
