@@ -142,7 +142,7 @@ def test_committed_study_is_valid():
 
 def run_study(directory, config, *arguments):
     command = [sys.executable, "-m", "benchmarks.study", str(directory), "--config", str(config), "--workers", "1"]
-    return subprocess.run([*command, "--no-record", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    return subprocess.run([*command, "--no-record", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=1800)
 
 
 def test_study_runs_shares_and_resumes(tmp_path):
