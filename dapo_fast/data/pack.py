@@ -50,6 +50,7 @@ class Pack:
         value_keys: ``(M, 3)`` int64; candidate index -1 is the state itself.
         tokens: Tokens that are not padding.
         flat_tokens: Tokens that one sequence per scored step or value would take.
+        imitation: What the −log π of scored tokens that are demonstrations is divided by; None: they are candidates.
         split: Where a rank takes a share of a pack: ``input_ids`` and ``position_ids`` are then ``(L,)``, those of its
             rows; what it reads is counted in rows of the whole pack.
     """
@@ -70,6 +71,7 @@ class Pack:
     value_keys: torch.Tensor
     tokens: int
     flat_tokens: int
+    imitation: float | None = None
     split: Split | None = None
 
     @property
@@ -92,7 +94,7 @@ class Pack:
 
         Attention is planned from ``runs``, and the fused losses cut their chunks by ``hidden_rows`` and ``cu_steps``.
         """
-        host = ("runs", "hidden_rows", "cu_steps", "tokens", "flat_tokens")
+        host = ("runs", "hidden_rows", "cu_steps", "tokens", "flat_tokens", "imitation")
         moved = {
             f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
             for f in fields(self)

@@ -60,6 +60,11 @@ class World:
         """How many ranks share a pack."""
         return 1 if self.context is None else self.context.size
 
+    @property
+    def part(self) -> slice:
+        """This rank's share of any list that all ranks work through."""
+        return slice(self.rank, None, self.size)
+
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.size > 1:

@@ -102,6 +102,25 @@ def test_two_processes_train_windows_and_experts_as_one_does(family, tmp_path):
     assert_same_advantages(tmp_path / "advantages-2", tmp_path / "advantages-1")
 
 
+def test_two_processes_balance_experts_as_one_does(tmp_path):
+    """Training, with packs of other sizes and blocks that are computed again."""
+    cases.write_model(tmp_path / "policy", family="qwen3_moe", **EXPERTS)
+    cases.write_trees(tmp_path / "trees")
+    changes = {"router_aux": 0.5, "steps": 4}
+    for stage in ("critic", "actor"):
+        cases.run(stage, tmp_path, tmp_path / f"{stage}-1", {}, **changes)
+    full = {"activation_checkpointing": "full"}
+    jobs = [{"stage": s, "out": f"{s}-2", "changes": changes | {"pack_tokens": 64}} for s in ("critic", "actor")]
+    launch(2, tmp_path, [job | {"parallel": full} for job in jobs])
+    for stage in ("critic", "actor"):
+        assert_same(tmp_path / f"{stage}-2", tmp_path / f"{stage}-1")
+        values = curve(tmp_path / f"{stage}-1", "router_loss")
+        assert values == pytest.approx(curve(tmp_path / f"{stage}-2", "router_loss"), rel=1e-5)
+    cases.run("actor", tmp_path, tmp_path / "off", {}, steps=4)
+    assert "router_loss" not in (tmp_path / "off" / "metrics.jsonl").read_text()
+    assert curve(tmp_path / "actor-1", "router_loss")[-1] < values[0]
+
+
 def test_sigterm_under_torchrun_and_resume_in_one_process(base):
     """torchrun is told to stop; its two ranks save the same step; one process finishes what they began."""
     changes = {"steps": 40, "save_every": 1000}

@@ -7,9 +7,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from dapo_fast.config import load_config
 from dapo_fast.errors import InputError
+from dapo_fast.models.loading import causal_lm_skeleton
 from dapo_fast.pipeline import Pipeline
 from dapo_fast.rundir import RunDirectory
-from dapo_fast.train.preflight import check_training
+from dapo_fast.train import export as exports
+from dapo_fast.train.preflight import check_training, try_trees
 
 MAMBA = {"hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 40, "num_heads": 4, "head_dim": 8, "n_groups": 1}
 
@@ -24,6 +26,9 @@ def models(tmp_path_factory):
     cases.write_model(base / "sampled only", family="llama")
     weights = base / "sampled only" / "model.safetensors"
     save_file(load_file(weights) | {"model.more": load_file(weights)["lm_head.weight"]}, weights)
+    cases.write_model(base / "nemotron", family="nemotron")
+    kinds = ["sliding_attention", "full_attention"] * 2
+    cases.write_model(base / "windows", family="gemma3_text", head_dim=16, num_hidden_layers=4, layer_types=kinds)
     AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba2", **MAMBA)).save_pretrained(base / "recurrent")
     return base
 
@@ -50,6 +55,45 @@ def test_files_are_compared_where_ranks_read_them(models):
     for settings in (["parallel.processes=2"], ["model.dtype=bfloat16"]):
         with pytest.raises(InputError, match=r"sampled only/model.safetensors: model.more has no place"):
             check(models / "sampled only", *settings)
+
+
+HTTP = ["engine.kind=http", "engine.urls=[http://localhost:1]"]
+
+
+def test_what_a_server_samples_from_is_tried_before_it_does(models):
+    """In process it is tried as it is loaded; a server takes any model."""
+    words = "nemotron: Nemotron.* does not honour tree attention: a small tree and its separate sequences differ"
+    for settings in ([], ["parallel.processes=2"], ["actor.lora_rank=2"]):
+        with pytest.raises(InputError, match=words):
+            check(models / "nemotron", *HTTP, *settings)
+    check(models / "dense", *HTTP)
+    with pytest.raises(InputError, match=words):  # which no engine loads
+        check(models / "dense", f"critic.init={models / 'nemotron'}")
+
+
+def test_of_a_model_that_is_tried_a_layer_of_each_kind_is_read(models):
+    model = causal_lm_skeleton(models / "windows")
+    try_trees(model, models / "windows")
+    assert len(model.model.layers) == 2 and model.lm_head.weight.is_meta
+
+
+@pytest.mark.parametrize("stage", ["sft", "critic", "actor"])
+def test_every_stage_is_built_with_its_own_settings(models, stage):
+    start = ["sft.steps=1"] if stage == "sft" else []
+    check(models / "dense", "sft.router_aux=0.1")  # there is no supervised start
+    with pytest.raises(InputError, match="router_aux: transformers has no load-balancing loss of a llama"):
+        check(models / "dense", f"{stage}.router_aux=0.1", *start)
+
+
+def test_what_an_export_would_lose_is_refused(models, monkeypatch):
+    whole = exports.as_stored
+
+    def lossy(model, tensors):
+        return {name: parts for name, parts in whole(model, tensors).items() if "norm" not in name}
+
+    monkeypatch.setattr(exports, "as_stored", lossy)
+    with pytest.raises(InputError, match=r"model\.layers\.0\.input_layernorm\.weight of a Llama.* would not"):
+        check(models / "dense")
 
 
 @pytest.mark.parametrize(
