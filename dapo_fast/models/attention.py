@@ -46,8 +46,7 @@ def choose_backend(requested: str, device: torch.device, flat: bool, shared: boo
         InputError: a demanded backend cannot run here.
     """
     implementation(requested)  # raises for what is unknown
-    cuda = device.type == "cuda"
-    backend = requested
+    cuda, backend = device.type == "cuda", requested
     if requested == "auto" and shared:
         backend = "flex" if cuda else "dense"
     elif requested == "auto":
@@ -273,9 +272,8 @@ def _alone(model: PreTrainedModel, ids: list[int]) -> Tensor:
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
-        return model.base_model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).last_hidden_state[
-            0
-        ]
+        inputs = torch.tensor([ids], device=model.device)
+        return model.base_model(input_ids=inputs, use_cache=False).last_hidden_state[0]
     finally:
         model.set_attn_implementation(before)
 
