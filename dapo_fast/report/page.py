@@ -18,6 +18,7 @@ from dapo_fast.report.compare import comparison, write_path
 from dapo_fast.report.cost import cost_section, costs, duration
 from dapo_fast.report.critic import critic_section
 from dapo_fast.report.figures import write_figures
+from dapo_fast.report.heldout import heldout_section
 from dapo_fast.report.markup import asset, document, missing, paragraph, section
 from dapo_fast.report.progress import progress_section
 from dapo_fast.report.provenance import provenance_section
@@ -35,6 +36,7 @@ _NAV = {
     "provenance": "Provenance",
     "progress": "Where the run stands",
     "accuracy": "Accuracy",
+    "heldout": "Held-out responses",
     "trajectories": "Trajectories",
     "critic": "Critic",
     "advantages": "Advantages",
@@ -90,6 +92,7 @@ def _page(run: Run, trees: dict[int, TreeSummary]) -> str:
         "provenance": provenance_section(run),
         "progress": progress_section(run),
         "accuracy": accuracy_section(run, trees),
+        "heldout": heldout_section(run),
         "trajectories": _trajectories(run, trees),
         "critic": critic_section(run, trees),
         "advantages": advantages_section(run, trees),

@@ -20,6 +20,8 @@ def provenance_table(run: Run) -> str:
     last = lines[-1]
     versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
     facts = [["machine", last["machine"]], ["device", last["device"]], ["versions", versions]]
-    made = [[line["date"], line["command"], line["commit"] or "installed"] for line in lines]
+    made = [
+        [f"{line['date'][:16].replace('T', ' ')} UTC", line["command"], line["commit"] or "installed"] for line in lines
+    ]
     processes = table("Processes", ["date", "command", "commit"], made, wide=[1])
     return processes + table("Made on", ["", "the last of them"], facts, wide=[1])
