@@ -49,6 +49,8 @@ def check_inputs(config: Config, parts: Parts, layout: Layout) -> None:
     for problems in read:
         parts.reward(problems)
         check_prompts(problems, tokenizer, config.data)
+    if any(its.actor.sft_weight for its in configs) and parts.task is None and config.sft.data is None:
+        raise InputError("actor.sft_weight: needs sft.data, since only a task brings its own gold traces")
     _check_ranks(configs, parts)
     for its in configs[1:]:
         if its.critic.init not in ("actor", "scratch") and its.advantages.source == "critic":
@@ -73,7 +75,7 @@ def _check_training(configs: Sequence[Config]) -> None:
     before: list[Any] = []
     path = configs[0].model.path
     for config in configs:
-        parts = [config.parallel, config.actor, config.critic, config.advantages]
+        parts = [config.parallel, config.actor, config.critic, config.advantages, config.engine.kind]
         if parts != before:
             check_training(config, Path(path) if path is not None else None)
         before = parts

@@ -41,7 +41,7 @@ class Layout:
 
     def has_sft(self) -> bool:
         """Whether a supervised start comes before iteration 1."""
-        return bool(self.config.sft.steps) or self.config.sft.data is not None
+        return self.config.sft.is_asked_for
 
     def model_path(self) -> str:
         """``model.path``, where a run must have one."""
@@ -89,6 +89,8 @@ class Layout:
             own["advantages"] = self.upstream(self.directory.stage(iteration, "advantages"))
             if config.objective is not None:
                 own["objective"] = config.objective
+            if config.actor.sft_weight:
+                own["demonstrations"] = [config.data.task, config.data.template, config.sft.model_dump()]
             return common | own | {"dtype": config.model.dtype}
         data = config.data.model_dump(include={"task", "heldout", "heldout_limit", "template", "system_prompt"})
         own = {"policy": self.digest_of(self.trained(iteration)), "data": data, "engine": config.engine.kind}

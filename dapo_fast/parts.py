@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dapo_fast.config import Config, Source
 from dapo_fast.data.mixture import mixed
-from dapo_fast.data.problems import Problem, load_problems
+from dapo_fast.data.problems import SOLUTION, Problem, gold_solution, load_problems
 from dapo_fast.errors import InputError
 from dapo_fast.models.readpath import PackObjective
 from dapo_fast.names import resolve
@@ -39,10 +40,22 @@ class Parts:
 
     def problems(self, iteration: int) -> list[Problem]:
         """What ``iteration`` samples responses to."""
-        data, seed = self.config.at(iteration).data, self.config.seed + iteration
+        config, seed = self.config.at(iteration), self.config.seed + iteration
+        data = config.data
         if self.task is not None:
-            return self.task.problems(data.limit or TRAINING, seed)
-        return self._mixed("data.problems", data.problems or "", data.limit, seed)
+            problems = self.task.problems(data.limit or TRAINING, seed)
+        else:
+            problems = self._mixed("data.problems", data.problems or "", data.limit, seed)
+        return self._solved(problems) if config.collect.gold_starts else problems
+
+    def _solved(self, problems: list[Problem]) -> list[Problem]:
+        """``problems`` with the gold solutions that their task knows; InputError where no problem has one."""
+        solve = getattr(self.task, "solution", None)
+        if solve is not None:
+            problems = [replace(p, extra={**(p.extra or {}), SOLUTION: solve(p)}) for p in problems]
+        if not any(gold_solution(problem) for problem in problems):
+            raise InputError(f"collect.gold_starts: no problem has a {SOLUTION!r}, and the task knows none")
+        return problems
 
     def heldout(self) -> list[Problem]:
         """What policies are measured on; none where nothing is held out."""

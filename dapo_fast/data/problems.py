@@ -45,6 +45,15 @@ class Problem:
     messages: Messages | None = None
 
 
+SOLUTION = "solution"  # the field of a row, hence of ``extra``, that holds a whole right response
+
+
+def gold_solution(problem: Problem) -> str | None:
+    """A whole response that is right; None where none is known."""
+    found = (problem.extra or {}).get(SOLUTION)
+    return found if isinstance(found, str) and found else None
+
+
 def content_digest(problems: Iterable[Problem]) -> str:
     """A hash of all that ``problems`` say, of 64 hexadecimal digits."""
     content = hashlib.sha256()

@@ -21,6 +21,7 @@ from dapo_fast.data.problems import Problem
 from dapo_fast.data.prompts import format_prompt
 from dapo_fast.errors import InputError, blaming, refuse_pipe
 from dapo_fast.models.files import stored_tensors
+from dapo_fast.sums import check_model
 
 log = logging.getLogger("dapo_fast.rollout")
 
@@ -51,6 +52,7 @@ def check_model_directory(setting: str, path: Path, weights: bool = True) -> Non
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer saved in ``directory``; InputError where there is none, or it has no end token."""
+    check_model(directory, weights=False)
     with blaming(directory, "no readable tokenizer"):
         tokenizer = _tokenizer_class(Path(directory)).from_pretrained(directory)
     if tokenizer.eos_token_id is None:

@@ -84,15 +84,29 @@ def train_sft(
         return done
     steps = settings.steps or 0
     if stream is None:
-        sequences = _read_sequences(settings, start, data)
-        order = Epochs(lambda epoch: _batches(len(sequences), settings.batch_sequences, seed, epoch))
-        steps = order.steps(settings)
-        stream = lambda step: [sequences[i] for i in order[step]]  # noqa: E731
+        stream, steps = data_stream(settings, start, data, seed)
     with open_world(model, parallel) as world:
         reader = policy_reader(start, settings, model, parallel, world)
         task = SftTask(reader, stream, steps, Dealer(world, reader.model, settings.pack_tokens))
         train(task, reader, reader.model, settings, world, out, seed, digest, parallel)
         return finish(out, digest, reader.model, start, world, {"steps": steps})
+
+
+def data_stream(
+    settings: SftSettings, policy: Path, data: DataSettings, seed: int
+) -> tuple[Callable[[int], Sequences], int]:
+    """``settings.data``, shuffled by ``seed``, as sequences of each optimizer step, and how many steps it is for.
+
+    Args:
+        policy: Whose tokens they are.
+        data: How prompts become tokens.
+
+    Raises:
+        InputError: the file, and the line that is wrong.
+    """
+    sequences = _read_sequences(settings, policy, data)
+    order = Epochs(lambda epoch: _batches(len(sequences), settings.batch_sequences, seed, epoch))
+    return lambda step: [sequences[i] for i in order[step]], order.steps(settings)
 
 
 def _batches(count: int, size: int, seed: int, epoch: int) -> list[list[int]]:
