@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import one_problem
 import roofline
 from study import pretrained
 from study import tables as study_tables
@@ -219,6 +220,7 @@ BLOCKS: dict[Path, dict[str, Block]] = {
     ROOT / "README.md": {"study": lambda: study(study_summary)},
     DOCS / "benchmarks.md": {"results": end_to_end, "cost": cost, "benchmarks": benchmarks},
     DOCS / "kernels.md": {"roofline": counted},
+    DOCS / "one-problem.md": {name: lambda block=block: block for name, block in one_problem.blocks().items()},
     DOCS / "study.md": {
         "methods": lambda: study(lambda rows: study_tables.compared(rows, "methods", declared=declared("methods"))),
         "iterations": lambda: study(study_tables.iterations),

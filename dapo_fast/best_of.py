@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,11 +18,13 @@ from dapo_fast.statistics import reward_of, wilson_interval
 from dapo_fast.step_values import StepValues
 from dapo_fast.tasks import TASKS
 
+EXAMPLES = 4  # right responses, and as many wrong ones, whose steps the report shows
+
 
 def choose_by_critic(problems: Sequence[Problem], measured: Path, critic: StepValues, name: str) -> dict[str, Any]:
     """Accuracy of the response, or answer, that is chosen among the sampled ones of each problem.
 
-    Writes ``measured/critic.json``.
+    Writes ``measured/critic.json``, and a few responses with the values of their steps to ``measured/steps.json``.
 
     Args:
         problems: Those of the evaluation.
@@ -53,8 +56,24 @@ def choose_by_critic(problems: Sequence[Problem], measured: Path, critic: StepVa
         mean = fmean(accuracies)
         low, high = wilson_interval(mean * len(accuracies), len(accuracies))
         result[rule] = {"accuracy": mean, "low": low, "high": high, "n": len(accuracies)}
+    write_json(measured / "steps.json", {"critic": name, "responses": _examples(problems, finished, critic)})
     write_json(measured / "critic.json", result)
     return result
+
+
+def _examples(
+    problems: Sequence[Problem], finished: Sequence[Sequence[dict[str, Any]]], critic: StepValues
+) -> list[dict[str, Any]]:
+    """The first right responses and the first wrong ones, of different problems, with the values of their steps."""
+    found: list[dict[str, Any]] = []
+    for right in (True, False):
+        fitting = [[r for r in responses if (reward_of(r) > 0.5) == right] for responses in finished]
+        chosen = [(problem, responses[0]) for problem, responses in zip(problems, fitting, strict=True) if responses]
+        for problem, response in chosen[:EXAMPLES]:
+            steps = [asdict(step) for step in critic(problem, response["text"])]
+            said = {"id": problem.id, "prompt": problem.prompt, "answer": problem.answer}
+            found.append(said | {"reward": reward_of(response), "steps": steps})
+    return found
 
 
 def _choices(problem: Problem, responses: Sequence[dict[str, Any]], values: Sequence[float]) -> dict[str, float]:

@@ -94,8 +94,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--port", type=int, default=8001, metavar="N", help="default 8001; 0: any that is free")
     settings(sub)
     command("env", "versions, devices and cores: what a report of a problem should begin with")
-    sub = command("report", "one self-contained HTML page of a run, and PNGs")
+    sub = command("report", "one self-contained HTML page of a run, and PNGs; or a page of two runs side by side")
     sub.add_argument("run", metavar="RUN", help="run directory")
+    sub.add_argument("other", nargs="?", metavar="OTHER", help="another run, to compare with")
     return parser
 
 
@@ -228,10 +229,11 @@ def _dispatch(args: argparse.Namespace) -> int:
     if args.command == "evaluate" and args.run is None:
         return _evaluate_model(args)
     if args.command == "report":
-        from dapo_fast.report import write_report
+        from dapo_fast.report import write_comparison, write_report
 
         log_to(None)
-        print(write_report(check_run_path(args.run)))
+        run = check_run_path(args.run)
+        print(write_report(run) if args.other is None else write_comparison(run, check_run_path(args.other)))
         return 0
     run = _open_run(args)
     if args.command == "serve-values":

@@ -31,6 +31,31 @@ class Provenance(Shape):
     versions: dict[str, str]
 
 
+class ValuedStep(Shape):
+    """A step with the critic's V of the states around it."""
+
+    text: str
+    before: float
+    after: float | None
+
+
+class ValuedResponse(Shape):
+    """A held-out response, step by step."""
+
+    id: str
+    prompt: str
+    answer: str | None
+    reward: float
+    steps: list[ValuedStep]
+
+
+class ValuedResponses(Shape):
+    """steps.json of an evaluation."""
+
+    critic: str
+    responses: list[ValuedResponse]
+
+
 class EvaluationClaim(Shape):
     """claim.json of an evaluation."""
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import logging
 import os
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +14,12 @@ import yaml
 from dapo_fast.names import unresolved
 from dapo_fast.report.accuracy import accuracy_section
 from dapo_fast.report.advantages import advantages_section
+from dapo_fast.report.compare import comparison, write_path
 from dapo_fast.report.cost import cost_section, costs, duration
 from dapo_fast.report.critic import critic_section
 from dapo_fast.report.figures import write_figures
-from dapo_fast.report.markup import missing, paragraph, section
+from dapo_fast.report.heldout import heldout_section
+from dapo_fast.report.markup import asset, document, missing, paragraph, section
 from dapo_fast.report.progress import progress_section
 from dapo_fast.report.provenance import provenance_section
 from dapo_fast.report.read import Run, read_run
@@ -37,6 +36,7 @@ _NAV = {
     "provenance": "Provenance",
     "progress": "Where the run stands",
     "accuracy": "Accuracy",
+    "heldout": "Held-out responses",
     "trajectories": "Trajectories",
     "critic": "Critic",
     "advantages": "Advantages",
@@ -59,6 +59,13 @@ def write_report(run_path: str | Path) -> Path:
         return _write(read_run(run_path))
 
 
+def write_comparison(first: str | Path, second: str | Path) -> Path:
+    """Write a page of two runs side by side into the first of them. Returns its path; errors as ``write_report``."""
+    with unresolved():
+        runs = read_run(first), read_run(second)
+        return _publish(write_path(runs), comparison(runs))
+
+
 def _write(run: Run) -> Path:
     trees = {}
     for iteration in run.rounds:
@@ -66,11 +73,15 @@ def _write(run: Run) -> Path:
         summary = summarise(iteration, _CANDIDATE_TREES, fraction)
         if summary is not None:
             trees[iteration.number] = summary
-    target = run.path / "report.html"
-    temporary = target.with_name(target.name + ".tmp")
-    temporary.write_text(_page(run, trees), encoding="utf-8")
-    os.replace(temporary, target)
+    target = _publish(run.path / "report.html", _page(run, trees))
     write_figures(run, trees)
+    return target
+
+
+def _publish(target: Path, page: str) -> Path:
+    temporary = target.with_name(target.name + ".tmp")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, target)
     log.info("report: %s", target)
     return target
 
@@ -81,6 +92,7 @@ def _page(run: Run, trees: dict[int, TreeSummary]) -> str:
         "provenance": provenance_section(run),
         "progress": progress_section(run),
         "accuracy": accuracy_section(run, trees),
+        "heldout": heldout_section(run),
         "trajectories": _trajectories(run, trees),
         "critic": critic_section(run, trees),
         "advantages": advantages_section(run, trees),
@@ -89,47 +101,13 @@ def _page(run: Run, trees: dict[int, TreeSummary]) -> str:
         "settings": _settings(run),
     }
     links = "".join(f'<li><a href="#{anchor}">{_NAV[anchor]}</a></li>' for anchor, html in body.items() if html)
-    script = _asset("viewer.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # Nothing is fetched, and no script but ours runs, whatever a model wrote.
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:"
-    title = escape(run.path.resolve().name)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title} · dapo-fast</title>
-<link rel="icon" href="data:,">
-<style>
-{_asset("page.css")}</style>
-</head>
-<body>
-<a class="skip" href="#main">Skip to the results</a>
-<header class="top wrap">
-<p class="kicker">dapo-fast run report</p>
-<h1>{title}</h1>
+    title = run.path.resolve().name
+    head = f"""<p class="kicker">dapo-fast run report</p>
+<h1>{escape(title)}</h1>
 <p class="lede">{escape(_lede(run))}</p>
 <dl class="tiles">{_tiles(run, trees, sum(c.seconds or 0 for c in spent))}</dl>
-<nav class="toc" aria-label="Sections"><ul>{links}</ul></nav>
-</header>
-<main class="wrap" id="main">
-{"".join(body.values())}
-</main>
-<footer class="wrap">
-<p>Direct Advantage-Based Policy Optimization (Liu et al., arXiv 2412.18279), not ByteDance’s Decoupled Clip and Dynamic
-Sampling Policy Optimization, which shares the initials. Every number on this page is read from the run’s files.</p>
-</footer>
-<script>{script}</script>
-</body>
-</html>
-"""
-
-
-def _asset(name: str) -> str:
-    return files("dapo_fast.report").joinpath("assets", name).read_text(encoding="utf-8")
+<nav class="toc" aria-label="Sections"><ul>{links}</ul></nav>"""
+    return document(title, head, "".join(body.values()), asset("viewer.js"))
 
 
 def _lede(run: Run) -> str:
@@ -201,7 +179,7 @@ def _trajectories(run: Run, trees: dict[int, TreeSummary]) -> str:
     if not data:
         return section("trajectories", "Trajectories", *notes, missing("No response was kept."))
     iterations = sorted({row["iteration"] for row in data})
-    template = _asset("viewer.html")
+    template = asset("viewer.html")
     options = "".join(f'<option value="{i}">{i}</option>' for i in iterations)
     html = template.replace("<!--iterations-->", options).replace("<!--data-->", script_json(data))
     return section("trajectories", "Trajectories", *notes, html)

@@ -12,7 +12,7 @@ from dapo_fast.data.problems import Problem
 from dapo_fast.errors import InputError
 from dapo_fast.models.loading import load_value_model
 from dapo_fast.models.value import ValueModel
-from dapo_fast.step_values import StepValues
+from dapo_fast.step_values import StepValues, ValuedStep
 from dapo_fast.tasks import TASKS
 
 TASK = TASKS["arithmetic"]
@@ -57,6 +57,9 @@ class Says:
     def scores(self, responses):
         return [[float(text.split("|")[1]) for text in texts] for _, texts in responses]
 
+    def __call__(self, problem, response):
+        return [ValuedStep(response, float(response.split("|")[1]), None)]
+
 
 def rows(*problems):
     made = []
@@ -86,6 +89,10 @@ def test_what_each_rule_chooses(tmp_path):
     assert found["weighted"]["accuracy"] == 2 / 4
     assert found["samples"] == 3 and found["best_of"]["low"] < 0.5 < found["best_of"]["high"]
     assert json.loads((tmp_path / "critic.json").read_text()) == found
+    shown = json.loads((tmp_path / "steps.json").read_text())
+    assert [(row["id"], row["reward"], row["steps"][0]["before"]) for row in shown["responses"]] == [
+        ("0", 1, 0.9), ("1", 1, 0.1), ("2", 1, 0.4), ("0", 0, 0.2), ("2", 0, 0.6),
+    ]  # fmt: skip
     code = [Problem(str(i), "2+2?", kind="code") for i in range(4)]
     assert set(choose_by_critic(code, tmp_path, Says(), "a critic")) == {"critic", "samples", "best_of"}
 

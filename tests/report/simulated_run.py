@@ -163,6 +163,12 @@ def write_evaluation(run: Path, iteration: int, greedy: int, sampled: int) -> No
         "sampled": _wilson(sampled, 4000) | {"tokens": 15.5, "samples": 4, "pass@1": sampled / 4000, "pass@4": 0.93},
     }
     write_json(run / f"iter{iteration}" / "evaluate" / "summary.json", summary)
+    steps = [{"text": "1<2\n", "before": 0.5, "after": 0.75}, {"text": "so 3", "before": 0.75, "after": None}]
+    responses = [
+        {"id": name, "prompt": "1+2?", "answer": "3", "reward": reward, "steps": steps}
+        for name, reward in (("a", 1.0), ("b", 0.25))
+    ]
+    write_json(run / f"iter{iteration}" / "evaluate" / "steps.json", {"critic": "a critic", "responses": responses})
 
 
 def write_iteration(

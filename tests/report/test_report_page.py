@@ -33,7 +33,7 @@ def load(path):
 
 
 def test_all_sections_and_no_word_of_anything_missing(page):
-    sections = ["accuracy", "trajectories", "critic", "advantages", "training", "cost", "settings"]
+    sections = ["accuracy", "heldout", "trajectories", "critic", "advantages", "training", "cost", "settings"]
     assert page.anchors() == ["provenance", *sections]
     assert not [a for _, a in page.elements if "missing" in a.get("class", "")]
 
@@ -47,10 +47,19 @@ def test_it_needs_no_other_file(page):
 
 
 def test_it_begins_with_where_it_comes_from(page):
-    assert page.tables["Processes"][1] == [PROVENANCE["date"], PROVENANCE["command"], PROVENANCE["commit"]]
+    assert page.tables["Processes"][1] == ["2026-01-02 03:04 UTC", PROVENANCE["command"], PROVENANCE["commit"]]
     assert page.tables["Made on"][1:] == [
         ["machine", "Some Processor, 2 cores"], ["device", "CPU"], ["versions", "dapo-fast 0.1.0, torch 2.13.0"],
     ]  # fmt: skip
+
+
+def test_heldout_responses_stand_with_the_values_of_their_steps(page):
+    assert page.tables["Held-out a, right"] == page.tables["Held-out b, wrong"] == [
+        ["", "step", "V before", "V after", "change"],
+        ["1", "1<2", "0.50", "0.75", "+0.25"],
+        ["2", "so 3", "0.75", "–", "–"],
+    ]  # fmt: skip
+    assert "Problem b: wrong, reward 0.25; expected 3" in page.text and "after iteration 2" in page.text
 
 
 def test_it_opens_on_the_response_that_missed_most(page):

@@ -60,7 +60,8 @@ def without_values(found):
 def test_settings_only(tmp_path, pictures):
     RunDirectory(tmp_path / "run", load_config(None, "arithmetic", [])).save_config()
     page = render(tmp_path / "run")
-    assert page.anchors()[0] == "progress"
+    assert page.anchors()[:2] == ["provenance", "progress"]
+    assert "This run is from before provenance was recorded." in page.text
     assert f"dapo-fast run {tmp_path / 'run'}" in page.text
     for stage in ("sft", "collect", "critic", "evaluate"):
         assert f"dapo-fast {stage} {tmp_path / 'run'}" in page.text
