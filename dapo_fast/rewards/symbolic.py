@@ -114,8 +114,10 @@ def _same_number(left: Any, right: Any, tolerance: float) -> bool:
 
 def _same_relation(left: list, signs: list[str], right: list, wanted: list[str], tolerance: float) -> bool:
     flipped = [_FLIPPED.get(sign, "") for sign in reversed(signs)]
-    if signs == wanted and all(_same_value(a, b, tolerance) for a, b in zip(left, right)):
-        return True
+    alike = [signs == wanted and _same_value(a, b, tolerance) for a, b in zip(left, right)]
+    # One side alone, unless a number: "sec x = sec x + C" and "sec x = sec x - C" are two, though both say C = 0.
+    if all(alike) or any(same and side.free_symbols for same, side in zip(alike, left)):
+        return all(alike)
     if flipped == wanted and all(_same_value(a, b, tolerance) for a, b in zip(reversed(left), right)):
         return True
     if len(signs) != 1:

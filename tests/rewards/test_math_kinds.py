@@ -163,6 +163,7 @@ DIFFERENT = {
         (r"\lambda_1=2", r"\lambda_2=2"),
         ("5", r"\alpha+\beta=5"),
         ("5", r"2\lambda=5"),
+        (r"1/(2\cos^2 x)=\frac12\sec^2 x+C", r"1/(2\cos^2 x)=\frac12\sec^2 x-C"),
         ("2", r"\sqrt{x}=2"),
         ("180", "A+B+C=180"),
         ("u_{tt}=c^2u_{xx}", "u_{tt}=-c^2u_{xx}"),
