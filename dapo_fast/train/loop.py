@@ -32,6 +32,7 @@ from dapo_fast.train.balance import Balance
 from dapo_fast.train.checkpoint import Checkpoints, training_state
 from dapo_fast.train.optim import clip_gradients, learning_rate, make_optimizer, set_rate
 from dapo_fast.train.parallel import World, last_of_batch
+from dapo_fast.train.profiling import profiled
 from dapo_fast.train.telemetry import Meter, Telemetry, memory_gib
 
 log = logging.getLogger("dapo_fast.train")
@@ -96,7 +97,7 @@ def train(
     Args:
         root: The module whose forward ``task.loss`` calls.
         model: The Hugging Face model within it.
-        directory: Gets ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/``.
+        directory: Gets ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/`` and, of steps to profile, ``profile/``.
 
     Returns:
         The metrics of the last step.
@@ -126,16 +127,17 @@ def train(
             batch = upcoming.result()
             upcoming = ahead.submit(task.batch, step + 1) if step + 1 < task.steps else None
             torch.manual_seed(((seed << 32) + step) % 2**63)
-            loss, values = _accumulate(task, root, batch, world, parallel, balance)
-            norm = clip_gradients(trained, settings.clip_norm)
-            report = _reduce(loss, values, stop.signal or 0, world)
-            if not (math.isfinite(report.loss) and math.isfinite(norm)):
-                checkpoints.wait()
-                _stop_on_nonfinite(task, batch, step, report.loss, float(norm), world, directory)
-            rate = learning_rate(step, task.steps, settings)
-            set_rate(optimizer, rate)
-            optimizer.step()
-            optimizer.zero_grad()
+            with profiled(directory, step + 1, step + 1 in parallel.profile, world):
+                loss, values = _accumulate(task, root, batch, world, parallel, balance)
+                norm = clip_gradients(trained, settings.clip_norm)
+                report = _reduce(loss, values, stop.signal or 0, world)
+                if not (math.isfinite(report.loss) and math.isfinite(norm)):
+                    checkpoints.wait()
+                    _stop_on_nonfinite(task, batch, step, report.loss, float(norm), world, directory)
+                rate = learning_rate(step, task.steps, settings)
+                set_rate(optimizer, rate)
+                optimizer.step()
+                optimizer.zero_grad()
             metrics = {"loss": report.loss, "grad_norm": float(norm), "lr": rate}
             metrics |= task.metrics(batch.packs, report.values) | ({"router_loss": balance.value} if balance else {})
             metrics |= meter.read(batch.ranks, time.perf_counter() - began)

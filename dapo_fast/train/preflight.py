@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from dapo_fast.config import Config, OptimSettings
 from dapo_fast.errors import InputError
 from dapo_fast.models.attention import PROVED, check_trees, choose_backend, tree_error
+from dapo_fast.models.context import check_shared
 from dapo_fast.models.loading import causal_lm_skeleton, value_model_skeleton
 from dapo_fast.train.balance import routers
 from dapo_fast.train.export import check_export
@@ -33,7 +34,8 @@ def check_training(config: Config, policy: Path | None) -> None:
     kind, dtype = check_world(processes, config.model, parallel)
     if kind == "cuda" and processes > torch.cuda.device_count():
         raise InputError(f"parallel.processes {processes}: there are {torch.cuda.device_count()} GPUs")
-    choose_backend(config.model.attention, torch.device(kind), flat=False)
+    shared = parallel.context_parallel_degree > 1
+    choose_backend(config.model.attention, torch.device(kind), flat=False, shared=shared)
     sharded = is_sharded(processes, dtype, parallel)
     has_critic = config.advantages.source == "critic"
     of_policy: list[OptimSettings] = [config.sft, config.actor] if config.sft.is_asked_for else [config.actor]
@@ -45,10 +47,16 @@ def check_training(config: Config, policy: Path | None) -> None:
             try_trees(causal_lm_skeleton(policy, attention), policy)
         for settings in of_policy:
             source = _trained_from(policy, settings)
-            _check(causal_lm_skeleton(source, attention), settings, source, sharded)
+            model = causal_lm_skeleton(source, attention)
+            if shared:
+                check_shared(model)
+            _check(model, settings, source, sharded)
     start = policy if init in ("actor", "scratch") else Path(init)
     if has_critic and start is not None:
-        _check(value_model_skeleton(start, attention).model, config.critic, start, sharded and init != "scratch")
+        model = value_model_skeleton(start, attention).model
+        if shared:
+            check_shared(model)
+        _check(model, config.critic, start, sharded and init != "scratch")
         if start != policy:
             try_trees(value_model_skeleton(start, attention).model, start)
 

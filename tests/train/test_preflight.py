@@ -16,6 +16,9 @@ from dapo_fast.train.preflight import check_training, try_trees
 MAMBA = {"hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 40, "num_heads": 4, "head_dim": 8, "n_groups": 1}
 
 
+SHARED = ["parallel.processes=2", "parallel.context_parallel_degree=2"]
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     base = tmp_path_factory.mktemp("models")
@@ -35,7 +38,9 @@ def check(path, *settings):
     check_training(load_config(overrides=given).at(1), path)
 
 
-@pytest.mark.parametrize("settings", [[], ["parallel.processes=2"], ["model.dtype=bfloat16"], ["actor.lora_rank=2"]])
+@pytest.mark.parametrize(
+    "settings", [[], ["parallel.processes=2"], SHARED, ["model.dtype=bfloat16"], ["actor.lora_rank=2"]]
+)
 def test_what_can_be_trained_passes(models, settings):
     check(models / "dense", *settings)
 
@@ -96,11 +101,28 @@ def test_what_an_export_would_lose_is_refused(models, monkeypatch):
     [
         (["parallel.processes=3", "parallel.replicas=2"], "parallel.replicas 2: does not divide the 3 processes"),
         (["model.attention=varlen"], "model.attention: 'varlen' reads flat packs only"),
+        ([*SHARED[1:], "parallel.processes=3"], "parallel.context_parallel_degree 2: does not divide the 3 processes"),
+        ([*SHARED, "parallel.compile=true"], "parallel.context_parallel_degree: not with parallel.compile"),
+        ([*SHARED, "model.attention=tree_sdpa"], "model.attention: 'tree_sdpa' is not for parallel.context_parallel"),
     ],
 )
 def test_settings_that_no_rank_could_start_with(models, settings, said):
     with pytest.raises(InputError, match=said):
         check(models / "dense", *settings)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "said"),
+    [
+        ("mistral", {"sliding_window": 6}, "mistral model, whose attention is not full in every layer"),
+        ("gemma", {"head_dim": 16}, "gemma model, only for llama, qwen2, qwen3, mistral"),
+    ],
+)
+def test_models_that_cannot_share_packs(tmp_path, family, changes, said):
+    cases.write_model(tmp_path, family=family, **changes)
+    check(tmp_path, "parallel.processes=2")
+    with pytest.raises(InputError, match=f"parallel.context_parallel_degree: not for this {said}"):
+        check(tmp_path, *SHARED)
 
 
 def test_a_critic_is_needed_only_where_it_says_q(models, monkeypatch):
