@@ -36,7 +36,9 @@ EXPORTED = f"../{SUMS}"  # among their sums: that of the sums of the model that 
 
 
 def add_lora(model: nn.Module, settings: OptimSettings) -> None:
-    """Freeze ``model`` and put rank-``settings.lora_rank`` adapters (peft) beside its blocks' linear layers, in place.
+    """Freeze ``model`` and put rank-``settings.lora_rank`` adapters (peft) beside its linear layers, in place.
+
+    Routed experts, one tensor a layer, stay frozen, and so do a head and routers that are tensors of their own.
 
     A value head stays trainable: there is nothing pre-trained in it to adapt.
 
@@ -47,14 +49,17 @@ def add_lora(model: nn.Module, settings: OptimSettings) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise InputError("lora_rank: needs peft (pip install 'dapo-fast[lora]')") from error
-    layers = {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    # Without a config: for some families peft would adapt the routed experts instead of the layers that are named.
+    held = nn.ModuleDict({"model": model})
+    # By whole names: the last part of one may be a number, and that of other modules too.
+    layers = [name for name, module in held.named_modules() if isinstance(module, nn.Linear)]
     config = LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora_dropout=0.0,
-        target_modules=sorted(layers - {"lm_head", "score"}),
+        target_modules=[name for name in layers if name.rpartition(".")[2] not in ("lm_head", "score")],
     )
-    inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+    inject_adapter_in_model(config, held, adapter_name=ADAPTER)
     if hasattr(model, "score"):
         model.score.requires_grad_(True)
 

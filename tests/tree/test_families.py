@@ -19,7 +19,7 @@ from tree_cases import (
     separate_values,
 )
 
-from dapo_fast.config import load_config
+from dapo_fast.config import ActorSettings, load_config
 from dapo_fast.data.batches import actor_groups, critic_groups
 from dapo_fast.data.packing import pack_actor, pack_critic
 from dapo_fast.errors import InputError
@@ -30,8 +30,9 @@ from dapo_fast.rollout.in_process import InProcessEngine
 from dapo_fast.train.cost import Lengths, iteration_cost
 from dapo_fast.train.export import check_export, export
 from dapo_fast.train.memory import estimate
-from dapo_fast.train.parallel import World
+from dapo_fast.train.parallel import ALONE, World
 from dapo_fast.train.preflight import try_trees
+from dapo_fast.train.weights import add_lora
 
 BETA = 0.1
 
@@ -79,6 +80,33 @@ def test_transformers_reloads_the_export(family, tmp_path):
     ids = torch.tensor([[5, 6, 7, 8, 9, 3, 4, 5]])
     with torch.inference_mode():
         torch.testing.assert_close(again.eval()(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["phi3", "gemma3n_text", "gpt_oss", "deepseek_v3", "glm4_moe", "qwen3_moe"])
+def test_adapters_are_exported_within_the_weights(family, tmp_path):
+    """Beside every linear layer, fused, latent and of shared experts; routed experts and routers stay as they are."""
+    model = model_of(family)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    add_lora(model, ActorSettings(lora_rank=2, lora_alpha=8.0))
+    adapted = {name.partition(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name}
+    linear = {name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and ".lora_" not in name}
+    assert adapted == {name.removesuffix(".base_layer") for name in linear} - {"lm_head"}
+    assert any("mlp" in name for name in adapted) or family in ("gpt_oss", "qwen3_moe")  # whose MLPs are all routed
+    generator = torch.Generator().manual_seed(7)
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+    (tmp_path / "source").mkdir()
+    export(model, tmp_path / "model", tmp_path / "source", torch.float32, ALONE)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32, attn_implementation="eager")
+    model.set_attn_implementation("eager")
+    ids = torch.tensor([[5, 6, 7, 8, 9, 3, 4, 5]])
+    with torch.inference_mode():
+        torch.testing.assert_close(again.eval()(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
+    changed = {
+        name.removesuffix(".weight") for name, tensor in again.state_dict().items() if (tensor != before[name]).any()
+    }
+    assert changed == adapted
 
 
 def test_the_table_of_families_is_what_is_tested():
