@@ -2,13 +2,14 @@
 
 import logging
 import os
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from dapo_kernels import checks
 from dapo_kernels.chunk_torch import TorchLogits, segment_sums
 from dapo_kernels.plan import Chunk, Piece, make_chunks, sizes
 
@@ -19,7 +20,7 @@ Backend = Literal["auto", "triton", "torch"]
 
 @dataclass
 class Call:
-    """The arguments that every linear function has, checked."""
+    """The arguments that every linear function has; making one checks them (ValueError naming the argument)."""
 
     hidden: Tensor
     weight: Tensor
@@ -38,6 +39,11 @@ class Call:
     def __post_init__(self) -> None:
         if self.chunk_rows is not None and self.chunk_rows < 1:
             raise ValueError(f"chunk_rows: must be at least 1, got {self.chunk_rows}")
+        # Whether every target is known to be a word that counts: then no pass looks for those that are not.
+        self.all_words = checks.linear(
+            self.hidden, self.weight, self.targets, self.bias, self.rows, self.softcap, self.temperature,
+            self.ignore_index, self.dtype,
+        )  # fmt: skip
         if self.dtype is None:
             device = self.hidden.device.type
             autocast = torch.is_autocast_enabled(device)
@@ -72,12 +78,12 @@ class Call:
         """The backend's buffer, large enough for the largest piece."""
         pieces = [piece for chunk in chunks for piece in chunk.pieces]
         size = max((p.stop - p.start if p.rows is None else p.rows.numel() for p in pieces), default=0)
-        kind = TorchLogits
+        kind, ignored = TorchLogits, None if self.all_words else self.ignore_index
         if self.triton:
             from dapo_kernels.chunk_triton import TritonLogits as kind
-        return kind(
-            weight, bias, self.softcap, self.temperature, self.ignore_index, size, self.logits_dtype, self.statistics
-        )
+
+            ignored = self.ignore_index
+        return kind(weight, bias, self.softcap, self.temperature, ignored, size, self.logits_dtype, self.statistics)
 
 
 def choose_triton(backend: Backend, device: torch.device, dtype: torch.dtype) -> bool:
@@ -97,6 +103,16 @@ def choose_triton(backend: Backend, device: torch.device, dtype: torch.dtype) ->
 def on_device(tensor: Tensor) -> AbstractContextManager:
     """Triton launches on the current device, which need not be the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def kernel_context(tensor: Tensor) -> AbstractContextManager:
+    """The tensor's device, and no autocast: the engine chooses its dtypes itself."""
+    if not torch.is_autocast_enabled(tensor.device.type):
+        return on_device(tensor)
+    stack = ExitStack()
+    stack.enter_context(torch.autocast(tensor.device.type, enabled=False))
+    stack.enter_context(on_device(tensor))
+    return stack
 
 
 def gather_rows(hidden: Tensor, piece: Piece, dtype: torch.dtype) -> Tensor:

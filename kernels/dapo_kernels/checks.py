@@ -22,7 +22,8 @@ def reads_values(tensor: Tensor) -> bool:
 
 def is_dtensor(tensor: object) -> bool:
     # By name: importing torch.distributed.tensor costs a second that callers without FSDP need not pay.
-    return any(base.__name__ == "DTensor" for base in type(tensor).__mro__)
+    kind = type(tensor)
+    return kind is not Tensor and any(base.__name__ == "DTensor" for base in kind.__mro__)
 
 
 def tensor(name: str, value: object, shape: tuple[int | None, ...], dtypes: tuple[torch.dtype, ...]) -> Tensor:
@@ -34,8 +35,7 @@ def tensor(name: str, value: object, shape: tuple[int | None, ...], dtypes: tupl
             f"{name}: is a DTensor, still sharded. Call this inside the forward of the FSDP root module (there the "
             "parameters are gathered), or pass a gathered tensor (full_tensor())"
         )
-    fits = value.dim() == len(shape) and all(w is None or w == g for w, g in zip(shape, value.shape))
-    if not fits:
+    if value.dim() != len(shape) or [w for w, g in zip(shape, value.shape) if w is not None and w != g]:
         wanted = "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
         raise ValueError(f"{name}: expected shape {wanted}, got {tuple(value.shape)}")
     if value.dtype not in dtypes:
@@ -59,8 +59,8 @@ def linear(
     temperature: float,
     ignore_index: int,
     dtype: torch.dtype | None = None,
-) -> None:
-    """The arguments that every function over linear log-probabilities shares.
+) -> bool:
+    """The arguments that every function over linear log-probabilities shares; True: all targets are known to count.
 
     `dtype`: what hidden and weight are both cast to (autocast's); None: they must have the same.
     """
@@ -99,6 +99,8 @@ def linear(
                     f"targets: entry {at} is {int(targets[at])}, outside the vocabulary 0..{weight.shape[0] - 1} "
                     f"and not the ignore index {ignore_index}"
                 )
+        return low >= 0 and high < weight.shape[0] and not low <= ignore_index <= high
+    return False
 
 
 def cu_segments(name: str, value: Tensor, entries: int, hidden: Tensor) -> None:

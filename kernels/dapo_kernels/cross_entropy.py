@@ -43,7 +43,6 @@ def linear_cross_entropy(
     shape = getattr(targets, "shape", ())
     if isinstance(hidden, Tensor) and (shift or hidden.dim() > 2):
         hidden, targets = _flattened(hidden, targets, rows, shift, ignore_index)
-    checks.linear(hidden, weight, targets, bias, rows, softcap, temperature, ignore_index)
     call = Call(hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu")
     if reduction == "none":
         return -token_statistics(call).logps.view(shape)[..., : shape[-1] - shift]

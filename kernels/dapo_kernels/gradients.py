@@ -68,6 +68,13 @@ class Gradients:
         return tuple(None if g is None else g.to(t.dtype) for g, t in zip(self.finished(), like))
 
 
+def apply(function: type[torch.autograd.Function], *args: Any) -> tuple[Tensor | None, ...]:
+    """function.apply(*args), which binds args to forward's signature every time: only torch.func needs that."""
+    if torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    return super(torch.autograd.Function, function).apply(*args)
+
+
 def refuse_nested(function: str) -> None:
     """NotImplementedError within two torch.func transforms: the outer one would take the gradients for constants."""
     if (torch._C._functorch.maybe_current_level() or 0) > 1:

@@ -55,7 +55,8 @@ class DirectAdvantage(_Operator):
     ) -> tuple[Tensor, Tensor, None]:
         u = segment_logps - self.ref_logps[start:stop]
         gap = self.advantages[start:stop] / self.beta - u
-        return 0.5 * gap.square().sum() / self.normalizer, -gap / self.normalizer, None
+        slope = gap / -self.normalizer
+        return -0.5 * gap.dot(slope), slope, None
 
     def fused(
         self, tokens: Tensor, offsets: Tensor | None, start: int, stop: int, loss: Tensor, training: bool
@@ -180,7 +181,10 @@ def linear_direct_advantage_loss(
 
     Raises ValueError naming the argument: hidden, weight, targets, cu_steps, advantages, ref_logps, beta, ….
     """
-    checks.linear(hidden, weight, targets, bias, rows, softcap, temperature, ignore_index)
+    call = Call(
+        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu_steps",
+        statistics,
+    )  # fmt: skip
     checks.cu_segments("cu_steps", cu_steps, targets.numel(), hidden)
     steps = cu_steps.numel() - 1
     checks.per_segment("advantages", advantages, steps, hidden)
@@ -189,9 +193,5 @@ def linear_direct_advantage_loss(
         raise ValueError(f"beta: must be a positive number, got {beta!r}")
     if normalizer is None:
         normalizer = max(steps, 1)
-    call = Call(
-        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu_steps",
-        statistics,
-    )  # fmt: skip
     out = segment_loss(call, cu_steps, DirectAdvantage(advantages, ref_logps, beta, normalizer), 1)
     return DirectAdvantageLoss(out.loss, out.segment_logps, out.entropies, out.lses)

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from dapo_kernels import checks
-from dapo_kernels.call import Backend, Call, gather_rows, log, on_device
+from dapo_kernels.call import Backend, Call, gather_rows, kernel_context, log
 from dapo_kernels.chunk_torch import spread
 from dapo_kernels.compiling import breaks_graph
-from dapo_kernels.gradients import Gradients, refuse_nested, save_gradients, scaled
+from dapo_kernels.gradients import Gradients, apply, refuse_nested, save_gradients, scaled
 from dapo_kernels.plan import Chunk
-from dapo_kernels.tokens import Tokens
+from dapo_kernels.tokens import TokenReader, Tokens
 
 Objective = Callable[[Tensor, Tensor, int, int], Tensor]
 OWN_OBJECTIVE = (
@@ -84,15 +84,14 @@ def linear_segment_loss(
             temperature=temperature, ignore_index=ignore_index, segments_per_group=segments_per_group,
             chunk_rows=chunk_rows, backend=backend, statistics=statistics,
         )  # fmt: skip
-    checks.linear(hidden, weight, targets, bias, rows, softcap, temperature, ignore_index)
-    if cu_segments is not None:
-        checks.cu_segments("cu_segments", cu_segments, targets.numel(), hidden)
-    if segments_per_group is None:
-        segments_per_group = getattr(objective, "segments_per_group", 1)
     call = Call(
         hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu_segments",
         statistics,
     )  # fmt: skip
+    if cu_segments is not None:
+        checks.cu_segments("cu_segments", cu_segments, targets.numel(), hidden)
+    if segments_per_group is None:
+        segments_per_group = getattr(objective, "segments_per_group", 1)
     return segment_loss(call, cu_segments, objective, segments_per_group)
 
 
@@ -112,7 +111,7 @@ def segment_loss(call: Call, cu_segments: Tensor | None, objective: Objective, p
         return SegmentLoss(loss, segments.detach(), *tokens)
     refuse_nested("linear_segment_loss")
     return SegmentLoss(
-        *_SegmentLoss.apply(call.hidden, call.weight, call.bias, call, cu_segments, objective, per_group, needs)[:5]
+        *apply(_SegmentLoss, call.hidden, call.weight, call.bias, call, cu_segments, objective, per_group, needs)[:5]
     )
 
 
@@ -149,7 +148,7 @@ class _SegmentLoss(torch.autograd.Function):
         needs: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, ...]:
         call.hidden, call.weight, call.bias = hidden, weight, bias  # torch.func has unwrapped these
-        with torch.autocast(hidden.device.type, enabled=False), on_device(hidden):
+        with kernel_context(hidden):
             loss, segments, tokens, gradients = compute(call, cu_segments, objective, per_group, needs)
         return loss, segments, tokens.logps, tokens.entropies, tokens.lses, *gradients
 
@@ -174,40 +173,41 @@ def compute(
     chunks = call.chunks(cu_segments, per_group)
     hidden, weight, bias = call.operands()
     logits = call.logits(weight, bias, chunks)
-    gradients = Gradients(call, needs)
-    segments_total = call.targets.numel() if cu_segments is None else cu_segments.numel() - 1
-    of_tokens = Tokens(call)
-    segment_logps = torch.zeros(segments_total, dtype=call.logits_dtype, device=hidden.device)
-    loss = torch.zeros((), dtype=call.logits_dtype, device=hidden.device)
+    gradients, reader, training = Gradients(call, needs), TokenReader(call), any(needs)
     cu = None if cu_segments is None else cu_segments.to(hidden.device, non_blocking=True)
-    training = any(needs)
+    loss = torch.zeros((), dtype=call.logits_dtype, device=hidden.device)
+    of_chunks = []
 
     for chunk in chunks:
         pieces = chunk.pieces
         if len(pieces) > 1:
             log.debug("segments %d:%d are longer than a chunk: logits computed twice", chunk.start, chunk.stop)
+        of_pieces = []
         for piece in pieces:
             x = gather_rows(hidden, piece, weight.dtype)
-            of_tokens.read(logits, x, piece, training)
-        tokens = of_tokens.logps[pieces[0].start : pieces[-1].stop] if pieces else of_tokens.logps[:0]
-        offsets = None if cu is None else cu[chunk.start : chunk.stop + 1]
-        if offsets is not None and pieces:
-            offsets = offsets - pieces[0].start
+            of_pieces.append(reader.read(logits, x, piece, training))
+        tokens = of_pieces[0] if len(pieces) == 1 else torch.cat([loss.new_empty(0), *of_pieces])
+        offsets = cu
+        if len(chunks) > 1 and cu is not None:
+            offsets = cu[chunk.start : chunk.stop + 1] - (pieces[0].start if pieces else 0)
         if call.triton and hasattr(objective, "fused"):
             segments, coefficients = objective.fused(tokens, offsets, chunk.start, chunk.stop, loss, training)
         else:
             part, segments, coefficients = evaluate(objective, tokens, offsets, chunk, training, call.sums)
             loss += part
-        segment_logps[chunk.start : chunk.stop] = segments
+        of_chunks.append(segments)
         if not training:
             continue
         for piece in pieces:
+            share = coefficients
             if len(pieces) > 1:
                 x = gather_rows(hidden, piece, weight.dtype)
                 logits.forward(x, call.targets[piece.start : piece.stop], piece, True)
-            share = coefficients[piece.start - pieces[0].start : piece.stop - pieces[0].start]
+                share = coefficients[piece.start - pieces[0].start : piece.stop - pieces[0].start]
             gradients.add(logits.backward(share, weight.dtype), x, weight, piece)
-    return loss, segment_logps, of_tokens, gradients.finished()
+    # A result of its own even where segments are tokens: an operator's results may not share memory.
+    segment_logps = of_chunks[0] if len(chunks) == 1 and cu is not None else torch.cat([loss.new_empty(0), *of_chunks])
+    return loss, segment_logps, reader.finished(), gradients.finished()
 
 
 def evaluate(
