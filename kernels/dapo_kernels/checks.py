@@ -59,10 +59,12 @@ def linear(
     temperature: float,
     ignore_index: int,
     dtype: torch.dtype | None = None,
+    vocabulary: int | None = None,
 ) -> bool:
     """The arguments that every function over linear log-probabilities shares; True: all targets are known to count.
 
     `dtype`: what hidden and weight are both cast to (autocast's); None: they must have the same.
+    `vocabulary`: its size where weight is a part of it.
     """
     tensor("hidden", hidden, (None, None), FLOATS)
     tensor("weight", weight, (None, hidden.shape[1]), FLOATS)
@@ -89,17 +91,18 @@ def linear(
         low, high = (int(v) for v in torch.aminmax(rows))
         if low < 0 or high >= hidden.shape[0]:
             raise ValueError(f"rows: {low}..{high} is outside hidden's rows 0..{hidden.shape[0] - 1}")
+    vocabulary = vocabulary or weight.shape[0]
     if reads_values(targets) and targets.numel():
         low, high = (int(v) for v in torch.aminmax(targets))
-        if low < 0 or high >= weight.shape[0]:
-            wrong = ((targets < 0) | (targets >= weight.shape[0])) & (targets != ignore_index)
+        if low < 0 or high >= vocabulary:
+            wrong = ((targets < 0) | (targets >= vocabulary)) & (targets != ignore_index)
             if wrong.any():
                 at = int(wrong.nonzero()[0])
                 raise ValueError(
-                    f"targets: entry {at} is {int(targets[at])}, outside the vocabulary 0..{weight.shape[0] - 1} "
+                    f"targets: entry {at} is {int(targets[at])}, outside the vocabulary 0..{vocabulary - 1} "
                     f"and not the ignore index {ignore_index}"
                 )
-        return low >= 0 and high < weight.shape[0] and not low <= ignore_index <= high
+        return low >= 0 and high < vocabulary and not low <= ignore_index <= high
     return False
 
 

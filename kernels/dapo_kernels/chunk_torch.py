@@ -99,6 +99,7 @@ class TorchLogits:
         self.ignore_index, self.statistics = ignore_index, statistics
         self.buffer = torch.empty(rows, weight.shape[0], dtype=dtype, device=weight.device)
         self.slope_buffer: Tensor | None = None
+        self.own: Tensor | None = None  # (n,) which targets' logits are among these; None: all
         # Whether each row's maximum is taken off: from the first chunk on that needs it, as its logits are then made
         # twice. On a GPU always, where looking at the sums would wait for the device.
         self.shifted = weight.is_cuda
@@ -112,10 +113,7 @@ class TorchLogits:
             self.ignored = targets == self.ignore_index
             # On a GPU wrong targets are found only when debugging; clamped, they still never read out of bounds.
             columns = targets.clamp(0, vocabulary - 1)
-        first_of = torch.arange(0, logits.numel(), vocabulary, device=x.device)  # where each row begins
-        self.at = columns + (first_of if piece.row_of is None else first_of.index_select(0, piece.row_of))
-        self.piece = piece
-
+        self._locate(columns, piece)
         highest = None
         if not self.shifted:
             picked = logits.view(-1).index_select(0, self.at)
@@ -133,19 +131,28 @@ class TorchLogits:
             self.lse, self.entropy = self.sums.log(), entropies(logits, self.sums[:, None])
             if highest is not None:
                 self.lse += highest.squeeze(1)
-        logps = self._logps(picked)
-        logps.clamp_(max=0)  # rounding must not make a probability above one
-        return logps if self.ignored is None else logps.masked_fill_(self.ignored, 0)
+        return self._logps(picked)
+
+    def _locate(self, columns: Tensor, piece: Piece) -> None:
+        """Where in the memory of the logits the targets' are."""
+        rows = columns.numel() if piece.rows is None else piece.rows.numel()
+        vocabulary = self.weight.shape[0]
+        first_of = torch.arange(0, rows * vocabulary, vocabulary, device=columns.device)
+        self.at = columns + (first_of if piece.row_of is None else first_of.index_select(0, piece.row_of))
+        self.piece = piece
 
     def _logps(self, picked: Tensor) -> Tensor:
         """(n,) from the targets' logits, less their row's maximum where that was taken off."""
         of_row = self.piece.row_of
         sums = self.sums if of_row is None else self.sums.index_select(0, of_row)
         # The probability's logarithm does not cancel where the logits are large; the difference does not underflow.
-        p = self.exponentials.view(-1).index_select(0, self.at).div_(sums)
+        p = picked.exp().div_(sums)
         if not p.is_cuda and p.numel() and float(p.min()) > LEAST_P:
-            return p.log_()
-        return torch.where(p > LEAST_P, p.log(), picked - sums.log())
+            logps = p.log_()
+        else:
+            logps = torch.where(p > LEAST_P, p.log(), picked - sums.log())
+        logps.clamp_(max=0)  # rounding must not make a probability above one
+        return logps if self.ignored is None else logps.masked_fill_(self.ignored, 0)
 
     def _final(self, x: Tensor, keep: bool) -> Tensor:
         """The (U, V) logits that the softmax sees; `keep`: and the softcap's derivative by the raw ones."""
@@ -173,7 +180,8 @@ class TorchLogits:
         values, sums = self.exponentials, self.sums
         order, starts = self.piece.order, self.piece.row_starts
         vocabulary, width = self.weight.shape
-        if gradient.numel() == values.shape[0] and vocabulary > 2 * width:  # one entry a row; rows worth sparing
+        alone = gradient.numel() == values.shape[0] and self.own is None  # one entry a row, and its target in it
+        if alone and vocabulary > 2 * width:  # rows worth sparing
             of_rows = gradient if order is None else gradient.index_select(0, order)
             if dtype != values.dtype:  # fp16 has no room for sums
                 values, sums = values.div_(sums[:, None]), torch.ones_like(sums)
@@ -184,6 +192,8 @@ class TorchLogits:
             # A row's entries may have gradients of their own: no number is common to its one-hots and its softmax.
             of_rows = gradient if order is None else segment_sums(gradient.index_select(0, order), starts)
             values.mul_((of_rows / sums).neg_()[:, None])
+            if self.own is not None:
+                gradient = gradient.masked_fill(~self.own, 0)
             if values.is_cuda:
                 # index_put_ sorts its indices on a GPU and is deterministic there; index_add_ is so on a CPU.
                 values.view(-1).index_put_((self.at,), gradient, accumulate=True)

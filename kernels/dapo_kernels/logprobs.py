@@ -1,6 +1,6 @@
 """Log-probabilities of tokens and steps from hidden states and the lm_head weight, without the N×V logits."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,9 @@ from dapo_kernels.call import Backend, Call, choose_triton, gather_rows, kernel_
 from dapo_kernels.chunk_torch import segment_sums, spread
 from dapo_kernels.gradients import Gradients
 from dapo_kernels.tokens import TokenReader, Tokens
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class TokenStatistics(NamedTuple):
@@ -32,13 +35,17 @@ def linear_token_logprobs(
     ignore_index: int = -100,
     chunk_rows: int | None = None,
     backend: Backend = "auto",
+    process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """(N,) fp32 log-probabilities, never positive, 0 for ignored targets; differentiable in hidden, weight and bias.
 
     One GEMM forward. The gradient of a token is known only in backward, which computes the logits again: four GEMMs
     in training, so a loss over them is cheaper as an objective of linear_segment_loss. Arguments and errors as there.
     """
-    call = Call(hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu")
+    call = Call(
+        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu",
+        group=process_group,
+    )  # fmt: skip
     return token_statistics(call).logps
 
 
@@ -54,6 +61,7 @@ def linear_token_statistics(
     ignore_index: int = -100,
     chunk_rows: int | None = None,
     backend: Backend = "auto",
+    process_group: "ProcessGroup | None" = None,
 ) -> TokenStatistics:
     """linear_token_logprobs with each token's entropy and log-sum-exp, from the same pass over the logits.
 
@@ -62,7 +70,7 @@ def linear_token_statistics(
     """
     call = Call(
         hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu",
-        statistics=True,
+        statistics=True, group=process_group,
     )  # fmt: skip
     return token_statistics(call)
 
@@ -80,11 +88,13 @@ def linear_step_logprobs(
     ignore_index: int = -100,
     chunk_rows: int | None = None,
     backend: Backend = "auto",
+    process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """(S,) fp32 sums of token log-probabilities over cu_steps[s]:cu_steps[s+1]; differentiable as the token ones."""
     call = Call(
-        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu_steps"
-    )
+        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu_steps",
+        group=process_group,
+    )  # fmt: skip
     checks.cu_segments("cu_steps", cu_steps, targets.numel(), hidden)
     tokens = token_statistics(call).logps
     if torch.compiler.is_compiling():

@@ -5,7 +5,7 @@ segments. These hold their per-segment data and slice it.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from torch.nn import functional as F
 from dapo_kernels import checks
 from dapo_kernels.call import Backend, Call
 from dapo_kernels.segment_loss import segment_loss
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class _Operator:
@@ -172,6 +175,7 @@ def linear_direct_advantage_loss(
     chunk_rows: int | None = None,
     backend: Backend = "auto",
     statistics: bool = False,
+    process_group: "ProcessGroup | None" = None,
 ) -> DirectAdvantageLoss:
     """The actor's loss of Direct Advantage-Based Policy Optimization: ½ Σ_s (Â_s/β − u_s)² / normalizer.
 
@@ -183,7 +187,7 @@ def linear_direct_advantage_loss(
     """
     call = Call(
         hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu_steps",
-        statistics,
+        statistics, group=process_group,
     )  # fmt: skip
     checks.cu_segments("cu_steps", cu_steps, targets.numel(), hidden)
     steps = cu_steps.numel() - 1

@@ -1,7 +1,7 @@
 """The segment-aligned engine: hidden states, lm_head weight and an objective over segments → loss and gradients."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from dapo_kernels.compiling import breaks_graph
 from dapo_kernels.gradients import Gradients, apply, refuse_nested, save_gradients, scaled
 from dapo_kernels.plan import Chunk
 from dapo_kernels.tokens import TokenReader, Tokens
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Objective = Callable[[Tensor, Tensor, int, int], Tensor]
 OWN_OBJECTIVE = (
@@ -47,6 +50,7 @@ def linear_segment_loss(
     chunk_rows: int | None = None,
     backend: Backend = "auto",
     statistics: bool = False,
+    process_group: "ProcessGroup | None" = None,
 ) -> SegmentLoss:
     """A loss over log-probabilities of segments, with its gradients, never holding the N×V logits.
 
@@ -72,6 +76,10 @@ def linear_segment_loss(
     `statistics`: also each token's entropy −Σ p log p over the vocabulary and log-sum-exp of the logits, from the pass
     that makes its log-probability; 0 for ignored targets, not finite where the hidden row or all logits are not.
 
+    `process_group`: weight (and bias) are this process's rows of a vocabulary that the group's processes hold in the
+    order of their ranks, or DTensors that it shards by rows; hidden and all else are the same on each. Results are
+    those of the whole vocabulary, on every process, and hidden's gradient is summed. Plain PyTorch on every device.
+
     Under torch.compile this is one operator in the graph where the objective is one of this package's; any other
     function breaks the graph.
 
@@ -82,11 +90,11 @@ def linear_segment_loss(
         return breaks_graph(linear_segment_loss, OWN_OBJECTIVE)(
             hidden, weight, targets, cu_segments, objective, bias=bias, rows=rows, softcap=softcap,
             temperature=temperature, ignore_index=ignore_index, segments_per_group=segments_per_group,
-            chunk_rows=chunk_rows, backend=backend, statistics=statistics,
+            chunk_rows=chunk_rows, backend=backend, statistics=statistics, process_group=process_group,
         )  # fmt: skip
     call = Call(
         hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu_segments",
-        statistics,
+        statistics, group=process_group,
     )  # fmt: skip
     if cu_segments is not None:
         checks.cu_segments("cu_segments", cu_segments, targets.numel(), hidden)
