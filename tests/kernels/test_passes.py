@@ -3,8 +3,7 @@
 import dapo_kernels as dk
 import pytest
 import torch
-from kernel_cases import make_case
-from test_segment_loss import fused
+from kernel_cases import fused, make_case
 from torch.utils._python_dispatch import TorchDispatchMode
 
 VIEWS = ("view", "reshape", "t", "slice", "detach", "as_strided", "expand", "alias", "transpose", "unsqueeze", "empty")
