@@ -15,6 +15,7 @@ from tqdm import tqdm
 from benchmarks.recorder import commit
 from dapo_fast.cli import quiet_libraries
 from dapo_fast.errors import InputError
+from dapo_fast.inputs import check_inputs
 from dapo_fast.rundir import RunDirectory, log_to
 
 from .config import Cell, Study, changed_cells, config_of, method_cells, tuning_cells
@@ -61,7 +62,8 @@ def run_study(
     from .cell import open_cell  # brings torch: after whatever can be refused without it
 
     for task in tasks:
-        open_cell(study, method_cells(study, task, seeds[0])[0], root, {}).check_inputs()
+        first = open_cell(study, method_cells(study, task, seeds[0])[0], root, {})
+        check_inputs(first.config, first.parts, first.layout)
     cells = [c for chain in tuning + chains for c in chain]
     check_results(study, [c for chain in tuning for c in chain], root)
     if _done(cells, root) < len(cells):

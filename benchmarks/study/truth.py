@@ -57,7 +57,7 @@ def _drawn(trees: list[Tree], pairs: int, seed: int) -> list[tuple[Tree, State]]
 def _shares(pipeline: CellPipeline, settings: Truth, pairs: list[tuple[Tree, State, Candidate]]) -> list[float]:
     config = pipeline.config
     problems = {problem.id: problem for problem in pipeline.parts.problems(1)}
-    engine = make_engine(config.engine, pipeline.policy(0), config.model)
+    engine = make_engine(config.engine, pipeline.layout.policy(0), config.model)
     prefixes = [tree.response_prefix(state) + candidate.ids for tree, state, candidate in pairs]
     params = SamplingParams(
         n=settings.completions,

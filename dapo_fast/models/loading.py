@@ -17,6 +17,7 @@ from dapo_fast.errors import InputError, blaming
 from dapo_fast.models.attention import check_plugged_in, check_supported, implementation
 from dapo_fast.models.files import read_pretrained, stored_tensors, untied_in_files
 from dapo_fast.models.value import ValueModel
+from dapo_fast.sums import check_model
 
 log = logging.getLogger("dapo_fast.models")
 
@@ -48,6 +49,7 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
 
 def load_config_of(directory: str | Path) -> PreTrainedConfig:
     """The config of a model directory or hub id, checked for attention that trees can honour."""
+    check_model(directory, weights=False)
     with blaming(directory, "not a readable model directory"):
         config = AutoConfig.from_pretrained(directory)
     if getattr(config, "quantization_config", None) is not None:

@@ -34,13 +34,13 @@ def decide(pipeline, iteration):
 def test_worse_beyond_the_interval_is_refused_and_the_next_is_held_to_the_policy_that_stayed(pipeline):
     path = pipeline.directory.path
     assert decide(pipeline, 1)["accepted"]
-    assert pipeline.policy(1) == path / "iter1" / "actor" / "model"
+    assert pipeline.layout.policy(1) == path / "iter1" / "actor" / "model"
     refused = decide(pipeline, 2)
     assert not refused["accepted"] and "50.0%" in refused["reason"] and "60.0%" in refused["reason"]
-    assert pipeline.policy(2) == pipeline.policy(1)
+    assert pipeline.layout.policy(2) == pipeline.layout.policy(1)
     # 0.58 beats the refused 0.5, and is within the interval of the 0.6 that stayed.
     assert decide(pipeline, 3)["accepted"] and "60.0%" in decide(pipeline, 3)["reason"]
-    assert pipeline.policy(3) == path / "iter3" / "actor" / "model"
+    assert pipeline.layout.policy(3) == path / "iter3" / "actor" / "model"
 
 
 def test_keep_best_off_keeps_it_all_the_same(pipeline):
@@ -58,10 +58,11 @@ def test_a_run_that_fails_on_the_way_keeps_the_rows_it_has_not_come_to(pipeline,
     path = pipeline.directory.path / "results.json"
     rows = [{"iteration": i, "note": "before"} for i in range(4)]
     write_json(path, rows)
-    monkeypatch.setattr(pipeline, "has_sft", lambda: False)
+    monkeypatch.setattr(pipeline.layout, "has_sft", lambda: False)
     monkeypatch.setattr(pipeline, "perform", lambda name, iteration: {})
-    for check in ("check_settings", "check_inputs", "_warn_of_memory"):
-        monkeypatch.setattr(pipeline, check, lambda: None)
+    monkeypatch.setattr(pipeline.layout, "check_settings", lambda: None)
+    for check in ("check_inputs", "warn_of_memory"):
+        monkeypatch.setattr(f"dapo_fast.pipeline.{check}", lambda *arguments: None)
 
     def iterate(iteration):
         if iteration == 2:

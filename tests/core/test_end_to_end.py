@@ -13,7 +13,7 @@ import yaml
 
 from dapo_fast.cli import main
 from dapo_fast.config import load_config
-from dapo_fast.pipeline import _write_initial_model
+from dapo_fast.stages import write_initial_model
 from dapo_fast.tasks import get_task
 
 SMALL = [
@@ -123,7 +123,7 @@ def test_bad_input_exits_with_2_and_one_line(arguments, words, tmp_path, capsys,
     (tmp_path / "number.jsonl").write_text(
         '{"prompt": "1=", "response": "\u2028"}\n{"prompt": "2+2=", "response": 4}\n'
     )
-    _write_initial_model(get_task("instruments"), tmp_path / "other", 0)
+    write_initial_model(get_task("instruments"), tmp_path / "other", 0)
     assert main([str(tmp_path / "run") if a == "RUN" else a for a in arguments]) == 2
     message = capsys.readouterr().err.strip()
     assert words in message and "Traceback" not in message

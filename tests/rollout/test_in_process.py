@@ -8,9 +8,11 @@ from transformers import DynamicCache
 
 from dapo_fast.config import ModelSettings
 from dapo_fast.errors import InputError
-from dapo_fast.rollout import in_process
 from dapo_fast.rollout.engine import SamplingParams
-from dapo_fast.rollout.in_process import InProcessEngine, prefix_groups, stream_keys, stream_uniforms
+from dapo_fast.rollout.in_process import InProcessEngine
+from dapo_fast.rollout.in_process import engine as in_process
+from dapo_fast.rollout.in_process.draw import stream_keys, stream_uniforms
+from dapo_fast.rollout.in_process.prefixes import prefix_groups
 from dapo_fast.rollout.steps import split_steps
 
 TOKENIZER = byte_level_tokenizer()
