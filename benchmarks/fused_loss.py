@@ -228,11 +228,16 @@ def cpu_peak_here(name: str, shape: tuple[int, int, int]) -> int:
 
 
 def run_shape(
-    shape: tuple[int, int, int], device: str, rounds: int, peaks: bool, peers: dict[str, Peer] = PEERS
+    shape: tuple[int, int, int],
+    device: str,
+    rounds: int,
+    peaks: bool,
+    peers: dict[str, Peer] = PEERS,
+    problem: Problem | None = None,  # of this shape, where there already is one
 ) -> list[dict]:
     """One row a peer; those that cannot run say why."""
     torch.compiler.reset()  # what a peer compiles, it compiles for this shape
-    p = make_problem(shape, device)
+    p = problem or make_problem(shape, device)
     rows, times, exact = {}, {"floor": []}, None
     for name, peer in peers.items():
         case = "N={} H={} V={} {}".format(*shape, str(p.hidden.dtype).removeprefix("torch."))

@@ -2,15 +2,22 @@
 
 import logging
 import os
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from dapo_kernels import checks
 from dapo_kernels.chunk_torch import TorchLogits, segment_sums
 from dapo_kernels.plan import Chunk, Piece, make_chunks, sizes
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from dapo_kernels.sharded import Shard
 
 log = logging.getLogger("dapo_fast.kernels")
 
@@ -19,7 +26,7 @@ Backend = Literal["auto", "triton", "torch"]
 
 @dataclass
 class Call:
-    """The arguments that every linear function has, checked."""
+    """The arguments that every linear function has; making one checks them (ValueError naming the argument)."""
 
     hidden: Tensor
     weight: Tensor
@@ -34,21 +41,44 @@ class Call:
     cu_name: str
     statistics: bool = False
     dtype: torch.dtype | None = None  # of the products; None: autocast's, or hidden's
+    group: "ProcessGroup | None" = None  # whose processes hold the weight's rows; None: all are here
 
     def __post_init__(self) -> None:
         if self.chunk_rows is not None and self.chunk_rows < 1:
             raise ValueError(f"chunk_rows: must be at least 1, got {self.chunk_rows}")
+        self.shard = None if self.group is None else self._share()
+        # Whether every target is known to be a word that counts: then no pass looks for those that are not.
+        self.all_words = checks.linear(
+            self.hidden, self.weight, self.targets, self.bias, self.rows, self.softcap, self.temperature,
+            self.ignore_index, self.dtype, None if self.shard is None else self.shard.total,
+        )  # fmt: skip
         if self.dtype is None:
             device = self.hidden.device.type
             autocast = torch.is_autocast_enabled(device)
             self.dtype = torch.get_autocast_dtype(device) if autocast else self.hidden.dtype
         self.logits_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         if not torch.compiler.is_compiling():  # else the operator chooses, when it runs
-            self.triton = choose_triton(self.backend, self.hidden.device, self.dtype)
+            self.triton = self.shard is None and choose_triton(self.backend, self.hidden.device, self.dtype)
+
+    def _share(self) -> "Shard":
+        """The vocabulary's shard; weight and bias become this process's rows."""
+        from dapo_kernels.sharded import Shard, local_rows  # torch.distributed is slow to import
+
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            raise NotImplementedError("process_group: is for eager calls, not torch.compile or torch.func's transforms")
+        if self.backend == "triton":
+            raise ValueError(
+                "backend: the Triton kernels read whole vocabularies; with process_group use torch or auto"
+            )
+        self.weight = local_rows("weight", self.weight, self.group)
+        checks.tensor("weight", self.weight, (None, None), checks.FLOATS)
+        self.bias = None if self.bias is None else local_rows("bias", self.bias, self.group)
+        return Shard.of(self.weight, self.group)
 
     def chunks(self, cu_segments: Tensor | None, per_group: int) -> list[Chunk]:
         device = self.hidden.device
-        limits = sizes(self.chunk_rows, self.weight.shape[0], device)
+        vocabulary = self.weight.shape[0] if self.shard is None else self.shard.widest
+        limits = sizes(self.chunk_rows, vocabulary, device)
         return make_chunks(cu_segments, self.rows, self.targets.numel(), limits, per_group, device, self.cu_name)
 
     def operands(self) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -72,12 +102,16 @@ class Call:
         """The backend's buffer, large enough for the largest piece."""
         pieces = [piece for chunk in chunks for piece in chunk.pieces]
         size = max((p.stop - p.start if p.rows is None else p.rows.numel() for p in pieces), default=0)
-        kind = TorchLogits
+        kind, ignored = TorchLogits, None if self.all_words else self.ignore_index
         if self.triton:
             from dapo_kernels.chunk_triton import TritonLogits as kind
-        return kind(
-            weight, bias, self.softcap, self.temperature, self.ignore_index, size, self.logits_dtype, self.statistics
-        )
+
+            ignored = self.ignore_index
+        elif self.shard is not None:
+            from dapo_kernels.sharded import ShardedLogits
+
+            kind = partial(ShardedLogits, self.shard)
+        return kind(weight, bias, self.softcap, self.temperature, ignored, size, self.logits_dtype, self.statistics)
 
 
 def choose_triton(backend: Backend, device: torch.device, dtype: torch.dtype) -> bool:
@@ -97,6 +131,16 @@ def choose_triton(backend: Backend, device: torch.device, dtype: torch.dtype) ->
 def on_device(tensor: Tensor) -> AbstractContextManager:
     """Triton launches on the current device, which need not be the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def kernel_context(tensor: Tensor) -> AbstractContextManager:
+    """The tensor's device, and no autocast: the engine chooses its dtypes itself."""
+    if not torch.is_autocast_enabled(tensor.device.type):
+        return on_device(tensor)
+    stack = ExitStack()
+    stack.enter_context(torch.autocast(tensor.device.type, enabled=False))
+    stack.enter_context(on_device(tensor))
+    return stack
 
 
 def gather_rows(hidden: Tensor, piece: Piece, dtype: torch.dtype) -> Tensor:

@@ -22,7 +22,8 @@ def reads_values(tensor: Tensor) -> bool:
 
 def is_dtensor(tensor: object) -> bool:
     # By name: importing torch.distributed.tensor costs a second that callers without FSDP need not pay.
-    return any(base.__name__ == "DTensor" for base in type(tensor).__mro__)
+    kind = type(tensor)
+    return kind is not Tensor and any(base.__name__ == "DTensor" for base in kind.__mro__)
 
 
 def tensor(name: str, value: object, shape: tuple[int | None, ...], dtypes: tuple[torch.dtype, ...]) -> Tensor:
@@ -34,8 +35,7 @@ def tensor(name: str, value: object, shape: tuple[int | None, ...], dtypes: tupl
             f"{name}: is a DTensor, still sharded. Call this inside the forward of the FSDP root module (there the "
             "parameters are gathered), or pass a gathered tensor (full_tensor())"
         )
-    fits = value.dim() == len(shape) and all(w is None or w == g for w, g in zip(shape, value.shape))
-    if not fits:
+    if value.dim() != len(shape) or [w for w, g in zip(shape, value.shape) if w is not None and w != g]:
         wanted = "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
         raise ValueError(f"{name}: expected shape {wanted}, got {tuple(value.shape)}")
     if value.dtype not in dtypes:
@@ -59,10 +59,12 @@ def linear(
     temperature: float,
     ignore_index: int,
     dtype: torch.dtype | None = None,
-) -> None:
-    """The arguments that every function over linear log-probabilities shares.
+    vocabulary: int | None = None,
+) -> bool:
+    """The arguments that every function over linear log-probabilities shares; True: all targets are known to count.
 
     `dtype`: what hidden and weight are both cast to (autocast's); None: they must have the same.
+    `vocabulary`: its size where weight is a part of it.
     """
     tensor("hidden", hidden, (None, None), FLOATS)
     tensor("weight", weight, (None, hidden.shape[1]), FLOATS)
@@ -89,16 +91,19 @@ def linear(
         low, high = (int(v) for v in torch.aminmax(rows))
         if low < 0 or high >= hidden.shape[0]:
             raise ValueError(f"rows: {low}..{high} is outside hidden's rows 0..{hidden.shape[0] - 1}")
+    vocabulary = vocabulary or weight.shape[0]
     if reads_values(targets) and targets.numel():
         low, high = (int(v) for v in torch.aminmax(targets))
-        if low < 0 or high >= weight.shape[0]:
-            wrong = ((targets < 0) | (targets >= weight.shape[0])) & (targets != ignore_index)
+        if low < 0 or high >= vocabulary:
+            wrong = ((targets < 0) | (targets >= vocabulary)) & (targets != ignore_index)
             if wrong.any():
                 at = int(wrong.nonzero()[0])
                 raise ValueError(
-                    f"targets: entry {at} is {int(targets[at])}, outside the vocabulary 0..{weight.shape[0] - 1} "
+                    f"targets: entry {at} is {int(targets[at])}, outside the vocabulary 0..{vocabulary - 1} "
                     f"and not the ignore index {ignore_index}"
                 )
+        return low >= 0 and high < vocabulary and not low <= ignore_index <= high
+    return False
 
 
 def cu_segments(name: str, value: Tensor, entries: int, hidden: Tensor) -> None:

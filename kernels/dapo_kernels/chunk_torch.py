@@ -90,7 +90,7 @@ class TorchLogits:
         bias: Tensor | None,  # (V,) in the buffer's dtype
         softcap: float | None,
         temperature: float,
-        ignore_index: int,
+        ignore_index: int | None,  # None: all targets are words, and count
         rows: int,
         dtype: torch.dtype,  # of the logits: fp32, or fp64 for fp64 inputs
         statistics: bool,  # forward also leaves each row's entropy and log-sum-exp (U,) in `entropy` and `lse`
@@ -99,6 +99,7 @@ class TorchLogits:
         self.ignore_index, self.statistics = ignore_index, statistics
         self.buffer = torch.empty(rows, weight.shape[0], dtype=dtype, device=weight.device)
         self.slope_buffer: Tensor | None = None
+        self.own: Tensor | None = None  # (n,) which targets' logits are among these; None: all
         # Whether each row's maximum is taken off: from the first chunk on that needs it, as its logits are then made
         # twice. On a GPU always, where looking at the sums would wait for the device.
         self.shifted = weight.is_cuda
@@ -107,34 +108,51 @@ class TorchLogits:
         """Log-probabilities (n,) of targets (n,) given x (U, H). `keep`: backward will be called for this chunk."""
         logits = self._final(x, keep)
         vocabulary = logits.shape[1]
-        self.ignored = targets == self.ignore_index
-        # On a GPU wrong targets are found only when debugging; clamped, they still never read out of bounds.
-        columns = targets.clamp(0, vocabulary - 1)
-        row_of = torch.arange(x.shape[0], device=x.device) if piece.row_of is None else piece.row_of
-        self.at = row_of * vocabulary + columns
-        self.piece = piece
-        picked = logits.view(-1).index_select(0, self.at)
-
+        self.ignored, columns = None, targets
+        if self.ignore_index is not None:
+            self.ignored = targets == self.ignore_index
+            # On a GPU wrong targets are found only when debugging; clamped, they still never read out of bounds.
+            columns = targets.clamp(0, vocabulary - 1)
+        self._locate(columns, piece)
         highest = None
         if not self.shifted:
-            self.sums = logits.exp_().sum(1, keepdim=True)
-            low, high = torch.aminmax(self.sums) if x.shape[0] else (1, 1)
+            picked = logits.view(-1).index_select(0, self.at)
+            self.sums = logits.exp_().sum(1)
+            low, high = (float(s) for s in torch.aminmax(self.sums)) if x.shape[0] else (1, 1)
             if not (low >= LEAST_SUM and high <= LARGEST_SUM):  # or one is NaN
                 self.shifted = True
                 logits = self._final(x, keep)
         if self.shifted:
             highest = logits.amax(1, keepdim=True)
-            self.sums = logits.sub_(highest).exp_().sum(1, keepdim=True)
-        lse = self.sums.log() if highest is None else self.sums.log() + highest
+            picked = logits.sub_(highest).view(-1).index_select(0, self.at)
+            self.sums = logits.exp_().sum(1)
         self.exponentials = logits
         if self.statistics:
-            self.lse, self.entropy = lse.squeeze(1), entropies(logits, self.sums)
-        of_entries = [t.squeeze(1) if piece.row_of is None else t[:, 0][piece.row_of] for t in (self.sums, lse)]
-        p = logits.view(-1).index_select(0, self.at) / of_entries[0]
+            self.lse, self.entropy = self.sums.log(), entropies(logits, self.sums[:, None])
+            if highest is not None:
+                self.lse += highest.squeeze(1)
+        return self._logps(picked)
+
+    def _locate(self, columns: Tensor, piece: Piece) -> None:
+        """Where in the memory of the logits the targets' are."""
+        rows = columns.numel() if piece.rows is None else piece.rows.numel()
+        vocabulary = self.weight.shape[0]
+        first_of = torch.arange(0, rows * vocabulary, vocabulary, device=columns.device)
+        self.at = columns + (first_of if piece.row_of is None else first_of.index_select(0, piece.row_of))
+        self.piece = piece
+
+    def _logps(self, picked: Tensor) -> Tensor:
+        """(n,) from the targets' logits, less their row's maximum where that was taken off."""
+        of_row = self.piece.row_of
+        sums = self.sums if of_row is None else self.sums.index_select(0, of_row)
         # The probability's logarithm does not cancel where the logits are large; the difference does not underflow.
-        logps = torch.where(p > LEAST_P, p.log(), picked - of_entries[1])
-        # Rounding must not make a probability above one.
-        return logps.clamp_(max=0).masked_fill_(self.ignored, 0)
+        p = picked.exp().div_(sums)
+        if not p.is_cuda and p.numel() and float(p.min()) > LEAST_P:
+            logps = p.log_()
+        else:
+            logps = torch.where(p > LEAST_P, p.log(), picked - sums.log())
+        logps.clamp_(max=0)  # rounding must not make a probability above one
+        return logps if self.ignored is None else logps.masked_fill_(self.ignored, 0)
 
     def _final(self, x: Tensor, keep: bool) -> Tensor:
         """The (U, V) logits that the softmax sees; `keep`: and the softcap's derivative by the raw ones."""
@@ -155,23 +173,27 @@ class TorchLogits:
 
     def backward(self, gradient: Tensor, dtype: torch.dtype) -> Dlogits:
         """dlogits (U, V) in `dtype` from the gradient (n,) of each log-probability; overwrites the exponentials."""
-        gradient = gradient.masked_fill(self.ignored, 0)
+        if self.ignored is not None:
+            gradient = gradient.masked_fill(self.ignored, 0)
         if self.temperature != 1.0:
             gradient = gradient / self.temperature
         values, sums = self.exponentials, self.sums
         order, starts = self.piece.order, self.piece.row_starts
         vocabulary, width = self.weight.shape
-        if gradient.numel() == values.shape[0] and vocabulary > 2 * width:  # one entry a row; rows worth sparing
+        alone = gradient.numel() == values.shape[0] and self.own is None  # one entry a row, and its target in it
+        if alone and vocabulary > 2 * width:  # rows worth sparing
             of_rows = gradient if order is None else gradient.index_select(0, order)
             if dtype != values.dtype:  # fp16 has no room for sums
-                values, sums = values.div_(sums), torch.ones_like(sums)
-            hits = -sums.squeeze(1)
+                values, sums = values.div_(sums[:, None]), torch.ones_like(sums)
+            hits = -sums
             values.view(-1).index_add_(0, self.at, hits if order is None else hits.index_select(0, self.piece.row_of))
             scale = of_rows / hits
         else:
             # A row's entries may have gradients of their own: no number is common to its one-hots and its softmax.
             of_rows = gradient if order is None else segment_sums(gradient.index_select(0, order), starts)
-            values.mul_(-of_rows[:, None] / sums)
+            values.mul_((of_rows / sums).neg_()[:, None])
+            if self.own is not None:
+                gradient = gradient.masked_fill(~self.own, 0)
             if values.is_cuda:
                 # index_put_ sorts its indices on a GPU and is deterministic there; index_add_ is so on a CPU.
                 values.view(-1).index_put_((self.at,), gradient, accumulate=True)

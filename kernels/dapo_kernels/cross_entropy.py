@@ -1,6 +1,6 @@
 """The mean (or sum, or each) token cross-entropy, called as Liger's and Apple's fused losses are."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +10,9 @@ from dapo_kernels.call import Backend, Call
 from dapo_kernels.logprobs import token_statistics
 from dapo_kernels.objectives import CrossEntropy
 from dapo_kernels.segment_loss import segment_loss
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def linear_cross_entropy(
@@ -27,6 +30,7 @@ def linear_cross_entropy(
     shift: int = 0,
     chunk_rows: int | None = None,
     backend: Backend = "auto",
+    process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """−Σ log π(token) / normalizer, a scalar; None: the number of tokens that are not ignored (at least 1).
 
@@ -43,8 +47,10 @@ def linear_cross_entropy(
     shape = getattr(targets, "shape", ())
     if isinstance(hidden, Tensor) and (shift or hidden.dim() > 2):
         hidden, targets = _flattened(hidden, targets, rows, shift, ignore_index)
-    checks.linear(hidden, weight, targets, bias, rows, softcap, temperature, ignore_index)
-    call = Call(hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu")
+    call = Call(
+        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu",
+        group=process_group,
+    )  # fmt: skip
     if reduction == "none":
         return -token_statistics(call).logps.view(shape)[..., : shape[-1] - shift]
     if reduction == "sum":

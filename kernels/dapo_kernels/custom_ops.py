@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dapo_kernels import checks, logprobs, value
-from dapo_kernels.call import Call, on_device
+from dapo_kernels.call import Call, kernel_context, on_device
 from dapo_kernels.chunk_torch import spread
 from dapo_kernels.objectives import FIXED
 from dapo_kernels.segment_loss import compute, objective_of
@@ -47,13 +47,13 @@ def objective_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Loss, segment and token log-probabilities, entropies and log-sum-exps (empty: not asked for), and the gradients
     of hidden, weight and bias (empty: not needed)."""
-    call = _checked(
+    call = Call(
         hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, cu_name,
         statistics, dtype,
     )  # fmt: skip
     if cu_segments is not None:
         checks.cu_segments(cu_name, cu_segments, targets.numel(), hidden)
-    with torch.autocast(hidden.device.type, enabled=False), on_device(hidden):
+    with kernel_context(hidden):
         loss, segments, tokens, gradients = compute(
             call, cu_segments, objective_of(FIXED, objective, (first, second, third), numbers), per_group, tuple(needs)
         )
@@ -111,11 +111,11 @@ def token_logprobs(
     statistics: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(N,) token log-probabilities, entropies and log-sum-exps (empty: not asked for); see linear_token_statistics."""
-    call = _checked(
+    call = Call(
         hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu", statistics,
         dtype,
     )  # fmt: skip
-    with torch.autocast(hidden.device.type, enabled=False), on_device(hidden):
+    with kernel_context(hidden):
         return logprobs.forward(call).results()
 
 
@@ -145,7 +145,7 @@ def token_logprobs_backward(
     call = Call(
         hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu", dtype=dtype
     )
-    with torch.autocast(hidden.device.type, enabled=False), on_device(hidden):
+    with kernel_context(hidden):
         return _or_empty(logprobs.backward(call, upstream, tuple(needs)), hidden)
 
 
@@ -232,15 +232,6 @@ value_loss.register_autograd(_scale_gradients, setup_context=_keep_gradients)
 
 
 # ------------------------------------------------------------------------------------------------------------ helpers
-
-
-def _checked(*arguments: Any) -> Call:
-    call = Call(*arguments)
-    checks.linear(
-        call.hidden, call.weight, call.targets, call.bias, call.rows, call.softcap, call.temperature,
-        call.ignore_index, call.dtype,
-    )  # fmt: skip
-    return call
 
 
 def _fake_tokens(targets, hidden, dtype, statistics):

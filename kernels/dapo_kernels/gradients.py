@@ -17,10 +17,13 @@ class Gradients:
 
     def __init__(self, call: "Call", needs: tuple[bool, bool, bool]) -> None:
         like, total = call.hidden, call.logits_dtype
+        self.shard = call.shard
         self.hidden = self.weight = self.bias = None
         if needs[0]:
-            # Rows that several pieces read are summed, so in fp32; without `rows` each is written once, cast.
-            if call.rows is None:
+            # Rows that several pieces or processes read are summed, so in fp32; others are written once, cast.
+            if call.rows is None and call.shard is not None:
+                self.hidden = torch.empty_like(like, dtype=total)
+            elif call.rows is None:
                 self.hidden = torch.empty_like(like)
             else:
                 self.hidden = torch.zeros_like(like, dtype=total)
@@ -54,18 +57,27 @@ class Gradients:
         elif out.dtype == values.dtype:
             torch.mm(values, weight, out=out)
         else:
-            out.copy_(torch.mm(values, weight))
+            out.copy_(project_back(values, weight, torch.promote_types(out.dtype, values.dtype)))
 
     def finished(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """As they were summed: in fp32 (fp64), or in hidden's dtype where nothing of it is summed."""
         if self.weight is not None and self.fresh:
             self.weight.zero_()
+        if self.shard is not None and self.hidden is not None:
+            self.shard.sum(self.hidden)
         return self.hidden, self.weight, self.bias
 
     def cast(self, call: "Call") -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """In the dtypes of the arguments."""
         like = (call.hidden, call.weight, call.bias)
         return tuple(None if g is None else g.to(t.dtype) for g, t in zip(self.finished(), like))
+
+
+def apply(function: type[torch.autograd.Function], *args: Any) -> tuple[Tensor | None, ...]:
+    """function.apply(*args), which binds args to forward's signature every time: only torch.func needs that."""
+    if torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    return super(torch.autograd.Function, function).apply(*args)
 
 
 def refuse_nested(function: str) -> None:

@@ -1,16 +1,18 @@
 """Log-probabilities of tokens and steps from hidden states and the lm_head weight, without the N×V logits."""
 
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dapo_kernels import checks
-from dapo_kernels.call import Backend, Call, choose_triton, gather_rows, on_device
+from dapo_kernels.call import Backend, Call, choose_triton, gather_rows, kernel_context, on_device
 from dapo_kernels.chunk_torch import segment_sums, spread
 from dapo_kernels.gradients import Gradients
-from dapo_kernels.tokens import Tokens
+from dapo_kernels.tokens import TokenReader, Tokens
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class TokenStatistics(NamedTuple):
@@ -33,14 +35,17 @@ def linear_token_logprobs(
     ignore_index: int = -100,
     chunk_rows: int | None = None,
     backend: Backend = "auto",
+    process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """(N,) fp32 log-probabilities, never positive, 0 for ignored targets; differentiable in hidden, weight and bias.
 
     One GEMM forward. The gradient of a token is known only in backward, which computes the logits again: four GEMMs
     in training, so a loss over them is cheaper as an objective of linear_segment_loss. Arguments and errors as there.
     """
-    checks.linear(hidden, weight, targets, bias, rows, softcap, temperature, ignore_index)
-    call = Call(hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu")
+    call = Call(
+        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu",
+        group=process_group,
+    )  # fmt: skip
     return token_statistics(call).logps
 
 
@@ -56,16 +61,16 @@ def linear_token_statistics(
     ignore_index: int = -100,
     chunk_rows: int | None = None,
     backend: Backend = "auto",
+    process_group: "ProcessGroup | None" = None,
 ) -> TokenStatistics:
     """linear_token_logprobs with each token's entropy and log-sum-exp, from the same pass over the logits.
 
     Of the distribution that the log-probabilities are of: after softcap and temperature. Not finite where the hidden
     row or all logits are not.
     """
-    checks.linear(hidden, weight, targets, bias, rows, softcap, temperature, ignore_index)
     call = Call(
         hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu",
-        statistics=True,
+        statistics=True, group=process_group,
     )  # fmt: skip
     return token_statistics(call)
 
@@ -83,13 +88,14 @@ def linear_step_logprobs(
     ignore_index: int = -100,
     chunk_rows: int | None = None,
     backend: Backend = "auto",
+    process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """(S,) fp32 sums of token log-probabilities over cu_steps[s]:cu_steps[s+1]; differentiable as the token ones."""
-    checks.linear(hidden, weight, targets, bias, rows, softcap, temperature, ignore_index)
-    checks.cu_segments("cu_steps", cu_steps, targets.numel(), hidden)
     call = Call(
-        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu_steps"
-    )
+        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu_steps",
+        group=process_group,
+    )  # fmt: skip
+    checks.cu_segments("cu_steps", cu_steps, targets.numel(), hidden)
     tokens = token_statistics(call).logps
     if torch.compiler.is_compiling():
         return torch.ops.dapo_kernels.segment_sums(tokens, cu_steps, backend)
@@ -114,20 +120,20 @@ def token_statistics(call: Call) -> TokenStatistics:
 
 def forward(call: Call) -> Tokens:
     """Token log-probabilities, no gradients."""
-    tokens = Tokens(call)
+    reader = TokenReader(call)
     chunks = call.chunks(None, 1)
     hidden, weight, bias = call.operands()
     logits = call.logits(weight, bias, chunks)
     for piece in (piece for chunk in chunks for piece in chunk.pieces):
-        tokens.read(logits, gather_rows(hidden, piece, weight.dtype), piece, False)
-    return tokens
+        reader.read(logits, gather_rows(hidden, piece, weight.dtype), piece, False)
+    return reader.finished()
 
 
 def backward(
     call: Call, upstream: Tensor, needs: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of hidden, weight and bias, by those (N,) of the token log-probabilities."""
-    call = replace(call, statistics=False)
+    call.statistics = False
     gradients = Gradients(call, needs)
     chunks = call.chunks(None, 1)
     hidden, weight, bias = call.operands()
@@ -156,7 +162,7 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         ctx.call = call
         ctx.save_for_backward(hidden, weight, bias)
-        with torch.autocast(hidden.device.type, enabled=False), on_device(hidden):
+        with kernel_context(hidden):
             tokens = forward(call)
         # Kept through save_for_backward alone, whose hooks may offload or recompute them.
         call.hidden = call.weight = call.bias = None
@@ -168,7 +174,7 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         call = ctx.call
         call.hidden, call.weight, call.bias = ctx.saved_tensors
-        with torch.autocast(upstream.device.type, enabled=False), on_device(upstream):
+        with kernel_context(upstream):
             results = backward(call, upstream, ctx.needs_input_grad[:3])
         call.hidden = call.weight = call.bias = None
         return *results, None

@@ -5,7 +5,7 @@ segments. These hold their per-segment data and slice it.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from torch.nn import functional as F
 from dapo_kernels import checks
 from dapo_kernels.call import Backend, Call
 from dapo_kernels.segment_loss import segment_loss
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class _Operator:
@@ -55,7 +58,8 @@ class DirectAdvantage(_Operator):
     ) -> tuple[Tensor, Tensor, None]:
         u = segment_logps - self.ref_logps[start:stop]
         gap = self.advantages[start:stop] / self.beta - u
-        return 0.5 * gap.square().sum() / self.normalizer, -gap / self.normalizer, None
+        slope = gap / -self.normalizer
+        return -0.5 * gap.dot(slope), slope, None
 
     def fused(
         self, tokens: Tensor, offsets: Tensor | None, start: int, stop: int, loss: Tensor, training: bool
@@ -171,6 +175,7 @@ def linear_direct_advantage_loss(
     chunk_rows: int | None = None,
     backend: Backend = "auto",
     statistics: bool = False,
+    process_group: "ProcessGroup | None" = None,
 ) -> DirectAdvantageLoss:
     """The actor's loss of Direct Advantage-Based Policy Optimization: ½ Σ_s (Â_s/β − u_s)² / normalizer.
 
@@ -180,7 +185,10 @@ def linear_direct_advantage_loss(
 
     Raises ValueError naming the argument: hidden, weight, targets, cu_steps, advantages, ref_logps, beta, ….
     """
-    checks.linear(hidden, weight, targets, bias, rows, softcap, temperature, ignore_index)
+    call = Call(
+        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu_steps",
+        statistics, group=process_group,
+    )  # fmt: skip
     checks.cu_segments("cu_steps", cu_steps, targets.numel(), hidden)
     steps = cu_steps.numel() - 1
     checks.per_segment("advantages", advantages, steps, hidden)
@@ -189,9 +197,5 @@ def linear_direct_advantage_loss(
         raise ValueError(f"beta: must be a positive number, got {beta!r}")
     if normalizer is None:
         normalizer = max(steps, 1)
-    call = Call(
-        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu_steps",
-        statistics,
-    )  # fmt: skip
     out = segment_loss(call, cu_steps, DirectAdvantage(advantages, ref_logps, beta, normalizer), 1)
     return DirectAdvantageLoss(out.loss, out.segment_logps, out.entropies, out.lses)

@@ -1,18 +1,21 @@
 """The segment-aligned engine: hidden states, lm_head weight and an objective over segments → loss and gradients."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dapo_kernels import checks
-from dapo_kernels.call import Backend, Call, gather_rows, log, on_device
+from dapo_kernels.call import Backend, Call, gather_rows, kernel_context, log
 from dapo_kernels.chunk_torch import spread
 from dapo_kernels.compiling import breaks_graph
-from dapo_kernels.gradients import Gradients, refuse_nested, save_gradients, scaled
+from dapo_kernels.gradients import Gradients, apply, refuse_nested, save_gradients, scaled
 from dapo_kernels.plan import Chunk
-from dapo_kernels.tokens import Tokens
+from dapo_kernels.tokens import TokenReader, Tokens
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Objective = Callable[[Tensor, Tensor, int, int], Tensor]
 OWN_OBJECTIVE = (
@@ -47,6 +50,7 @@ def linear_segment_loss(
     chunk_rows: int | None = None,
     backend: Backend = "auto",
     statistics: bool = False,
+    process_group: "ProcessGroup | None" = None,
 ) -> SegmentLoss:
     """A loss over log-probabilities of segments, with its gradients, never holding the N×V logits.
 
@@ -72,6 +76,10 @@ def linear_segment_loss(
     `statistics`: also each token's entropy −Σ p log p over the vocabulary and log-sum-exp of the logits, from the pass
     that makes its log-probability; 0 for ignored targets, not finite where the hidden row or all logits are not.
 
+    `process_group`: weight (and bias) are this process's rows of a vocabulary that the group's processes hold in the
+    order of their ranks, or DTensors that it shards by rows; hidden and all else are the same on each. Results are
+    those of the whole vocabulary, on every process, and hidden's gradient is summed. Plain PyTorch on every device.
+
     Under torch.compile this is one operator in the graph where the objective is one of this package's; any other
     function breaks the graph.
 
@@ -82,17 +90,16 @@ def linear_segment_loss(
         return breaks_graph(linear_segment_loss, OWN_OBJECTIVE)(
             hidden, weight, targets, cu_segments, objective, bias=bias, rows=rows, softcap=softcap,
             temperature=temperature, ignore_index=ignore_index, segments_per_group=segments_per_group,
-            chunk_rows=chunk_rows, backend=backend, statistics=statistics,
+            chunk_rows=chunk_rows, backend=backend, statistics=statistics, process_group=process_group,
         )  # fmt: skip
-    checks.linear(hidden, weight, targets, bias, rows, softcap, temperature, ignore_index)
+    call = Call(
+        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu_segments",
+        statistics, group=process_group,
+    )  # fmt: skip
     if cu_segments is not None:
         checks.cu_segments("cu_segments", cu_segments, targets.numel(), hidden)
     if segments_per_group is None:
         segments_per_group = getattr(objective, "segments_per_group", 1)
-    call = Call(
-        hidden, weight, bias, targets, rows, softcap, temperature, ignore_index, chunk_rows, backend, "cu_segments",
-        statistics,
-    )  # fmt: skip
     return segment_loss(call, cu_segments, objective, segments_per_group)
 
 
@@ -112,7 +119,7 @@ def segment_loss(call: Call, cu_segments: Tensor | None, objective: Objective, p
         return SegmentLoss(loss, segments.detach(), *tokens)
     refuse_nested("linear_segment_loss")
     return SegmentLoss(
-        *_SegmentLoss.apply(call.hidden, call.weight, call.bias, call, cu_segments, objective, per_group, needs)[:5]
+        *apply(_SegmentLoss, call.hidden, call.weight, call.bias, call, cu_segments, objective, per_group, needs)[:5]
     )
 
 
@@ -149,7 +156,7 @@ class _SegmentLoss(torch.autograd.Function):
         needs: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, ...]:
         call.hidden, call.weight, call.bias = hidden, weight, bias  # torch.func has unwrapped these
-        with torch.autocast(hidden.device.type, enabled=False), on_device(hidden):
+        with kernel_context(hidden):
             loss, segments, tokens, gradients = compute(call, cu_segments, objective, per_group, needs)
         return loss, segments, tokens.logps, tokens.entropies, tokens.lses, *gradients
 
@@ -174,40 +181,41 @@ def compute(
     chunks = call.chunks(cu_segments, per_group)
     hidden, weight, bias = call.operands()
     logits = call.logits(weight, bias, chunks)
-    gradients = Gradients(call, needs)
-    segments_total = call.targets.numel() if cu_segments is None else cu_segments.numel() - 1
-    of_tokens = Tokens(call)
-    segment_logps = torch.zeros(segments_total, dtype=call.logits_dtype, device=hidden.device)
-    loss = torch.zeros((), dtype=call.logits_dtype, device=hidden.device)
+    gradients, reader, training = Gradients(call, needs), TokenReader(call), any(needs)
     cu = None if cu_segments is None else cu_segments.to(hidden.device, non_blocking=True)
-    training = any(needs)
+    loss = torch.zeros((), dtype=call.logits_dtype, device=hidden.device)
+    of_chunks = []
 
     for chunk in chunks:
         pieces = chunk.pieces
         if len(pieces) > 1:
             log.debug("segments %d:%d are longer than a chunk: logits computed twice", chunk.start, chunk.stop)
+        of_pieces = []
         for piece in pieces:
             x = gather_rows(hidden, piece, weight.dtype)
-            of_tokens.read(logits, x, piece, training)
-        tokens = of_tokens.logps[pieces[0].start : pieces[-1].stop] if pieces else of_tokens.logps[:0]
-        offsets = None if cu is None else cu[chunk.start : chunk.stop + 1]
-        if offsets is not None and pieces:
-            offsets = offsets - pieces[0].start
+            of_pieces.append(reader.read(logits, x, piece, training))
+        tokens = of_pieces[0] if len(pieces) == 1 else torch.cat([loss.new_empty(0), *of_pieces])
+        offsets = cu
+        if len(chunks) > 1 and cu is not None:
+            offsets = cu[chunk.start : chunk.stop + 1] - (pieces[0].start if pieces else 0)
         if call.triton and hasattr(objective, "fused"):
             segments, coefficients = objective.fused(tokens, offsets, chunk.start, chunk.stop, loss, training)
         else:
             part, segments, coefficients = evaluate(objective, tokens, offsets, chunk, training, call.sums)
             loss += part
-        segment_logps[chunk.start : chunk.stop] = segments
+        of_chunks.append(segments)
         if not training:
             continue
         for piece in pieces:
+            share = coefficients
             if len(pieces) > 1:
                 x = gather_rows(hidden, piece, weight.dtype)
                 logits.forward(x, call.targets[piece.start : piece.stop], piece, True)
-            share = coefficients[piece.start - pieces[0].start : piece.stop - pieces[0].start]
+                share = coefficients[piece.start - pieces[0].start : piece.stop - pieces[0].start]
             gradients.add(logits.backward(share, weight.dtype), x, weight, piece)
-    return loss, segment_logps, of_tokens, gradients.finished()
+    # A result of its own even where segments are tokens: an operator's results may not share memory.
+    segment_logps = of_chunks[0] if len(chunks) == 1 and cu is not None else torch.cat([loss.new_empty(0), *of_chunks])
+    return loss, segment_logps, reader.finished(), gradients.finished()
 
 
 def evaluate(

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dapo_kernels import checks
-from dapo_kernels.call import Backend, choose_triton, on_device
-from dapo_kernels.gradients import refuse_nested, save_gradients, scaled
+from dapo_kernels.call import Backend, choose_triton, kernel_context
+from dapo_kernels.gradients import apply, refuse_nested, save_gradients, scaled
 
 
 class ValueLoss(NamedTuple):
@@ -74,7 +74,7 @@ def linear_value_loss(
         return ValueLoss(loss, values.detach(), logits.detach())
     refuse_nested("linear_value_loss")
     arguments = (hidden, weight, bias, rows, targets, weights, normalizer, kind, backend, needs)
-    return ValueLoss(*_ValueLoss.apply(*arguments)[:3])
+    return ValueLoss(*apply(_ValueLoss, *arguments)[:3])
 
 
 def check_values(hidden: Tensor, rows: Tensor, targets: Tensor, weights: Tensor | None) -> None:
@@ -106,7 +106,7 @@ def compute(
     by_backend = _torch_value
     if choose_triton(backend, hidden.device, hidden.dtype):
         from dapo_kernels.ops.value import value as by_backend
-    with torch.autocast(hidden.device.type, enabled=False), on_device(hidden):
+    with kernel_context(hidden):
         return by_backend(hidden, weight, bias, rows, targets, weights, normalizer, kind, needs)
 
 

@@ -95,11 +95,18 @@ def test_a_chunk_size_with_another_loss_is_a_failure(monkeypatch, difference):
     from benchmarks.gpu import losses
     from benchmarks.gpu.sections import Setup
 
-    peers = {"dapo-fast": 0.0, "naive": 0.5, "dapo-fast, chunks of 8": difference}
-    found = [{"peer": name, "case": "N", "difference_from_ours": value} for name, value in peers.items()]
-    monkeypatch.setattr(losses, "run_shape", lambda *_, **__: found)
+    differences = {"dapo-fast": 0.0, "naive": 0.5, "dapo-fast, chunks of 8": difference}
+    asked = []
+
+    def run_shape(*_, peers, **__):
+        asked.append([*peers])
+        return [{"peer": name, "case": "N", "difference_from_ours": differences[name]} for name in peers]
+
+    monkeypatch.setattr(losses, "run_shape", run_shape)
     rows = losses.rows(Setup(True, time.time() + 1000))
-    assert [next(rows) for _ in found] == found
+    for name in differences:  # each row before the next is measured
+        assert next(rows)["peer"] == name == asked[-1][-1]
+    assert asked == [["dapo-fast"], ["dapo-fast", "naive"], ["dapo-fast", "dapo-fast, chunks of 8"]]
     with pytest.raises(AssertionError, match=r"^differs from the default: dapo-fast, chunks of 8 at N$"):
         next(rows)
 

@@ -1,9 +1,11 @@
-"""Ragged inputs for the fused functions, and how near two results must be."""
+"""Ragged inputs for the fused functions, the direct advantage loss of them, and how near two results must be."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import dapo_kernels as dk
 import torch
+from dapo_kernels import reference
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
@@ -118,3 +120,53 @@ def drawn(examples):
         derandomize=True,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
+
+
+def fused(case, leaves, backend, **changes):
+    options = {**case.options, "bias": leaves[2] if len(leaves) > 2 else None, "chunk_rows": case.chunk_rows, **changes}
+    return dk.linear_direct_advantage_loss(
+        leaves[0],
+        leaves[1],
+        case.targets,
+        case.cu,
+        case.advantages,
+        case.ref_logps,
+        beta=0.3,
+        normalizer=7,
+        backend=backend,
+        **options,
+    )
+
+
+def defined(case, leaves):
+    bias = leaves[2] if len(leaves) > 2 else None
+    tokens = reference.token_logprobs(leaves[0], leaves[1], case.targets, bias=bias, **case.options)
+    steps = reference.step_logprobs(tokens, case.cu)
+    dtype = steps.dtype
+    loss = reference.direct_advantage_loss(steps, case.advantages.to(dtype), case.ref_logps.to(dtype), 0.3, 7)
+    return loss, steps
+
+
+def compare(case, backend, tolerance=1e-4, **changes):
+    got, wanted = case.leaves(), case.leaves(torch.float64)
+    out = fused(case, got, backend, **changes)
+    loss, steps = defined(case, wanted)
+    assert out.step_logps.shape == (case.segments,) and not out.step_logps.requires_grad
+    assert (out.step_logps <= 0).all()
+    assert error(out.step_logps, steps) < tolerance
+    assert abs(float(out.loss.detach()) - float(loss.detach())) <= tolerance * max(1.0, abs(float(loss.detach())))
+    out.loss.backward()
+    if loss.requires_grad and case.targets.numel():
+        loss.backward()
+    for mine, theirs in zip(got, wanted):
+        assert mine.grad.dtype == mine.dtype
+        expected = torch.zeros_like(theirs) if theirs.grad is None else theirs.grad
+        # A gradient may be zero throughout (V = 1): then measure against the size of the loss's coefficients.
+        scale = expected.abs().max().clamp(min=1e-3) if expected.numel() else torch.ones(())
+        assert ((mine.grad.double() - expected).abs() <= tolerance * scale).all()
+    return out
+
+
+def move(case, path):
+    moved = {k: v.to(path[1]) if isinstance(v, torch.Tensor) else v for k, v in vars(case).items()}
+    return replace(case, **moved)

@@ -3,8 +3,7 @@
 import dapo_kernels as dk
 import pytest
 import torch
-from kernel_cases import make_case
-from test_segment_loss import fused
+from kernel_cases import fused, make_case
 from torch.utils._python_dispatch import TorchDispatchMode
 
 VIEWS = ("view", "reshape", "t", "slice", "detach", "as_strided", "expand", "alias", "transpose", "unsqueeze", "empty")
@@ -88,3 +87,14 @@ def test_a_loss_scale_reaches_small_gradients():
         return torch.autograd.grad(scale * loss, weight)[0]
 
     torch.testing.assert_close(gradient(1e10, 1e10), gradient(1.0, 1.0), rtol=2e-3, atol=1e-6)
+
+
+def test_a_batch_of_one_chunk_is_not_planned_nor_copied(path):
+    """Where all logits fit a cache, each further operation costs as much as a pass over them."""
+    case = make_case([4, 9, 3], device=path[1])
+    leaves = case.leaves()
+    with Passes(0) as passes:
+        fused(case, leaves, path[0]).loss.backward()
+    if path == ("torch", "cpu"):
+        ran = [name for name in passes.seen if name != "_local_scalar_dense"]
+        assert len(ran) <= 40 and not {"cat", "copy_", "where", "eq", "clamp", "masked_fill"} & {*ran}, ran

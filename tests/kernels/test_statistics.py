@@ -5,8 +5,7 @@ import pytest
 import torch
 from dapo_kernels import reference
 from hypothesis import given
-from kernel_cases import cases, drawn, make_case
-from test_segment_loss import fused, move
+from kernel_cases import cases, drawn, fused, make_case, move
 
 
 def close(found, wanted, tolerance=1e-5):

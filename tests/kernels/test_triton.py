@@ -12,7 +12,17 @@ import torch
 
 HERE = Path(__file__).parent
 # The tests that run once more on the Triton kernels.
-THROUGH_TRITON = ("segment_loss", "logprobs", "statistics", "value", "nonfinite", "passes", "triton")
+THROUGH_TRITON = (
+    "segment_loss",
+    "objectives",
+    "gradients",
+    "logprobs",
+    "statistics",
+    "value",
+    "nonfinite",
+    "passes",
+    "triton",
+)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
