@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from dapo_fast.data.pack import Pack
 from dapo_fast.models.attention import backbone_inputs
+from dapo_fast.models.padded import by_token
 from dapo_fast.models.value import ValueModel
 
 # A pack and the GLOBAL number of steps of its batch → an objective of linear_segment_loss over the pack's steps.
@@ -74,7 +75,7 @@ class PolicyReader(nn.Module):
         """
         inputs = backbone_inputs(self.model, pack)
         head = hidden_states_and_weight(self.model, **inputs)
-        hidden, weight = head.hidden[0], head.weight
+        hidden, weight = by_token(head.hidden, pack), head.weight
         options = head.options | {"rows": pack.hidden_rows}
         if objective == "direct_advantage":
             out = linear_direct_advantage_loss(
@@ -134,7 +135,7 @@ class ValueReader(nn.Module):
                 ``pack.value_weights``; ``"mse"``: squared error; ``"values"``: no loss.
         """
         inputs = backbone_inputs(self.model, pack)
-        hidden = self.model.base_model(**inputs).last_hidden_state[0]
+        hidden = by_token(self.model.base_model(**inputs).last_hidden_state, pack)
         head = self.model.score
         if objective == "values":
             rows = hidden.index_select(0, pack.value_rows)

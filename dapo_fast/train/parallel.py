@@ -159,6 +159,21 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     return list(max(lists, key=len)) if lists else []
 
 
+def check_blocks(model: nn.Module) -> None:
+    """Refuse a model that FSDP2 cannot shard block by block.
+
+    Raises:
+        InputError: two of its blocks share a parameter.
+    """
+    owners: dict[int, nn.Module] = {}
+    for block in blocks(model):
+        if any(owners.setdefault(id(parameter), block) is not block for parameter in block.parameters()):
+            raise InputError(
+                f"{type(model).__name__}: its blocks share parameters, which cannot be sharded block by block; "
+                "train it in one process in float32"
+            )
+
+
 def prepare_blocks(model: nn.Module, settings: ParallelSettings) -> None:
     """Activation checkpointing and ``torch.compile``, block by block, in place; parameter names stay."""
     if settings.compile:

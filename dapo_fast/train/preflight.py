@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 from dapo_fast.config import Config, OptimSettings
 from dapo_fast.errors import InputError
 from dapo_fast.models.attention import choose_backend
-from dapo_fast.models.loading import causal_lm_skeleton, value_model_skeleton
+from dapo_fast.models.loading import causal_lm_skeleton, load_config_of, value_model_skeleton
+from dapo_fast.models.padded import reads_padded
 from dapo_fast.train.optim import check_optimizer
-from dapo_fast.train.parallel import check_world, is_sharded
+from dapo_fast.train.parallel import check_blocks, check_world, is_sharded
 from dapo_fast.train.weights import add_lora, match_files
 
 
@@ -30,7 +31,8 @@ def check_training(config: Config, policy: Path | None) -> None:
     kind, dtype = check_world(processes, config.model, parallel)
     if kind == "cuda" and processes > torch.cuda.device_count():
         raise InputError(f"parallel.processes {processes}: there are {torch.cuda.device_count()} GPUs")
-    choose_backend(config.model.attention, torch.device(kind), flat=False)
+    if policy is None or not reads_padded(load_config_of(policy)):
+        choose_backend(config.model.attention, torch.device(kind), flat=False)
     sharded = is_sharded(processes, dtype, parallel)
     has_critic = config.advantages.source == "critic"
     for settings in (config.actor, config.critic) if has_critic else (config.actor,):
@@ -46,8 +48,9 @@ def check_training(config: Config, policy: Path | None) -> None:
 
 
 def _check(model: PreTrainedModel, settings: OptimSettings, directory: Path | None, fresh_head: bool) -> None:
-    """Adapters beside ``model``; its files in ``directory``, where the ranks are to read them by themselves."""
+    """Adapters beside ``model``; its blocks and its files in ``directory``, where the ranks are to read them."""
     if settings.lora_rank:
         add_lora(model, settings)
     if directory is not None:
+        check_blocks(model)
         match_files(model, directory, fresh_head)

@@ -13,6 +13,19 @@ from dapo_fast.train.preflight import check_training
 
 MAMBA = {"hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 40, "num_heads": 4, "head_dim": 8, "n_groups": 1}
 
+RWKV = {"hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 40}
+ZAMBA = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "n_mamba_heads": 2,
+}
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
@@ -22,6 +35,8 @@ def models(tmp_path_factory):
     weights = base / "sampled only" / "model.safetensors"
     save_file(load_file(weights) | {"model.more": load_file(weights)["lm_head.weight"]}, weights)
     AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba2", **MAMBA)).save_pretrained(base / "recurrent")
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("rwkv", **RWKV)).save_pretrained(base / "changing")
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("zamba", **ZAMBA)).save_pretrained(base / "shared")
     return base
 
 
@@ -35,10 +50,21 @@ def test_what_can_be_trained_passes(models, settings):
     check(models / "dense", *settings)
 
 
-def test_a_recurrent_model_is_refused_in_every_world(models):
+def test_recurrent_models(models):
+    """Read as rows in every world; a backend for trees is refused."""
     for settings in ([], ["parallel.processes=2"], ["advantages.source=response"]):
-        with pytest.raises(InputError, match="recurrent: a mamba2 model cannot be trained on step trees"):
-            check(models / "recurrent", *settings)
+        check(models / "recurrent", *settings)
+    with pytest.raises(InputError, match=r"model\.attention: 'dense' reads packs, and a mamba2 model reads one"):
+        check(models / "recurrent", "model.attention=dense")
+
+
+def test_families_that_stay_refused(models):
+    for settings in ([], ["parallel.processes=2"]):
+        with pytest.raises(InputError, match="changing: a rwkv model cannot be trained on step trees: its weights"):
+            check(models / "changing", *settings)
+    check(models / "shared")
+    with pytest.raises(InputError, match="ZambaForCausalLM: its blocks share parameters"):
+        check(models / "shared", "parallel.processes=2")
 
 
 def test_files_are_compared_where_ranks_read_them(models):

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from family_cases import FAMILIES
-from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from family_cases import FAMILIES, tokenizer
+from transformers import AutoModelForCausalLM
 from tree_cases import (
     assert_same_gradients,
     gradients,
@@ -17,13 +16,14 @@ from tree_cases import (
     separate_loss,
     separate_value_loss,
     separate_values,
+    shaken,
 )
 
 from dapo_fast.config import load_config
 from dapo_fast.data.batches import actor_groups, critic_groups
 from dapo_fast.data.packing import pack_actor, pack_critic
 from dapo_fast.errors import InputError
-from dapo_fast.models.loading import load_value_model, new_causal_lm
+from dapo_fast.models.loading import load_value_model
 from dapo_fast.models.readpath import PolicyReader, ValueReader
 from dapo_fast.rollout.engine import SamplingParams
 from dapo_fast.rollout.in_process import InProcessEngine
@@ -36,12 +36,7 @@ BETA = 0.1
 
 
 def model_of(family):
-    model = new_causal_lm(FAMILIES[family](), seed=1, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():  # away from small and zero initial weights, so that attention and sinks matter
-        for parameter in model.parameters():
-            parameter.mul_(2.0).add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return model
+    return shaken(FAMILIES[family]())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -90,11 +85,6 @@ def test_memory_and_work_are_counted(family, tmp_path):
     config = load_config(overrides=[f"model.path={tmp_path}", "data.problems=x"])
     assert not estimate(tmp_path, config, 1, 24, "cpu").warnings()
     assert "sampled" in str(iteration_cost(tmp_path, config, 10, Lengths(5, 50, 5)))
-
-
-def tokenizer():
-    words = {str(number): number for number in range(29)}
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "0")), eos_token="2")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
