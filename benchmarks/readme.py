@@ -155,6 +155,13 @@ def study_rows() -> list[dict]:
     return next((found["rows"] for found in results("study")), [])
 
 
+def declared(group: str) -> dict[str, str]:
+    """Variant → label of what the study has in ``group``, measured or not."""
+    from study.config import DEFAULT, load_study
+
+    return {name: variant.label for name, variant in getattr(load_study(DEFAULT), group).items()}
+
+
 def study(render: Callable[[list[dict]], str], suite: str = "study") -> str:
     """One of a study's tables, with the machine that it was computed on."""
     found = next(iter(results(suite)), None)
@@ -213,12 +220,14 @@ BLOCKS: dict[Path, dict[str, Block]] = {
     DOCS / "benchmarks.md": {"results": end_to_end, "cost": cost, "benchmarks": benchmarks},
     DOCS / "kernels.md": {"roofline": counted},
     DOCS / "study.md": {
-        "methods": lambda: study(lambda rows: study_tables.compared(rows, "methods")),
+        "methods": lambda: study(lambda rows: study_tables.compared(rows, "methods", declared=declared("methods"))),
         "iterations": lambda: study(study_tables.iterations),
         "tuned": lambda: study(study_tables.tuned),
-        "plans": lambda: study(lambda rows: study_tables.compared(rows, "plans")),
-        "rules": lambda: study(lambda rows: study_tables.compared(rows, "rules")),
+        "plans": lambda: study(lambda rows: study_tables.compared(rows, "plans", declared=declared("plans"))),
+        "rules": lambda: study(lambda rows: study_tables.compared(rows, "rules", declared=declared("rules"))),
         "evidence": lambda: study(study_tables.evidence),
+        "fresh": lambda: study(study_tables.by_seed, "study-fresh"),
+        "again": lambda: study(lambda rows: study_tables.repeated(rows, study_rows()), "study-again"),
     },
     DOCS / "real-model.md": {
         "accuracy": lambda: study(pretrained.accuracy, "real"),

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from dapo_fast.environment import cpu
+
 RESULTS = Path(__file__).parent / "results"
 
 LIBRARIES = (
@@ -22,7 +24,7 @@ LIBRARIES = (
 
 def machine() -> dict:
     """The hardware, drivers and library versions that rows are measured on."""
-    facts = {"cpu": _cpu(), "cores": os.cpu_count(), "gpu": None, "driver": None, "python": platform.python_version()}
+    facts = {"cpu": cpu(), "cores": os.cpu_count(), "gpu": None, "driver": None, "python": platform.python_version()}
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()
         facts["driver"] = _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]
@@ -50,13 +52,6 @@ def _version(library: str) -> str | None:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _cpu() -> str:
-    try:
-        return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()).group(1)
-    except (OSError, AttributeError):
-        return platform.processor() or platform.machine()
 
 
 class Recorder:

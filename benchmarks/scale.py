@@ -29,6 +29,7 @@ TRUNKS, STEPS, CANDIDATES, STEP_TOKENS, PROMPT_TOKENS = 6, 20, 16, 20, 100
 SHARD = 16  # problems, as collect.shard_problems
 HIDDEN = 1536  # of the model that work is counted for
 MOST = 16384  # actor.pack_tokens
+LONG = (200, 400, 800, 1600)  # steps of long trunks
 BUSY = 64  # tokens that keep a rank busy: as few as a core's, so that nothing but the trees limits the dealing
 
 
@@ -108,7 +109,7 @@ def imbalance(trees: Sequence[Tree]) -> Iterator[dict]:
 
 def long_trunks() -> Iterator[dict]:
     """Tokens of one trunk's tree over those of a tree that is never cut."""
-    for steps in (200, 400, 800, 1600):
+    for steps in LONG:
         tree = made_tree(np.random.default_rng(1), "long", trunks=1, steps=steps)
         groups = [(0, state) for state in range(len(tree.states))]
         ideal, packed = (sum(p.tokens for p in pack_actor([tree], groups, most)) for most in (10**9, MOST))

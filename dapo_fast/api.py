@@ -156,6 +156,7 @@ class DAPO:
         """
         if self._number(iteration) == 1 and self._pipeline.layout.has_sft():
             with self.locked():
+                self._pipeline.layout.check_settings(until=("collect", 1))
                 self._save()
                 self._pipeline.perform("sft", 0)
         return self._do("collect", iteration)
@@ -176,16 +177,38 @@ class DAPO:
         """
         return self._do("actor", iteration)
 
-    def evaluate(self, iteration: int | None = None) -> dict[str, Any] | None:
+    def evaluate(self, iteration: int | None = None, critic: str | Path | None = None) -> dict[str, Any] | None:
         """Accuracy on the held-out problems after ``iteration``: the newest that is trained, or 0 for before.
 
+        Args:
+            critic: Directory of one that also chooses among the ``evaluate.samples`` responses.
+
         Returns:
-            As ``dapo_fast.evaluate.evaluate``; None where no problems are held out.
+            As ``dapo_fast.evaluate.evaluate``, with a critic also "chosen", as ``dapo_fast.best_of.choose_by_critic``;
+            None where no problems are held out.
+
+        Raises:
+            InputError: with a critic: it is none, or nothing is held out or sampled.
         """
+        from dapo_fast.best_of import choose_by_critic
+        from dapo_fast.rollout.loading import check_model_directory
+        from dapo_fast.step_values import StepValues
+
         if iteration is None:
             iteration = self._pipeline.layout.newest()
             log.info("evaluate: the policy after iteration %d", iteration)
-        return self._do("evaluate", iteration)
+        if critic is None:
+            return self._do("evaluate", iteration)
+        check_model_directory("critic", Path(critic))
+        config = self.config.at(iteration)
+        if not config.evaluate.samples:
+            raise InputError("evaluate.samples 0: there are no sampled responses to choose among")
+        heldout = self._pipeline.parts.heldout()
+        if not heldout:
+            raise InputError("data.heldout: not set, so there are no responses to choose among")
+        measured = self._do("evaluate", iteration)
+        values, out = StepValues.of(critic, config), self._directory.stage(iteration, "evaluate")
+        return measured | {"chosen": choose_by_critic(heldout, out, values, str(critic))}
 
     def best_of(self, critic: str | Path | None = None, iteration: int | None = None) -> dict[str, Any]:
         """Accuracy of what a critic chooses among the held-out responses that ``evaluate`` samples.
@@ -200,27 +223,16 @@ class DAPO:
         Raises:
             InputError: nothing is held out or sampled (``evaluate.samples``), or there is no critic.
         """
-        from dapo_fast.best_of import choose_by_critic
-        from dapo_fast.rollout.loading import check_model_directory
-        from dapo_fast.step_values import StepValues
-
-        critic = Path(critic or self.critic_model)
-        check_model_directory("critic", critic)
-        iteration = self._pipeline.layout.newest() if iteration is None else iteration
-        config = self.config.at(iteration)
-        if not config.evaluate.samples:
-            raise InputError("evaluate.samples 0: there are no sampled responses to choose among")
-        if self.evaluate(iteration) is None:
-            raise InputError("data.heldout: not set, so there are no responses to choose among")
-        values = StepValues(critic, config.data.template, config.collect.splitter, config.model)
-        heldout = self._pipeline.parts.heldout()
-        return choose_by_critic(heldout, self._directory.stage(iteration, "evaluate"), values, str(critic))
+        measured = self.evaluate(iteration, critic or self.critic_model)
+        assert measured is not None  # else it would have raised
+        return measured["chosen"]
 
     def report(self) -> Path:
         """One HTML page about the run so far. Returns where it is."""
         from dapo_fast.report import write_report
 
-        self._save()
+        if not self._saved():
+            self._save()
         return write_report(self.directory)
 
     # What has come of it --------------------------------------------------------------------------------------
@@ -267,13 +279,22 @@ class DAPO:
     def _do(self, stage: str, iteration: int | None) -> Any:
         number = self._number(iteration)
         with self.locked():
-            self._pipeline.layout.check_settings(before=(stage, number))
-            self._save()
+            self._pipeline.layout.check_settings(until=(stage, number))
+            if stage != "evaluate" or not self._saved():
+                self._save()
             return self._pipeline.do(stage, number)
 
+    def _saved(self) -> bool:
+        return (self.directory / "config.yaml").exists()
+
     def _save(self) -> None:
-        if is_first_rank() and not (self.directory / "config.yaml").exists():
+        """What is done from here on is done with these settings; those of a measurement are its own."""
+        from dapo_fast.provenance import record
+
+        if is_first_rank():
             self._directory.save_config()
+            if not os.environ.get("DAPO_FAST_LOCKED"):  # a rank works for a process that has told of itself
+                record(self.directory)
 
 
 def _without_none(changes: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from dapo_fast import __version__
 from dapo_fast.api import DAPO
 from dapo_fast.config import Config, load_config, preset_names
 from dapo_fast.errors import InputError, NonFiniteError, from_outside, one_line
-from dapo_fast.rundir import RunDirectory, check_run_path, log_to
+from dapo_fast.rundir import check_run_path, log_to
 from dapo_fast.signals import handled
 from dapo_fast.train.torchrun import is_first_rank, tell_exit_code
 
@@ -86,6 +86,12 @@ def build_parser() -> argparse.ArgumentParser:
     for name, tokens in (("prompt", 200), ("response", 400)):
         sub.add_argument(f"--{name}-tokens", type=int, default=tokens, metavar="N", help=f"mean, default {tokens}")
     sub.add_argument("--response-steps", type=int, default=12, metavar="N", help="mean, default 12")
+    settings(sub)
+    sub = command("serve-values", "step values of given responses over HTTP, by a run's newest critic")
+    sub.add_argument("run", metavar="RUN", help="run directory")
+    sub.add_argument("--critic", metavar="DIR", help="another critic of the same policy")
+    sub.add_argument("--host", default="127.0.0.1", metavar="NAME", help="default 127.0.0.1: this machine alone")
+    sub.add_argument("--port", type=int, default=8001, metavar="N", help="default 8001; 0: any that is free")
     settings(sub)
     command("env", "versions, devices and cores: what a report of a problem should begin with")
     sub = command("report", "one self-contained HTML page of a run, and PNGs")
@@ -225,11 +231,27 @@ def _dispatch(args: argparse.Namespace) -> int:
         from dapo_fast.report import write_report
 
         log_to(None)
-        print(write_report(RunDirectory(args.run, None).path))
+        print(write_report(check_run_path(args.run)))
         return 0
     run = _open_run(args)
+    if args.command == "serve-values":
+        return _serve_values(args, run)
     with run.locked():
         return _work(args, run)
+
+
+def _serve_values(args: argparse.Namespace, run: DAPO) -> int:
+    from dapo_fast.rollout.loading import check_model_directory
+    from dapo_fast.step_values import StepValues
+    from dapo_fast.value_server import value_server
+
+    critic = Path(args.critic or run.critic_model)
+    check_model_directory("critic", critic)
+    server = value_server(StepValues.of(critic, run.config), str(critic), args.host, args.port)
+    print(f"step values at http://{args.host}:{server.server_address[1]}/values", flush=True)
+    with server:
+        server.serve_forever()
+    return 0
 
 
 def _work(args: argparse.Namespace, run: DAPO) -> int:
@@ -248,13 +270,10 @@ def _work(args: argparse.Namespace, run: DAPO) -> int:
         torch.set_num_threads(1)
 
     arguments = () if args.command in ("run", "sft") else (args.iteration,)
+    if args.command == "evaluate":
+        arguments = (args.iteration, args.critic)
     try:
-        chosen = {}
-        if args.command == "evaluate" and args.critic is not None:  # first: it looks at the critic before it measures
-            chosen = {"chosen": run.best_of(args.critic, args.iteration)}
         result = getattr(run, args.command)(*arguments)
-        if chosen:
-            result = {**result, **chosen}
     except ChildFailedError as error:
         return _tell(args, str(error), error.code)
     if args.command == "run":

@@ -18,11 +18,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from dapo_fast.errors import InputError, blaming, one_line, refuse_pipe
 from dapo_fast.hashing import digest
-from dapo_fast.names import check_name
+from dapo_fast.names import check_name, looked_up
 from dapo_fast.plain_yaml import read_yaml
 from dapo_fast.rollout.steps import compile_splitter
 
@@ -31,9 +41,12 @@ Temperature = Annotated[float, Field(ge=1e-3)]  # below, logits over it are no n
 
 _LARGEST = 2**31 - 1  # counts are indices of tensors somewhere
 
+# Of settings that came later: left out of what is saved while they are off, so that older runs go on.
+_LATER: Any = {"exclude_if": lambda value: not value}
+
 # What ``by_iteration`` cannot change: it is read once, or iterations could not be compared.
 _OF_THE_RUN = {"seed", "iterations", "keep_best", "reward", "objective", "model", "sft", "by_iteration"}
-_DATA_OF_THE_RUN = {"task", "template", "heldout", "heldout_limit"}
+_DATA_OF_THE_RUN = {"task", "template", "system_prompt", "heldout", "heldout_limit"}
 
 # What actor.beta "auto" stands for. The first policy has the most to gain and bears large targets; afterwards more of
 # what is left in Â is noise, and targets that large take a policy apart (docs/study.md).
@@ -85,24 +98,44 @@ class ModelSettings(Section):
 TEMPLATES = ("chat", "plain", "none")
 
 
+class Source(Section):
+    """One of several sets of problems."""
+
+    path: str  # JSONL file, benchmark name or hub id
+    weight: float | None = Field(None, gt=0)  # its share of the problems; left out of all: every set is taken whole
+
+
 class DataSettings(Section):
     """Problems to train on and problems held out."""
 
     task: str | None = None  # a built-in task ("arithmetic") or module:task; it generates its own problems
-    problems: str | None = None  # JSONL file, benchmark name or hub id
-    heldout: str | None = None  # the same, for evaluation; None: no held-out measurement
+    problems: str | list[Source] | None = None  # JSONL file, benchmark name or hub id; or a list of {path, weight}
+    heldout: str | list[Source] | None = None  # the same, for evaluation; None: no held-out measurement
     template: str = "chat"  # "chat", "plain", "none" or a string with {prompt}
+    system_prompt: str | None = None  # template chat: before every conversation that does not begin with one
     limit: int | None = Field(None, ge=1)  # problems used in an iteration
     heldout_limit: int | None = Field(None, ge=1)  # the first so many of the held-out problems
 
     @field_validator("task")
     @classmethod
     def _known_task(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith("<"):
+        if value is not None and looked_up(value):
             # Late: it imports what makes tokenizers, which runs without a built-in task do not need here.
             from dapo_fast.tasks import get_task
 
             get_task(value)
+        return value
+
+    @field_validator("problems", "heldout", mode="after")
+    @classmethod
+    def _each_once(cls, value: str | list[Source] | None) -> str | list[Source] | None:
+        if isinstance(value, list):
+            paths = [source.path for source in value]
+            twice = next((path for path in paths if paths.count(path) > 1), None)
+            if not paths or twice is not None:
+                raise ValueError("an empty list" if twice is None else f"{twice} is there more than once")
+            if len({source.weight is None for source in value}) > 1:
+                raise ValueError("a weight for every set of problems, or for none")
         return value
 
     @field_validator("template")
@@ -111,6 +144,12 @@ class DataSettings(Section):
         if value not in TEMPLATES and "{prompt}" not in value:
             raise ValueError(f"{value!r} is none of {', '.join(TEMPLATES)}, and has no {{prompt}}")
         return value
+
+    @model_validator(mode="after")
+    def _system_prompt_of_a_chat(self) -> DataSettings:
+        if self.system_prompt is not None and self.template != "chat":
+            raise ValueError(f"system_prompt: template {self.template!r} has no place for one; it needs chat")
+        return self
 
 
 class OptimSettings(Section):
@@ -130,6 +169,12 @@ class OptimSettings(Section):
     keep_checkpoints: int = Field(2, ge=1)  # how many of the newest stay
     lora_rank: int = Field(0, ge=0)  # 0: full training
     lora_alpha: float = Field(16.0, gt=0)  # adapters are scaled by this over their rank
+    router_aux: float = Field(0.0, ge=0)  # of experts: weight of the routers' load-balancing loss; one forward more
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Left out where it is off, as in runs from before there was any.
+        return {name: value for name, value in dump(self).items() if name != "router_aux" or value}
 
 
 class SftSettings(OptimSettings):
@@ -139,6 +184,11 @@ class SftSettings(OptimSettings):
     batch_sequences: int = Field(64, ge=1)  # sequences an optimizer step
     lr: float = Field(1e-5, gt=0)  # learning rate, the peak of the schedule
     steps: int | None = Field(0, ge=0)  # optimizer steps; 0: no supervised start, unless there is data
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether a supervised start comes before iteration 1."""
+        return bool(self.steps) or self.data is not None
 
 
 ENGINES = ("in_process", "http")
@@ -206,6 +256,7 @@ class CollectSettings(Section):
     shard_problems: int = Field(16, ge=1)  # problems in a shard: the unit that a kill can cost
     every_state: int = Field(1, ge=1)  # complete every k-th state
     reuse_samples: bool = True  # the generator's samples serve as completions of s_0
+    gold_starts: bool = Field(False, **_LATER)  # complete from within the gold solution where every response was wrong
     skip_solved: bool = False  # no completions for problems whose every response was right
     skip_decided: bool = False  # stop completing a state once its verdict is sure beyond decided_error
     decided_error: float = Field(0.01, gt=0, lt=1)  # chance of a wrong verdict that skip_decided accepts
@@ -251,6 +302,7 @@ class ActorSettings(OptimSettings):
     beta: float | str = "auto"  # auto: std(Â)/6 in the first iteration, std(Â)/2 after; std/C: std(Â)/C; or a number
     log_partition: bool = False  # subtract log E exp(Â/β) from each target: feasible, but noise in Â makes it too large
     kl_budget: float | None = Field(None, gt=0)  # nats: stop the iteration when KL(π_ref ‖ π) of a step passes it
+    sft_weight: float = Field(0.0, ge=0, **_LATER)  # of the cross-entropy of demonstrations: sft.data, or gold traces
     lr: float = Field(5e-7, gt=0)  # learning rate, the peak of the schedule
     batch_pairs: int = Field(2048, ge=1)  # state-action pairs an optimizer step
     state_wise: bool = True  # all actions of one state in the same batch
@@ -275,12 +327,14 @@ class ParallelSettings(Section):
 
     processes: int = Field(1, ge=1)  # ranks that `run` starts through torchrun to train, and for the critic's Q
     replicas: int = Field(1, ge=1)  # hybrid sharding: groups that each hold a whole copy
+    context_parallel_degree: int = Field(1, ge=1)  # ranks that share each pack: trunks too long for one device
     activation_checkpointing: Literal["none", "selective", "full"] = "none"  # recompute in the backward pass
     reshard_after_forward: bool = True  # false: weights stay gathered for the packs of a step; a whole copy a rank
     defer_reduction: bool = False  # add gradients up over ranks once a step, not once a pack; a whole fp32 copy a rank
     compile: bool = False  # torch.compile each block
     cpu_offload: bool = False  # weights and optimizer states in host memory
     timeout_s: float = Field(600.0, gt=0)  # most that a rank waits for the others in one collective
+    profile: list[Annotated[int, Field(ge=1)]] = []  # optimizer steps (from 1) traced into profile/ of a stage
     tracker: Literal["none", "wandb", "trackio"] = "none"  # beside metrics.jsonl and TensorBoard
 
 
@@ -341,6 +395,11 @@ class Config(Section):
             raise ValueError(
                 "advantages.source: 'mc' needs completions of the state after every step: collect.every_state 1 and "
                 "collect.completions above 0"
+            )
+        if self.collect.gold_starts and (not self.collect.completions or self.advantages.source == "response"):
+            raise ValueError(
+                "collect.gold_starts: what a solution's steps are worth is sampled: needs collect.completions above 0 "
+                "and advantages.source 'critic' or 'mc'"
             )
         for iteration, change in self.by_iteration.items():
             if iteration < 1:

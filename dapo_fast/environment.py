@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import platform
+import re
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from dapo_fast import __version__
 from dapo_fast.rewards.cores import usable_cores
@@ -25,7 +28,7 @@ def describe() -> str:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": f"{usable_cores()}",
     }
-    facts |= {name: _version(name) for name in _PACKAGES}
+    facts |= {name: version_of(name) for name in _PACKAGES}
     facts["cuda"] = f"{torch.version.cuda or 'none'}"
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
@@ -33,7 +36,32 @@ def describe() -> str:
     return "\n".join(f"{name:<14} {value}" for name, value in facts.items())
 
 
-def _version(name: str) -> str:
+def cpu() -> str:
+    """What the processor is called."""
+    try:
+        named = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        named = None
+    return named.group(1) if named else platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The commit of the checkout that this code is in, and whether it has been changed since; "" outside of one."""
+    if not _git("ls-files", "--error-unmatch", "__init__.py"):  # installed: the repository around it is another
+        return ""
+    return _git("rev-parse", "--short", "HEAD") + (", changed" if _git("status", "--porcelain", "--", ".") else "")
+
+
+def _git(*words: str) -> str:
+    try:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip()
+
+
+def version_of(name: str) -> str:
+    """The version of an installed package."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -16,7 +16,7 @@ from dapo_fast.layout import Layout
 from dapo_fast.models.loading import resolve_device
 from dapo_fast.parts import Parts
 from dapo_fast.rollout.http import PROBE
-from dapo_fast.rollout.loading import check_model_directory, check_prompt, load_tokenizer
+from dapo_fast.rollout.loading import check_model_directory, check_prompts, load_tokenizer
 from dapo_fast.train.memory import estimate, rank_memory_gib
 from dapo_fast.train.preflight import check_training
 from dapo_fast.train.sft import read_pairs
@@ -48,7 +48,9 @@ def check_inputs(config: Config, parts: Parts, layout: Layout) -> None:
     tokenizer = parts.tokenizer()
     for problems in read:
         parts.reward(problems)
-        check_prompt(problems[0], tokenizer, config.data.template)
+        check_prompts(problems, tokenizer, config.data)
+    if any(its.actor.sft_weight for its in configs) and parts.task is None and config.sft.data is None:
+        raise InputError("actor.sft_weight: needs sft.data, since only a task brings its own gold traces")
     _check_ranks(configs, parts)
     for its in configs[1:]:
         if its.critic.init not in ("actor", "scratch") and its.advantages.source == "critic":
@@ -73,7 +75,7 @@ def _check_training(configs: Sequence[Config]) -> None:
     before: list[Any] = []
     path = configs[0].model.path
     for config in configs:
-        parts = [config.parallel, config.actor, config.critic, config.advantages]
+        parts = [config.parallel, config.actor, config.critic, config.advantages, config.engine.kind]
         if parts != before:
             check_training(config, Path(path) if path is not None else None)
         before = parts

@@ -41,7 +41,7 @@ class Layout:
 
     def has_sft(self) -> bool:
         """Whether a supervised start comes before iteration 1."""
-        return bool(self.config.sft.steps) or self.config.sft.data is not None
+        return self.config.sft.is_asked_for
 
     def model_path(self) -> str:
         """``model.path``, where a run must have one."""
@@ -69,6 +69,8 @@ class Layout:
         reward = {} if config.reward is None else {"reward": config.reward}
         if stage == "sft":
             own = {"model": config.model.model_dump(), "task": config.data.task, "template": config.data.template}
+            if config.data.system_prompt is not None:
+                own["system_prompt"] = config.data.system_prompt
             return common | own | {"sft": config.sft.model_dump()}
         if stage == "collect":
             data = config.data.model_dump(exclude={"heldout", "heldout_limit"})
@@ -87,29 +89,31 @@ class Layout:
             own["advantages"] = self.upstream(self.directory.stage(iteration, "advantages"))
             if config.objective is not None:
                 own["objective"] = config.objective
+            if config.actor.sft_weight:
+                own["demonstrations"] = [config.data.task, config.data.template, config.sft.model_dump()]
             return common | own | {"dtype": config.model.dtype}
-        data = config.data.model_dump(include={"task", "heldout", "heldout_limit", "template"})
+        data = config.data.model_dump(include={"task", "heldout", "heldout_limit", "template", "system_prompt"})
         own = {"policy": self.digest_of(self.trained(iteration)), "data": data, "engine": config.engine.kind}
         return common | own | reward | {"evaluate": config.evaluate.model_dump()}
 
-    def check_settings(self, before: tuple[str, int] | None = None) -> None:
+    def check_settings(self, until: tuple[str, int] | None = None) -> None:
         """Compare the settings with those of every stage that has begun, before anything is written.
 
         Args:
-            before: A stage and its iteration: only with those of the stages that it may build on.
+            until: A stage and its iteration: only with its own and those of the stages that it may build on.
 
         Raises:
             InputError: names the stage and the keys that differ.
         """
         for iteration in range(self.config.iterations + 1):
             for stage in STAGES[1:] if iteration else ("sft", "evaluate"):
-                if (stage, iteration) == before:
-                    return
-                if before is not None and stage == "evaluate":
-                    continue  # nothing builds on a measurement
+                last = (stage, iteration) == until
                 directory = self.directory.stage(iteration, stage)
-                if (directory / "stage.json").exists():  # else what it reads may not be there either
+                builds = until is None or last or stage != "evaluate"  # nothing builds on a measurement
+                if builds and (directory / "stage.json").exists():  # else what it reads may not be there either
                     self.directory.check(directory, self.settings(stage, iteration))
+                if last:
+                    return
 
     def claim(self, stage: str, iteration: int) -> tuple[Path, str]:
         """Bind a stage's directory to its settings, on every rank. Returns the directory and its digest."""

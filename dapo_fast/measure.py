@@ -9,11 +9,12 @@ from typing import Any
 
 from dapo_fast.best_of import choose_by_critic
 from dapo_fast.config import Config
-from dapo_fast.data.problems import format_prompt, load_problems
+from dapo_fast.data.problems import load_problems
+from dapo_fast.data.prompts import format_prompt
 from dapo_fast.errors import InputError
 from dapo_fast.evaluate import evaluate
 from dapo_fast.parts import HELDOUT, Parts
-from dapo_fast.rollout.loading import check_model_directory, check_prompt, load_tokenizer
+from dapo_fast.rollout.loading import check_model_directory, check_prompts, load_tokenizer
 from dapo_fast.rollout.server import serving
 from dapo_fast.rundir import RunDirectory, log_to
 from dapo_fast.step_values import StepValues
@@ -52,9 +53,9 @@ def measure_model(what: Measurement, config: Config, out_dir: str | Path) -> dic
         problems = parts.task.problems(what.limit or HELDOUT, config.seed, split="heldout")
     else:
         problems = load_problems(what.benchmark, limit=what.limit)
-    reward = parts.reward(problems)
+    reward, data = parts.reward(problems), config.data
     check_model_directory("--model", Path(what.model))
-    check_prompt(problems[0], load_tokenizer(what.model), config.data.template)
+    check_prompts(problems, load_tokenizer(what.model), config.data)
     if what.critic is not None:
         check_model_directory("--critic", Path(what.critic))
         if not config.evaluate.samples:
@@ -71,14 +72,14 @@ def measure_model(what: Measurement, config: Config, out_dir: str | Path) -> dic
             engine,
             config.evaluate,
             out,
-            encode=lambda problem: format_prompt(problem, engine.tokenizer, config.data.template),
+            encode=lambda problem: format_prompt(problem, engine.tokenizer, data.template, data.system_prompt),
             verify=reward,
             seed=config.seed,
             digest=digest,
         )
     if what.critic is None:
         return summary
-    critic = StepValues(what.critic, config.data.template, config.collect.splitter, config.model)
+    critic = StepValues.of(what.critic, config)
     return summary | {"chosen": choose_by_critic(problems, out, critic, what.critic)}
 
 
@@ -87,6 +88,8 @@ def _settings(what: Measurement, config: Config) -> dict[str, Any]:
     settings = {key: value for key, value in asdict(what).items() if key != "critic"}
     settings |= {"stage": "evaluate", "template": config.data.template, "seed": config.seed}
     settings["evaluate"] = config.evaluate.model_dump()
+    if config.data.system_prompt is not None:
+        settings["system_prompt"] = config.data.system_prompt
     if config.engine.kind != "in_process":  # left out where it is, as in results from before there was another
         settings["engine"] = config.engine.kind
     return settings if config.reward is None else settings | {"reward": config.reward}

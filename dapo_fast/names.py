@@ -14,9 +14,12 @@ import hashlib
 import importlib
 import json
 import logging
+import os
 import sys
 import types
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from dapo_fast.errors import InputError, blaming
@@ -31,6 +34,28 @@ _READ: dict[type, tuple[str, ...]] = {  # what decides what these do
     staticmethod: ("__func__",),
     functools.cached_property: ("func",),
 }
+
+_LOOKED_UP = ContextVar("looked up", default=True)
+
+
+@contextmanager
+def unresolved() -> Iterator[None]:
+    """Within the block names in settings are taken as they are: to read what a run left, nothing need be imported."""
+    token = _LOOKED_UP.set(False)
+    try:
+        yield
+    finally:
+        _LOOKED_UP.reset(token)
+
+
+def looked_up(name: str) -> bool:
+    """Whether ``name`` is to be found when settings are read, as one that only a program can give is not."""
+    return _LOOKED_UP.get() and not name.startswith("<")
+
+
+def import_path() -> str:
+    """``PYTHONPATH`` of a process that is to import what this one can, a module beside the user's script among it."""
+    return os.pathsep.join(path or os.getcwd() for path in sys.path)
 
 
 def resolve(setting: str, name: str, given: Mapping[str, Any] | None = None) -> Any:
@@ -60,7 +85,7 @@ def resolve(setting: str, name: str, given: Mapping[str, Any] | None = None) -> 
 
 def check_name(name: str, known: Collection[str] = ()) -> None:
     """InputError unless ``name`` is one of ``known``, can be imported and called, or is a program's to give."""
-    if name in known or name.startswith("<"):
+    if name in known or not looked_up(name):
         return
     if known and ":" not in name:
         raise InputError(f"{name!r} is none of {', '.join(known)}, and no module:attribute")

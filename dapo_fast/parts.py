@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
-from dapo_fast.config import Config
-from dapo_fast.data.problems import Problem, load_problems
+from dapo_fast.config import Config, Source
+from dapo_fast.data.mixture import mixed
+from dapo_fast.data.problems import SOLUTION, Problem, gold_solution, load_problems
 from dapo_fast.errors import InputError
 from dapo_fast.models.readpath import PackObjective
 from dapo_fast.names import resolve
@@ -39,13 +40,21 @@ class Parts:
 
     def problems(self, iteration: int) -> list[Problem]:
         """What ``iteration`` samples responses to."""
-        data, seed = self.config.at(iteration).data, self.config.seed + iteration
+        config, seed = self.config.at(iteration), self.config.seed + iteration
+        data = config.data
         if self.task is not None:
-            return self.task.problems(data.limit or TRAINING, seed)
-        problems = self._read("data.problems", str(data.problems))
-        if data.limit is not None and data.limit < len(problems):
-            order = torch.randperm(len(problems), generator=torch.Generator().manual_seed(seed))
-            problems = [problems[i] for i in sorted(order[: data.limit].tolist())]
+            problems = self.task.problems(data.limit or TRAINING, seed)
+        else:
+            problems = self._mixed("data.problems", data.problems or "", data.limit, seed)
+        return self._solved(problems) if config.collect.gold_starts else problems
+
+    def _solved(self, problems: list[Problem]) -> list[Problem]:
+        """``problems`` with the gold solutions that their task knows; InputError where no problem has one."""
+        solve = getattr(self.task, "solution", None)
+        if solve is not None:
+            problems = [replace(p, extra={**(p.extra or {}), SOLUTION: solve(p)}) for p in problems]
+        if not any(gold_solution(problem) for problem in problems):
+            raise InputError(f"collect.gold_starts: no problem has a {SOLUTION!r}, and the task knows none")
         return problems
 
     def heldout(self) -> list[Problem]:
@@ -53,7 +62,15 @@ class Parts:
         data = self.config.data
         if self.task is not None and data.heldout is None:
             return self.task.problems(data.heldout_limit or HELDOUT, self.config.seed, split="heldout")
-        return self._read("data.heldout", data.heldout)[: data.heldout_limit] if data.heldout else []
+        return self._mixed("data.heldout", data.heldout, data.heldout_limit, None) if data.heldout else []
+
+    def _mixed(self, setting: str, given: str | list[Source], limit: int | None, seed: int | None) -> list[Problem]:
+        sources = [Source(path=given)] if isinstance(given, str) else given
+        names = [Path(source.path).stem for source in sources]
+        if len(set(names)) < len(names):
+            names = [source.path for source in sources]
+        sets = {name: self._read(setting, source.path) for name, source in zip(names, sources, strict=True)}
+        return mixed(sets, [source.weight for source in sources], limit, seed)
 
     def _read(self, setting: str, source: str) -> list[Problem]:
         if source.startswith("<"):

@@ -12,6 +12,7 @@ from dapo_fast.events import Callback, Event, telling
 from dapo_fast.inputs import check_inputs, warn_of_memory
 from dapo_fast.layout import Layout
 from dapo_fast.loan import free_memory
+from dapo_fast.provenance import record
 from dapo_fast.report import write_report
 from dapo_fast.rundir import RunDirectory, read_rows, read_state, write_json
 from dapo_fast.stages import NoContrastError, Stages, why_no_state
@@ -54,6 +55,7 @@ class Pipeline(Stages):
         check_inputs(self.config, self.parts, self.layout)
         warn_of_memory(self.config)
         self.directory.save_config()
+        record(self.directory.path)
         if self.layout.has_sft():
             self.perform("sft", 0)
         return self._recorded({"iteration": 0, "accepted": True, **(self.perform("evaluate", 0) or {})})

@@ -16,7 +16,8 @@ import torch
 from dapo_fast import state
 from dapo_fast.advantages import compute_advantages
 from dapo_fast.config import Config
-from dapo_fast.data.problems import Problem, format_prompt
+from dapo_fast.data.problems import Problem
+from dapo_fast.data.prompts import format_prompt
 from dapo_fast.data.store import sealed_summary
 from dapo_fast.errors import InputError
 from dapo_fast.evaluate import evaluate
@@ -29,8 +30,9 @@ from dapo_fast.rundir import RunDirectory, read_state
 from dapo_fast.tasks import Task
 from dapo_fast.train.actor import train_actor
 from dapo_fast.train.critic import ValueFiller, train_critic
+from dapo_fast.train.demonstrations import Demonstrations
 from dapo_fast.train.parallel import open_world
-from dapo_fast.train.sft import read_pairs, train_sft
+from dapo_fast.train.sft import data_stream, read_pairs, train_sft
 from dapo_fast.train.torchrun import is_first_rank
 
 
@@ -67,9 +69,7 @@ class Stages:
             start = Path(config.model.path)
         stream = None
         if config.sft.data is None:
-            if task is None:
-                raise InputError("sft.data: needed, since only a task brings its own gold traces")
-            stream = _gold_stream(task, config)
+            stream = _gold_stream(task, config, config.seed)
         train_sft(
             start,
             config.sft,
@@ -79,7 +79,7 @@ class Stages:
             seed=config.seed,
             digest=digest,
             stream=stream,
-            template=config.data.template,
+            data=config.data,
         )
         return out / "model"
 
@@ -170,7 +170,18 @@ class Stages:
             seed=config.seed + 1000 * iteration,
             digest=digest,
             objective=self.parts.objective(),
+            demonstrations=self._demonstrations(iteration),
         )
+
+    def _demonstrations(self, iteration: int) -> Demonstrations | None:
+        """What ``actor.sft_weight`` mixes in, as for the supervised start but other batches; None: nothing."""
+        config = self.config.at(iteration)
+        seed = config.seed + 1000 * iteration
+        if not config.actor.sft_weight:
+            return None
+        if config.sft.data is None:
+            return _gold_stream(self.parts.task, config, seed)
+        return data_stream(config.sft, self.layout.policy(iteration - 1), config.data, seed)[0]
 
     def evaluate(self, iteration: int) -> dict | None:
         """Greedy and sampled accuracy of the actor that ``iteration`` trained, on the held-out problems."""
@@ -198,7 +209,8 @@ class Stages:
             )
 
     def _encode(self, engine: Engine) -> Callable[[Problem], list[int]]:
-        return lambda problem: format_prompt(problem, engine.tokenizer, self.config.data.template)
+        data = self.config.data
+        return lambda problem: format_prompt(problem, engine.tokenizer, data.template, data.system_prompt)
 
 
 class NoContrastError(InputError):
@@ -214,12 +226,14 @@ def why_no_state(counts: dict) -> str:
     )
 
 
-def _gold_stream(task: Task, config: Config) -> Callable[[int], list[tuple[list[int], list[int]]]]:
+def _gold_stream(task: Task | None, config: Config, seed: int) -> Demonstrations:
     """Fresh gold traces of the task for every optimizer step, as token ids."""
+    if task is None:
+        raise InputError("sft.data: needed, since only a task brings its own gold traces")
     tokenizer = task.tokenizer()
 
     def batch(step: int) -> list[tuple[list[int], list[int]]]:
-        pairs = task.gold(config.sft.batch_sequences, config.seed, step)
+        pairs = task.gold(config.sft.batch_sequences, seed, step)
         prompts = tokenizer([p for p, _ in pairs], add_special_tokens=False)["input_ids"]
         responses = tokenizer([r for _, r in pairs], add_special_tokens=False)["input_ids"]
         return [(p, [*r, tokenizer.eos_token_id]) for p, r in zip(prompts, responses, strict=True)]

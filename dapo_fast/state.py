@@ -20,6 +20,17 @@ class Claim(Shape):
     settings: dict[str, Any]
 
 
+class Provenance(Shape):
+    """A line of provenance.jsonl."""
+
+    date: str
+    command: str
+    commit: str
+    machine: str
+    device: str
+    versions: dict[str, str]
+
+
 class EvaluationClaim(Shape):
     """claim.json of an evaluation."""
 

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dapo_fast.config import ModelSettings
+from dapo_fast.config import Config, ModelSettings
 from dapo_fast.data.dealing import Ranks
 from dapo_fast.data.pack import pad_lengths
 from dapo_fast.data.packing import pack_critic
-from dapo_fast.data.problems import Problem, format_prompt
+from dapo_fast.data.problems import Problem
+from dapo_fast.data.prompts import format_prompt
 from dapo_fast.data.tree import State, Tree, Trunk
 from dapo_fast.models.loading import load_value_model, resolve_device
 from dapo_fast.models.padded import reads_padded
@@ -43,6 +44,7 @@ class StepValues:
         self,
         critic: str | Path,
         template: str = "chat",
+        system_prompt: str | None = None,
         splitter: str = "line",
         model: ModelSettings | None = None,
         pack_tokens: int = 16384,
@@ -52,6 +54,7 @@ class StepValues:
         Args:
             critic: Directory that training wrote (``DAPO.critic_model``), with the policy's tokenizer.
             template: Puts the question as the critic knows it (``data.template`` of its run).
+            system_prompt: Of its run too (``data.system_prompt``).
             splitter: Cuts responses as in its run (``collect.splitter``).
             model: Device, dtype and attention; None: the fastest that there is.
             pack_tokens: Most tokens of one forward pass.
@@ -64,8 +67,14 @@ class StepValues:
         self._reader = ValueReader(load_value_model(critic, self._device, model.dtype, model.attention))
         self._tokenizer = load_tokenizer(critic)
         self._splitter = Splitter(self._tokenizer, splitter)
-        self._template = template
+        self._template, self._system = template, system_prompt
         self._pack_tokens = pack_tokens
+
+    @classmethod
+    def of(cls, critic: str | Path, config: Config) -> StepValues:
+        """Load a critic as a run with the settings ``config`` reads it; errors as in ``__init__``."""
+        data = config.data
+        return cls(critic, data.template, data.system_prompt, config.collect.splitter, config.model)
 
     def __call__(self, problem: Problem | str, response: str, finished: bool = True) -> list[ValuedStep]:
         """The steps of ``response`` and what each was worth.
@@ -125,7 +134,7 @@ class StepValues:
             # The end of a response is no state: nothing is sampled from there, so the critic has not learnt it.
             for step in range(max(1, len(trunk.step_ends) + (not trunk.finished)))
         ]
-        prompt = format_prompt(problem, self._tokenizer, self._template)
+        prompt = format_prompt(problem, self._tokenizer, self._template, self._system)
         return Tree(problem.id, problem.prompt, problem.answer or "", prompt, trunks, states, len(trunks), 0)
 
     def _trunk(self, response: str, finished: bool) -> Trunk:

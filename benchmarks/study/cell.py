@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dapo_fast.advantages import compute_advantages
 from dapo_fast.config import OptimSettings, SftSettings
 from dapo_fast.data.store import read_trees, write_shard
-from dapo_fast.errors import InputError
 from dapo_fast.hashing import digest
 from dapo_fast.layout import Layout
 from dapo_fast.pipeline import Pipeline
@@ -17,11 +17,10 @@ from dapo_fast.stages import NoContrastError
 from dapo_fast.train.actor import train_actor
 from dapo_fast.train.sft import train_sft
 
-from .baselines import correct_responses, dpo, preference_trees
-from .config import Cell, Study, config_of
-
-RESPONSES_A_BATCH = 64  # of rejection sampling; 64 pairs of DPO
-UPDATES = 120  # an iteration, of the methods that learn from whole responses; DAPO's single epoch is about as many
+from .baselines import BASELINES, RESPONSES_A_BATCH, UPDATES, correct_responses
+from .config import SMOOTHED, Cell, Study, config_of
+from .peers import Policy
+from .smoothing import SmoothedValues
 
 
 class CellLayout(Layout):
@@ -33,11 +32,14 @@ class CellLayout(Layout):
         self._trains = trains
 
     def settings(self, stage: str, iteration: int) -> dict[str, Any]:
-        if stage != "actor" or self._trains == "advantages":
-            return super().settings(stage, iteration)
         config = self.config.at(iteration)
+        if stage == "advantages" and self._trains == SMOOTHED:
+            trees = self.upstream(self.directory.stage(iteration, "collect"))
+            return {"stage": stage, "values": SMOOTHED, "trees": trees, "advantages": config.advantages.model_dump()}
+        if stage != "actor" or self._trains in ("advantages", SMOOTHED):
+            return super().settings(stage, iteration)
         settings = {"stage": stage, "seed": config.seed, "trains": self._trains, "actor": config.actor.model_dump()}
-        settings["trees"] = self.upstream(self.directory.stage(iteration, "collect"))
+        settings["trees"] = self.upstream(self.directory.stage(iteration, reads(self._trains)))
         return settings | {"policy": self.digest_of(self.policy(iteration - 1)), "dtype": config.model.dtype}
 
     def claim(self, stage: str, iteration: int) -> tuple[Path, str]:
@@ -58,40 +60,72 @@ class CellPipeline(Pipeline):
         self._trains = trains
 
     def iterate(self, iteration: int) -> dict:
-        """As ``Pipeline.iterate``; a baseline needs neither critic nor advantages."""
-        if self._trains == "advantages":
+        """As ``Pipeline.iterate``; a method that learns from whole responses needs neither critic nor advantages."""
+        if reads(self._trains) == "advantages":
             return super().iterate(iteration)
-        collected = self.collect(iteration)
-        self._train_baseline(iteration)
-        row = {"iteration": iteration, "accepted": True, "collect": collected}
-        return row | (self.evaluate(iteration) or {})
+        row = {"iteration": iteration, "collect": self.collect(iteration)}
+        try:
+            self.actor(iteration)
+        except NoContrastError as error:
+            return row | {"accepted": False, "stopped": str(error)}
+        return row | {"accepted": True} | (self.evaluate(iteration) or {})
 
-    def _train_baseline(self, iteration: int) -> None:
-        config = self.config.at(iteration)
+    def critic(self, iteration: int) -> dict[str, Any]:
+        """As ``Pipeline.critic``; smoothed values need none."""
+        return {} if self._trains == SMOOTHED else super().critic(iteration)
+
+    def advantages(self, iteration: int) -> dict[str, Any]:
+        """As ``Pipeline.advantages``, by smoothed values where the cell has these."""
+        if self._trains != SMOOTHED:
+            return super().advantages(iteration)
+        collected = self.directory.stage(iteration, "collect")
+        out, key = self.layout.claim("advantages", iteration)
+        fill = SmoothedValues(list(read_trees(collected)), self._sampler(iteration))
+        return compute_advantages(collected, out, self.config.at(iteration).advantages, fill, key, fill.k)
+
+    def actor(self, iteration: int) -> dict[str, Any]:
+        """As ``Pipeline.actor``, by what the cell trains on."""
+        if self._trains in ("advantages", SMOOTHED):
+            return super().actor(iteration)
         out, key = self.layout.claim("actor", iteration)
         if (out / "done.json").exists():
-            return
+            return read_json(out / "done.json")
+        train = self._train_baseline if self._trains in BASELINES else self._imitate_responses
+        return train(iteration, out, key)
+
+    def _imitate_responses(self, iteration: int, out: Path, key: str) -> dict[str, Any]:
+        config = self.config.at(iteration)
+        actor, seed = config.actor, config.seed + 1000 * iteration
+        shared = {name: getattr(actor, name) for name in OptimSettings.model_fields}
+        settings = SftSettings(**shared | {"steps": actor.steps or UPDATES}, batch_sequences=RESPONSES_A_BATCH)
         trees = list(read_trees(self.directory.stage(iteration, "collect")))
-        seed = config.seed + 1000 * iteration
+        stream = correct_responses(trees, RESPONSES_A_BATCH, seed)
         policy = self.layout.policy(iteration - 1)
-        actor = config.actor
-        if self._trains == "correct responses":
-            shared = {name: getattr(actor, name) for name in OptimSettings.model_fields}
-            settings = SftSettings(**shared | {"steps": actor.steps or UPDATES}, batch_sequences=RESPONSES_A_BATCH)
-            stream = correct_responses(trees, RESPONSES_A_BATCH, seed)
-            train_sft(policy, settings, config.parallel, config.model, out, seed=seed, digest=key, stream=stream)
-            return
-        pairs = out / "pairs"
-        if not pairs.exists():
-            write_shard(pairs / "shard-00000.parquet", preference_trees(trees))
-        if isinstance(actor.beta, str):
-            raise InputError(f"actor.beta {actor.beta}: a rule for advantages; DPO needs a number")
-        update = {"batch_pairs": 2 * RESPONSES_A_BATCH, "steps": actor.steps or UPDATES, "log_partition": False}
-        settings = actor.model_copy(update=update)
-        objective = dpo(actor.beta)
-        train_actor(
-            pairs, policy, settings, config.parallel, config.model, out, seed=seed, digest=key, objective=objective
-        )
+        return train_sft(policy, settings, config.parallel, config.model, out, seed=seed, digest=key, stream=stream)
+
+    def _train_baseline(self, iteration: int, out: Path, key: str) -> dict[str, Any]:
+        config = self.config.at(iteration)
+        policy, baseline = self._sampler(iteration), BASELINES[self._trains]
+        trees = out / "pairs"
+        if not trees.exists():
+            found = baseline.trees(list(read_trees(self.directory.stage(iteration, baseline.reads))), policy)
+            if not found:
+                raise NoContrastError(f"{self._trains}: nothing in these trees to learn from")
+            write_shard(trees / "shard-00000.parquet", found)
+        objective = baseline.objective(config.actor, policy)
+        settings, seed = baseline.settings(config.actor), config.seed + 1000 * iteration
+        laid = config.parallel, config.model
+        return train_actor(trees, policy.directory, settings, *laid, out, seed=seed, digest=key, objective=objective)
+
+    def _sampler(self, iteration: int) -> Policy:
+        return Policy(self.layout.policy(iteration - 1), self.config.model)
+
+
+def reads(trains: str) -> str:
+    """The stage whose trees the actor's stage starts from."""
+    if trains in BASELINES:
+        return BASELINES[trains].reads
+    return "advantages" if trains in ("advantages", SMOOTHED) else "collect"
 
 
 def open_cell(study: Study, cell: Cell, root: Path, tuned: dict[str, Any]) -> CellPipeline:
@@ -118,10 +152,7 @@ def run_cell(study: Study, cell: Cell, root: Path, tuned: dict[str, Any]) -> dic
     rows = [{"iteration": 0, "accepted": True} | (pipeline.evaluate(0) or {})]
     if cell.trains != "nothing":
         for iteration in range(1, pipeline.config.iterations + 1):
-            try:
-                rows.append(pipeline.iterate(iteration))
-            except NoContrastError as error:
-                rows.append({"iteration": iteration, "accepted": False, "stopped": str(error)})
+            rows.append(pipeline.iterate(iteration))
             if rows[-1].get("stopped"):
                 break
     result = {"config": key, "task": cell.task, "seed": cell.seed, "variant": cell.variant, "group": cell.group}

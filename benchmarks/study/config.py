@@ -14,7 +14,19 @@ from dapo_fast.errors import InputError
 from dapo_fast.tasks import get_task
 
 DEFAULT = Path(__file__).parent / "study.yaml"
-Trains = Literal["nothing", "advantages", "correct responses", "preference pairs"]
+SMOOTHED = "smoothed values"
+Trains = Literal[
+    "nothing",
+    "advantages",
+    "correct responses",
+    "preference pairs",
+    "GRPO",
+    "clip-higher",
+    "BASIS",
+    "VinePPO",
+    "best candidates",
+    "smoothed values",
+]
 
 
 class Section(BaseModel):

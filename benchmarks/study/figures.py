@@ -57,7 +57,7 @@ def methods(rows: Rows) -> Figure:
     """Accuracy of every method, tasks side by side; ticks are seeds, bars 95% intervals."""
     tasks = tasks_of(rows)
     variants = variants_of(rows, "methods")
-    figure, panels = plt.subplots(1, len(tasks), figsize=(9.2, 3.9), sharey=True, squeeze=False)
+    figure, panels = plt.subplots(1, len(tasks), figsize=(9.2, 0.9 + 0.43 * len(variants)), sharey=True, squeeze=False)
     for axes, task in zip(panels[0], tasks, strict=True):
         for place, variant in enumerate(variants):
             _dots(axes, list(scores(rows, task, variant, "greedy").values()), place - 0.15, SERIES[0], False)

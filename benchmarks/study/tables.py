@@ -36,7 +36,7 @@ def scores(rows: Rows, task: str, variant: str, mode: str, iteration: int | None
 def text_of(values: dict[int, float], seeds: int) -> str:
     """Mean with its interval; how many seeds where some are missing."""
     if not values:
-        return "not run"
+        return "not measured"
     few = f" ({len(values)} seeds)" if 1 < len(values) < seeds else ""
     return interval(list(values.values())).text() + few
 
@@ -73,17 +73,22 @@ def _lowest(rows: Rows, task: str, variant: str) -> str:
     return f"{100 * min(found):.1f}" if found else ""
 
 
-def compared(rows: Rows, *groups: str) -> str:
-    """Sampled accuracy of every variant, its worst seed, the difference to DAPO seed by seed, and tokens sampled."""
+def compared(rows: Rows, *groups: str, declared: dict[str, str] | None = None) -> str:
+    """Sampled accuracy of every variant, its worst seed, the difference to DAPO seed by seed, and tokens sampled.
+
+    ``declared``: variant → label of those that the study has, measured or not, in order.
+    """
     tasks = tasks_of(rows)
     header = [""]
     for task in tasks:
         header += [f"{task}: sampled", "worst seed", "minus DAPO's", "greedy", "tokens"]
-    variants = {"dapo": variants_of(rows, "methods").get("dapo", "DAPO")} if groups != ("methods",) else {}
+    found: dict[str, str] = {}
     for group in groups:
-        variants |= variants_of(rows, group)
-    if list(variants) == ["dapo"]:
+        found |= variants_of(rows, group)
+    if not found:
         return "Not run yet."
+    variants = {"dapo": variants_of(rows, "methods").get("dapo", "DAPO")} if groups != ("methods",) else {}
+    variants |= {**(declared or {}), **found}
     lines = []
     for variant, label in variants.items():
         line = [label]
@@ -173,3 +178,26 @@ def gain(rows: Rows, task: str, variant: str, other: str) -> Interval | None:
     """The paired difference of two variants in sampled accuracy; None where no seed has both."""
     own, base = scores(rows, task, variant, "sampled"), scores(rows, task, other, "sampled")
     return paired(own, base) if own.keys() & base.keys() else None
+
+
+def by_seed(rows: Rows) -> str:
+    """DAPO's sampled accuracy at the end, seed by seed."""
+    seeds = sorted({row["seed"] for row in rows})
+    lines = []
+    for task in tasks_of(rows):
+        found = scores(rows, task, "dapo", "sampled")
+        cells = [f"{100 * found[seed]:.1f}" if seed in found else "" for seed in seeds]
+        lines.append([task, *cells, text_of(found, len(seeds))])
+    return markdown(["", *(f"seed {seed}" for seed in seeds), "mean"], lines)
+
+
+def repeated(rows: Rows, first: Rows) -> str:
+    """DAPO run again: what the same seed came to the second time, and the first."""
+    seeds = sorted({row["seed"] for row in rows})
+    lines = []
+    for task in tasks_of(rows):
+        now, before = scores(rows, task, "dapo", "sampled"), scores(first, task, "dapo", "sampled")
+        both = [seed if seed in now and seed in before else None for seed in seeds]
+        cells = ["" if seed is None else f"{100 * now[seed]:.1f} ({100 * before[seed]:.1f})" for seed in both]
+        lines.append([task, *cells, paired(now, before).text("+")])
+    return markdown(["", *(f"seed {seed}" for seed in seeds), "difference"], lines)

@@ -15,10 +15,11 @@ import warnings
 import zlib
 from typing import Any
 
+from dapo_fast.data.messages import Messages, prompt_of
 from dapo_fast.data.rows import Row, as_object, kind, read_json, text, texts
 from dapo_fast.errors import InputError
 
-Converted = tuple[str, str | None, dict[str, Any] | None]
+Converted = tuple[str | Messages, str | None, dict[str, Any] | None]
 
 
 def own_tests(row: Row, where: str) -> Converted:
@@ -37,7 +38,7 @@ def own_tests(row: Row, where: str) -> Converted:
         raise InputError(
             f"{where}: 'tests' holds {sorted(tests)}; it needs entry_point and test, test_list, or inputs and outputs"
         )
-    return text(row, "prompt", where), None, tests
+    return prompt_of(row, where), None, tests
 
 
 def humaneval(row: Row, where: str) -> Converted:

@@ -163,25 +163,31 @@ def _evened(divide: Callable[[float], list[Packed]], work: float, tokens: float,
     return packs
 
 
-def deal(packs: Sequence[Pack], to: Ranks, lengths: Sequence[int] | None = None) -> list[list[Pack]]:
-    """Packs for each rank: the same number, of nearly the same work.
+def in_rounds(costs: Sequence[float], size: int) -> list[list[int]]:
+    """Items, by index, for each of ``size`` ranks: of nearly the same cost, and as many of them but for one.
 
-    Packs are dealt in rounds from the largest down, in each round the largest to the rank with the least work, so that
-    packs that run at the same time are alike. A round that is not full is filled up with empty packs.
+    They are dealt in rounds from the largest down, in each round the largest to the rank with the least, so that those
+    of one round are alike.
     """
-    ranks: list[list[Pack]] = [[] for _ in range(to.size)]
-    work = [0.0] * to.size
+    ranks: list[list[int]] = [[] for _ in range(size)]
+    had = [0.0] * size
+    order = sorted(range(len(costs)), key=lambda i: -costs[i])
+    for start in range(0, len(order), size):
+        free = sorted(range(size), key=had.__getitem__)
+        for rank, index in zip(free, order[start : start + size], strict=False):
+            ranks[rank].append(index)
+            had[rank] += costs[index]
+    return ranks
+
+
+def deal(packs: Sequence[Pack], to: Ranks, lengths: Sequence[int] | None = None) -> list[list[Pack]]:
+    """Packs for each rank: the same number, of nearly the same work; a round that is not full gets empty packs."""
     costs = [pack_cost(pack, to.hidden_size) for pack in packs]
-    order = sorted(range(len(packs)), key=lambda i: -costs[i])
-    for start in range(0, len(order), to.size):
-        indices = order[start : start + to.size]
-        free = sorted(range(to.size), key=lambda rank: work[rank])
-        for slot, rank in enumerate(free):
-            if slot < len(indices):
-                ranks[rank].append(packs[indices[slot]])
-                work[rank] += costs[indices[slot]]
-            else:
-                ranks[rank].append(empty_pack(None if to.padded else lengths))
+    dealt = in_rounds(costs, to.size)
+    rounds = math.ceil(len(packs) / to.size)
+    filler = empty_pack(None if to.padded else lengths)
+    ranks = [[packs[i] for i in mine] + [filler] * (rounds - len(mine)) for mine in dealt]
+    work = [sum(costs[i] for i in mine) for mine in dealt]
     if to.size > 1 and sum(work):
         fullest = max(work) * to.size / sum(work)
         log.debug("dealt %d packs to %d ranks: the fullest has %.3f of the mean work", len(packs), to.size, fullest)

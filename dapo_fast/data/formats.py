@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dapo_fast.data.code_formats import Converted, humaneval, input_output, livecodebench, mbpp, own_tests
+from dapo_fast.data.messages import prompt_of
 from dapo_fast.data.rows import Row, answer, text, texts
 from dapo_fast.errors import InputError
 from dapo_fast.rewards.extract import last_boxed
@@ -38,11 +39,11 @@ def recognise(row: Row, where: str) -> Format:
 
 
 def _own_answer(row: Row, where: str) -> Converted:
-    return text(row, "prompt", where), answer(row, "answer", where), None
+    return prompt_of(row, where), answer(row, "answer", where), None
 
 
 def _own_prompt(row: Row, where: str) -> Converted:
-    return text(row, "prompt", where), None, None
+    return prompt_of(row, where), None, None
 
 
 def _gsm8k(row: Row, where: str) -> Converted:

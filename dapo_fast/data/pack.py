@@ -13,6 +13,23 @@ from dapo_fast.data.trie import Arrays
 
 
 @dataclass(slots=True)
+class Split:
+    """Which rows of a pack this rank computes, where several share it (``models.context``).
+
+    Attributes:
+        rows: ``(L,)`` int64, ascending: the whole pack's rows that are this rank's.
+        order: ``(T,)`` int64: where each row of the whole pack is among the rows of all ranks, rank after rank.
+    """
+
+    rows: torch.Tensor
+    order: torch.Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Split:
+        """The same on ``device``."""
+        return Split(*(x.to(device, non_blocking=non_blocking) for x in (self.rows, self.order)))
+
+
+@dataclass(slots=True)
 class Pack:
     """One forward pass: tokens of several trees in depth-first order, and what is read from them.
 
@@ -33,6 +50,9 @@ class Pack:
         value_keys: ``(M, 3)`` int64; candidate index -1 is the state itself.
         tokens: Tokens that are not padding.
         flat_tokens: Tokens that one sequence per scored step or value would take.
+        imitation: What the −log π of scored tokens that are demonstrations is divided by; None: they are candidates.
+        split: Where a rank takes a share of a pack: ``input_ids`` and ``position_ids`` are then ``(L,)``, those of its
+            rows; what it reads is counted in rows of the whole pack.
     """
 
     input_ids: torch.Tensor
@@ -51,10 +71,12 @@ class Pack:
     value_keys: torch.Tensor
     tokens: int
     flat_tokens: int
+    imitation: float | None = None
+    split: Split | None = None
 
     @property
     def length(self) -> int:
-        """T, padding included."""
+        """Rows that are computed, padding included: T, or L of a share."""
         return self.input_ids.numel()
 
     @property
@@ -72,11 +94,11 @@ class Pack:
 
         Attention is planned from ``runs``, and the fused losses cut their chunks by ``hidden_rows`` and ``cu_steps``.
         """
-        host = ("runs", "hidden_rows", "cu_steps", "tokens", "flat_tokens")
+        host = ("runs", "hidden_rows", "cu_steps", "tokens", "flat_tokens", "imitation")
         moved = {
             f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
             for f in fields(self)
-            if f.name not in host
+            if f.name not in host and getattr(self, f.name) is not None
         }
         return replace(self, **moved)
 
@@ -103,15 +125,23 @@ class Piece:
         return self.arrays.input_ids.size
 
 
-def pad_lengths(pack_tokens: int, device: torch.device | str) -> list[int] | None:
+# Rows that are dealt together where ranks share a pack: on CUDA FlexAttention's block, so that each sees whole blocks.
+ROW_BLOCK = {"cuda": 128, "cpu": 16}
+
+
+def pad_lengths(pack_tokens: int, device: torch.device | str, sharing: int = 1) -> list[int] | None:
     """The few lengths that packs are padded to: on CUDA fractions of the budget, so that hardly anything recompiles.
 
     Quarter octaves from an eighth of the budget on: packs that fill the ranks may have any size, those of a run's
     batches nearly the same. On the CPU nothing is compiled for a length and padding would only cost time: None.
+
+    Args:
+        sharing: Ranks that share a pack, each to get as many blocks of its rows.
     """
-    if torch.device(device).type != "cuda":
-        return None
-    block = 128  # FlexAttention's block
+    kind = torch.device(device).type
+    block = ROW_BLOCK[kind] * sharing
+    if kind != "cuda":
+        return None if sharing == 1 else [block]
     return sorted({block * math.ceil(pack_tokens / 2 ** (k / 4) / block) for k in range(13)})
 
 

@@ -1,4 +1,4 @@
-"""Problems to solve: from a file or the hub, in whatever format it is published, to ``Problem``, to prompt tokens."""
+"""Problems to solve: from a file or the hub, in whatever format it is published, to ``Problem``."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dapo_fast.data.formats import Format, recognise
+from dapo_fast.data.messages import Messages, question, texts
 from dapo_fast.data.rows import Row, as_object, identity, kind, read_json
-from dapo_fast.errors import InputError, blaming, first_line
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from dapo_fast.errors import InputError, first_line
 
 log = logging.getLogger("dapo_fast.data")
 
@@ -30,11 +28,12 @@ class Problem:
 
     Attributes:
         id: Unique in its source.
-        prompt: The bare question; ``format_prompt`` puts it into a template.
+        prompt: The bare question; ``format_prompt`` puts it into a template. Of messages, what the user said last.
         answer: The reference answer of a maths problem, or of a built-in task.
         tests: What decides a code problem (see ``dapo_fast.rewards.code.verify``).
         kind: "math", "code", "open" (a reward has to be named) or the name of a built-in task.
         extra: Further fields of its row, where that is in our own format: for a reward to read.
+        messages: The prompt, where it is given as messages.
     """
 
     id: str
@@ -43,13 +42,24 @@ class Problem:
     tests: dict[str, Any] | None = None
     kind: str = "math"
     extra: dict[str, Any] | None = None
+    messages: Messages | None = None
+
+
+SOLUTION = "solution"  # the field of a row, hence of ``extra``, that holds a whole right response
+
+
+def gold_solution(problem: Problem) -> str | None:
+    """A whole response that is right; None where none is known."""
+    found = (problem.extra or {}).get(SOLUTION)
+    return found if isinstance(found, str) and found else None
 
 
 def content_digest(problems: Iterable[Problem]) -> str:
     """A hash of all that ``problems`` say, of 64 hexadecimal digits."""
     content = hashlib.sha256()
     for problem in problems:
-        said = {key: value for key, value in asdict(problem).items() if key != "extra" or value}
+        # Left out where there is none, as in names from before there were any.
+        said = {key: value for key, value in asdict(problem).items() if key not in ("extra", "messages") or value}
         content.update(json.dumps(said, sort_keys=True, default=str).encode())
     return content.hexdigest()
 
@@ -81,9 +91,9 @@ def load_problems(source: str | Path | Iterable[Row | Problem], limit: int | Non
         source: Rows (a list of dicts, a ``datasets.Dataset``, whatever gives one after another), or ``Problem``s; or a
             ``.jsonl``, ``.jsonl.gz`` or ``.json`` file of them, in the format their benchmark is published in or in our
             own (``{"prompt", "answer"}`` or ``{"prompt", "tests"}``, with or without an ``"id"``; without either, for a
-            reward of one's own); a directory of one-problem ``.json`` files (how MATH is published); a name in
-            ``BENCHMARKS``; or ``org/name``, ``org/name:split`` or ``org/name:configuration:split`` on the Hugging Face
-            hub (split "test" unless named).
+            reward of one's own; the prompt is a text or messages); a directory of one-problem ``.json`` files (how MATH
+            is published); a name in ``BENCHMARKS``; or ``org/name``, ``org/name:split`` or
+            ``org/name:configuration:split`` on the Hugging Face hub (split "test" unless named).
         limit: Keep the first ``limit`` problems. The whole source is checked all the same.
 
     Raises:
@@ -219,12 +229,15 @@ def _problem(published: Format, row: Row, where: str, number: int) -> Problem | 
     if converted is None:
         return None
     prompt, answer, tests = converted
+    messages = None if isinstance(prompt, str) else prompt
+    if messages is not None:
+        prompt = question(messages)
     name = identity(row, published.id_field, where) if published.id_field in row else str(number)
     if not prompt.strip():
         raise InputError(f"{where}: the question is empty")
     if answer is not None and not answer.strip():
         raise InputError(f"{where}: the answer is empty")
-    for text in (name, prompt, answer or ""):
+    for text in (name, prompt, answer or "", *texts(messages)):
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -232,51 +245,4 @@ def _problem(published: Format, row: Row, where: str, number: int) -> Problem | 
     of_kind = "code" if tests is not None else "open" if answer is None else "math"
     known = {*published.needs, published.id_field}
     extra = {key: value for key, value in row.items() if key not in known} if published.ours else None
-    return Problem(name, prompt, answer, tests, of_kind, extra or None)
-
-
-# Prompts ----------------------------------------------------------------------------------------------------------
-
-_INSTRUCTIONS = {
-    "math": "Please reason step by step, and put your final answer within \\boxed{}.",
-    "code": "Please write a complete Python program in one ```python code block.",
-}
-_PLAIN = {"math": "Problem:\n{prompt}\n\nSolution:\n"}
-
-
-def format_prompt(problem: Problem, tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
-    """Token ids of ``problem`` in ``template``.
-
-    Args:
-        template: "chat": the tokenizer's chat template, with the instruction its kind of problem needs unless the
-            template gives one itself; "plain": a heading and the question, for base models (code: the question alone,
-            to be completed); "none": the prompt itself, without special tokens; or a text with ``{prompt}``.
-
-    Raises:
-        InputError: no such template, or "chat" and a tokenizer without one.
-    """
-    if template == "none":
-        return list(tokenizer(problem.prompt, add_special_tokens=False)["input_ids"])
-    if template == "chat":
-        return list(tokenizer(_chat(problem, tokenizer), add_special_tokens=False)["input_ids"])
-    if template == "plain":
-        template = _PLAIN.get(problem.kind, "{prompt}")
-    if "{prompt}" not in template:
-        raise InputError(f"template {template!r}: is none of chat, plain, none, and has no {{prompt}}")
-    return list(tokenizer(template.replace("{prompt}", problem.prompt))["input_ids"])
-
-
-def _chat(problem: Problem, tokenizer: PreTrainedTokenizerBase) -> str:
-    if not tokenizer.chat_template:
-        raise InputError("template chat: this model's tokenizer has no chat template; use plain, none or a text")
-
-    def render(content: str) -> str:
-        message = [{"role": "user", "content": content}]
-        with blaming(f"template chat: the chat template of {tokenizer.name_or_path}", "cannot be rendered"):
-            return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
-
-    instruction = _INSTRUCTIONS.get(problem.kind)
-    # Qwen2.5-Math's own system prompt asks for a box already.
-    if instruction is None or (problem.kind == "math" and "\\boxed" in render("")):
-        return render(problem.prompt)
-    return render(f"{problem.prompt}\n{instruction}")
+    return Problem(name, prompt, answer, tests, of_kind, extra or None, messages)

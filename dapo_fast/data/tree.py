@@ -27,6 +27,11 @@ class Trunk:
     reward: float
     finished: bool
 
+    @property
+    def right(self) -> bool:
+        """Whether it is nearer to right than to wrong: a reward may be a fraction."""
+        return self.reward > 0.5
+
 
 @dataclass(slots=True)
 class Candidate:
@@ -98,7 +103,7 @@ class Tree:
         prompt: The problem's text, for people.
         answer: The expected answer, for people.
         prompt_ids: Token ids of the templated prompt.
-        trunks: Kept responses.
+        trunks: Kept responses; last, where none was right and ``collect.gold_starts`` is on, the gold solution.
         states: Unique states of the trunks, ordered by trunk, then step.
         sampled: Responses sampled in A.1.
         correct: How many of them were correct: the sum of their rewards.

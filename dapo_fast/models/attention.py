@@ -35,24 +35,30 @@ _NAMES = {backend: "dapo_" + backend.removesuffix("_sdpa") for backend in BACKEN
 _chosen: set[tuple[str, str, bool]] = set()
 
 
-def choose_backend(requested: str, device: torch.device, flat: bool) -> str:
+def choose_backend(requested: str, device: torch.device, flat: bool, shared: bool = False) -> str:
     """The backend for packs on ``device``, logged the first time.
 
-    ``"auto"`` is ``"flex"`` for trees on CUDA, ``"varlen"`` for flat packs on CUDA, ``"tree_sdpa"`` elsewhere.
+    ``"auto"`` is ``"flex"`` for trees on CUDA, ``"varlen"`` for flat packs on CUDA, ``"tree_sdpa"`` elsewhere; for a
+    share of a pack's rows ``"flex"`` on CUDA, ``"dense"`` elsewhere.
 
     Raises:
         InputError: a demanded backend cannot run here.
     """
+    implementation(requested)  # raises for what is unknown
     cuda = device.type == "cuda"
     backend = requested
-    if requested == "auto":
+    if requested == "auto" and shared:
+        backend = "flex" if cuda else "dense"
+    elif requested == "auto":
         backend = ("varlen" if flat else "flex") if cuda else "tree_sdpa"
-    if backend not in BACKENDS:
-        raise InputError(f"model.attention: {requested!r} is unknown; there are {', '.join(BACKENDS)}")
     if backend == "tree_sdpa" and cuda:
         raise InputError("model.attention: 'tree_sdpa' runs on the CPU only; use 'flex' or 'dense' on CUDA")
     if backend == "varlen" and not flat:
         raise InputError("model.attention: 'varlen' reads flat packs only; trees need 'flex', 'tree_sdpa' or 'dense'")
+    if shared and backend not in ("flex", "dense"):
+        raise InputError(
+            f"model.attention: {backend!r} is not for parallel.context_parallel_degree; 'flex', 'dense' are"
+        )
     key = (backend, device.type, flat)
     if key not in _chosen:
         _chosen.add(key)
@@ -67,14 +73,14 @@ def plan_attention(pack: Pack, requested: str, heads: Heads | None = None) -> At
         heads: The model's; None: kernels that are for some shapes only are not used.
     """
     device = pack.input_ids.device
-    backend = choose_backend(requested, device, pack.is_flat)
+    backend = choose_backend(requested, device, pack.is_flat, pack.split is not None)
     if backend == "flex":
         return TreeFlex(pack, heads)
     if backend == "tree_sdpa":
         return TreeSDPA(pack)
     if backend == "varlen":
         return FlatVarlen(pack)
-    return Dense(pack.subtree_end, pack.position_ids)
+    return Dense(pack.subtree_end, pack.position_ids, None if pack.split is None else pack.split.rows)
 
 
 def implementation(requested: str) -> str:

@@ -88,9 +88,15 @@ def check_reading(model: PreTrainedModel, source: str, dtype: torch.dtype, error
 
 @torch.no_grad()
 def reading_error(model: PreTrainedModel) -> float:
-    """Relative difference between what is read of a small pack and of its two sequences, each alone."""
-    error = padded_error(model) if reads_padded(model.config) else tree_error(model)
+    """``backbone_error``, or of a causal LM what its head adds to it."""
+    error = backbone_error(model)
     return max(error, _head_error(model)) if isinstance(model, GenerationMixin) else error
+
+
+@torch.no_grad()
+def backbone_error(model: PreTrainedModel) -> float:
+    """Relative difference between hidden states of a small pack and of its two sequences, each alone."""
+    return padded_error(model) if reads_padded(model.config) else tree_error(model)
 
 
 def _head_error(model: PreTrainedModel) -> float:

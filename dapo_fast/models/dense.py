@@ -42,12 +42,13 @@ def attend(
 
 
 class Dense:
-    """Attention under the whole (T, T) mask: any device and dtype, at quadratic cost."""
+    """Attention under the whole (T, T) mask, or some rows of it: any device and dtype, at quadratic cost."""
 
-    def __init__(self, ends: Tensor, depths: Tensor | None = None) -> None:
-        """``ends`` and ``depths`` (T,) of a pack; a window needs the depths."""
-        rows = torch.arange(ends.numel(), device=ends.device)
-        self.mask = (rows[None, :] <= rows[:, None]) & (rows[:, None] < ends[None, :])
+    def __init__(self, ends: Tensor, depths: Tensor | None = None, rows: Tensor | None = None) -> None:
+        """``ends`` and ``depths`` (T,) of a pack; a window needs the depths. ``rows`` (L,) are queries; None: all."""
+        keys = torch.arange(ends.numel(), device=ends.device)
+        rows = keys if rows is None else rows
+        self.mask = (keys[None, :] <= rows[:, None]) & (rows[:, None] < ends[None, :])
         self.depths = depths
 
     def __call__(
@@ -59,7 +60,7 @@ class Dense:
         variant: Variant = PLAIN,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        """``query`` (1, Hq, T, D), ``key`` (1, Hkv, T, D) and ``value`` (1, Hkv, T, Dv) → (1, T, Hq, Dv)."""
+        """``query`` (1, Hq, L, D), ``key`` (1, Hkv, T, D) and ``value`` (1, Hkv, T, Dv) → (1, L, Hq, Dv)."""
         mask = self.mask
         oldest = variant.oldest(self.depths)
         if oldest is not None:

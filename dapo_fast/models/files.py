@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from dapo_fast.errors import InputError, blaming, first_line, refuse_pipe
+from dapo_fast.sums import check_model
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 _ROWS = 4096  # of two tied matrices, compared at a time
@@ -119,8 +120,9 @@ def read_pretrained(auto: Any, source: str | Path, fresh_head: bool = False, **o
         fresh_head: The head on the backbone may be new, and the files may hold the head of a causal LM.
 
     Raises:
-        InputError: as ``stored_tensors`` and ``refuse``, or a value is not finite.
+        InputError: as ``check_model``, ``stored_tensors`` and ``refuse``, or a value is not finite.
     """
+    check_model(source, weights=True)
     stored = stored_tensors(source)
     with blaming(source, "not a readable model directory"), _quiet():
         # Mismatches are collected, like the rest, instead of raised as a table of several lines.

@@ -55,10 +55,15 @@ class Plain:
 
 
 class Converted:
-    """A tensor that ``converter`` makes of several in the files, or of a part of one."""
+    """A tensor that ``converter`` makes of several in the files, or of a part of one.
+
+    Attributes:
+        name: The model's.
+    """
 
     def __init__(self, name: str, converter: WeightConverter, model: PreTrainedModel, opened: Open) -> None:
         self.name, self.names = name, []
+        self._first = name  # of what is made of the same tensors
         self._converter, self._model, self._open = converter, model, opened
         self._held: dict[str, list[tuple[str, Stored]]] = {}
 
@@ -67,10 +72,22 @@ class Converted:
         self._held.setdefault(pattern, []).append((name, stored))
         self.names.append(name)
 
+    @functools.cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all that is made of the same tensors, by the model's names."""
+        held = {p: [torch.empty(s.shape, device="meta") for _, s in parts] for p, parts in self._held.items()}
+        return {name: tuple(made.shape) for name, made in self._convert(held).items()}
+
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self._made({p: [torch.empty(s.shape, device="meta") for _, s in held]
-                                 for p, held in self._held.items()}).shape)  # fmt: skip
+        return self._shapes[self.name]
+
+    def all_made(self) -> dict[str, Converted]:
+        """What the converter makes of the same tensors, itself among them: more where it splits one."""
+        made = {name: copy.copy(self) for name in self._shapes} if len(self._converter.target_patterns) > 1 else {}
+        for name, other in made.items():
+            other.name = name
+        return made or {self.name: self}
 
     @property
     def _by_rows(self) -> bool:
@@ -93,16 +110,16 @@ class Converted:
         }
         if not all(read.values()):  # a rank that owns no row
             return torch.empty((0, *self.shape[1:]))
-        made = self._made(read)
+        made = self._convert(read)[self.name]
         return made if self._by_rows else made[part]
 
-    def _made(self, tensors: Mapping[str, list[Tensor]]) -> Tensor:
+    def _convert(self, tensors: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
         converter = copy.deepcopy(self._converter)
         for pattern, parts in tensors.items():
             for number, part in enumerate(parts):
-                converter.add_tensor(self.name, f"{pattern} {number}", pattern, part)
-        made = converter.convert(self.name, model=self._model, config=self._model.config)[self.name]
-        return made[0] if isinstance(made, list) else made
+                converter.add_tensor(self._first, f"{pattern} {number}", pattern, part)
+        made = converter.convert(self._first, model=self._model, config=self._model.config)
+        return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in made.items()}
 
 
 def sources(model: PreTrainedModel, names: Collection[str], stored: Mapping[str, Stored]) -> dict[str, Source]:
@@ -129,6 +146,8 @@ def sources(model: PreTrainedModel, names: Collection[str], stored: Mapping[str,
         else:
             merged = found.setdefault(own, Converted(own, by_pattern[pattern], model, opened))
             merged.add(pattern, name, stored[name])
+    for source in [source for source in found.values() if isinstance(source, Converted)]:
+        found |= source.all_made()
     return found
 
 

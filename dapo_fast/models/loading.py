@@ -19,6 +19,7 @@ from dapo_fast.models.checks import check_plugged_in, check_supported
 from dapo_fast.models.files import read_pretrained, stored_tensors, untied_in_files
 from dapo_fast.models.padded import choose_padded, reads_padded
 from dapo_fast.models.value import ValueModel
+from dapo_fast.sums import check_model
 
 log = logging.getLogger("dapo_fast.models")
 
@@ -50,6 +51,7 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
 
 def load_config_of(directory: str | Path) -> PreTrainedConfig:
     """The config of a model directory or hub id, checked for attention that trees can honour."""
+    check_model(directory, weights=False)
     with blaming(directory, "not a readable model directory"):
         config = AutoConfig.from_pretrained(directory)
     if getattr(config, "quantization_config", None) is not None:

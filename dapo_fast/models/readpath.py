@@ -8,7 +8,7 @@ and ranks add up.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from dapo_kernels import (
@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from dapo_fast.data.pack import Pack
 from dapo_fast.models.attention import backbone_inputs
+from dapo_fast.models.context import Context
 from dapo_fast.models.padded import by_token
 from dapo_fast.models.value import ValueModel
 
@@ -45,16 +46,38 @@ class ValueOutput(NamedTuple):
     values: Tensor  # (M,) fp32, detached: V in (0, 1)
 
 
-class PolicyReader(nn.Module):
+class _Reader(nn.Module):
+    """What both readers do before they read.
+
+    Attributes:
+        context: The ranks that share packs with this one; None: packs come whole.
+    """
+
+    context: Context | None = None
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def _inputs(self, pack: Pack) -> dict[str, Any]:
+        """Of the backbone."""
+        inputs = backbone_inputs(self.model, pack)
+        if self.context is not None:
+            inputs["dapo_attention"] = self.context.attention(inputs["dapo_attention"], pack.split)
+        return inputs
+
+    def _whole(self, hidden: Tensor, pack: Pack) -> Tensor:
+        """Hidden states (T, H) of all rows of ``pack``, from those of this rank's, as the backbone gives them."""
+        hidden = by_token(hidden, pack)
+        return hidden if self.context is None else self.context.whole(hidden, pack.split)
+
+
+class PolicyReader(_Reader):
     """Reads packs with a causal LM.
 
     Attributes:
         model: The unmodified Hugging Face model; its parameters' names are those of the saved directory.
     """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(
         self,
@@ -73,9 +96,8 @@ class PolicyReader(nn.Module):
                 ``"logps"``: no loss; a function of (pack, normalizer): the objective that it gives over the pack's
                 steps (``docs/objectives.md``).
         """
-        inputs = backbone_inputs(self.model, pack)
-        head = hidden_states_and_weight(self.model, **inputs)
-        hidden, weight = by_token(head.hidden, pack), head.weight
+        head = hidden_states_and_weight(self.model, **self._inputs(pack))
+        hidden, weight = self._whole(head.hidden, pack), head.weight
         options = head.options | {"rows": pack.hidden_rows}
         if objective == "direct_advantage":
             out = linear_direct_advantage_loss(
@@ -110,7 +132,7 @@ class PolicyReader(nn.Module):
         return self(pack, objective="logps").step_logps
 
 
-class ValueReader(nn.Module):
+class ValueReader(_Reader):
     """Reads packs with a value model.
 
     Attributes:
@@ -118,8 +140,7 @@ class ValueReader(nn.Module):
     """
 
     def __init__(self, value_model: ValueModel) -> None:
-        super().__init__()
-        self.model = value_model.model
+        super().__init__(value_model.model)
 
     def forward(
         self,
@@ -134,8 +155,7 @@ class ValueReader(nn.Module):
             objective: ``"bce"``: soft-label cross-entropy against ``pack.value_targets``, weighted by
                 ``pack.value_weights``; ``"mse"``: squared error; ``"values"``: no loss.
         """
-        inputs = backbone_inputs(self.model, pack)
-        hidden = by_token(self.model.base_model(**inputs).last_hidden_state, pack)
+        hidden = self._whole(self.model.base_model(**self._inputs(pack)).last_hidden_state, pack)
         head = self.model.score
         if objective == "values":
             rows = hidden.index_select(0, pack.value_rows)

@@ -30,8 +30,13 @@ def active_body(model: nn.Module) -> float:
 
 def routed_share(config: PreTrainedConfig) -> float:
     """The share of its routed experts that a token goes through; 1 for a dense model."""
-    experts, chosen = _first(config, _EXPERTS), _first(config, _CHOSEN)
+    experts, chosen = _first(config, _EXPERTS), chosen_experts(config)
     return chosen / experts if experts and chosen else 1.0
+
+
+def chosen_experts(config: PreTrainedConfig) -> int | None:
+    """How many routed experts a token goes through in a layer; None for a dense model."""
+    return _first(config, _CHOSEN)
 
 
 def _first(config: PreTrainedConfig, names: tuple[str, ...]) -> int | None:

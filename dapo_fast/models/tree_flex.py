@@ -37,11 +37,16 @@ class Heads(NamedTuple):
 
 
 def tree_block_mask(
-    subtree_end: Tensor, block: int = BLOCK, depths: Tensor | None = None, oldest: Tensor | None = None
+    subtree_end: Tensor,
+    block: int = BLOCK,
+    depths: Tensor | None = None,
+    oldest: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> BlockMask:
     """The block mask of ``subtree_end`` (T,), on its device; key k is visible to query q iff k <= q < end[k].
 
-    With ``depths`` and ``oldest`` (T,), and iff depths[k] >= oldest[q] (windows and chunks).
+    With ``depths`` and ``oldest`` (T,), and iff depths[k] >= oldest[q] (windows and chunks). With ``rows`` (L,), whole
+    blocks of them, query i is row ``rows[i]``; not both.
     """
     length = subtree_end.numel()
     blocks = math.ceil(length / block)
@@ -65,6 +70,9 @@ def tree_block_mask(
         full &= by_block(depths, length).amin(1)[None, :] >= by_block(oldest, -length).amax(1)[:, None]
         some &= by_block(depths, -length).amax(1)[None, :] >= by_block(oldest, length).amin(1)[:, None]
     partial = (some & ~full) | torch.eye(blocks, dtype=bool, device=device)
+    if rows is not None:
+        own = rows[::block] // block
+        full, partial = full[own], partial[own]
 
     def ordered(present: Tensor) -> tuple[Tensor, Tensor]:
         counts = present.sum(1, dtype=torch.int32)
@@ -77,12 +85,15 @@ def tree_block_mask(
     def in_window(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query < ends[key]) & (depths[key] >= oldest[query])
 
+    def of_rows(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= rows[query]) & (rows[query] < ends[key])
+
     return BlockMask.from_kv_blocks(
         *ordered(partial),
         *ordered(full),
         BLOCK_SIZE=block,
-        mask_mod=on_branch if oldest is None else in_window,
-        seq_lengths=(length, length),
+        mask_mod=of_rows if rows is not None else on_branch if oldest is None else in_window,
+        seq_lengths=(length if rows is None else rows.numel(), length),
     )
 
 
@@ -149,12 +160,27 @@ def _tried_flash(heads: Heads, device: torch.device) -> bool:
     return not reason
 
 
-def flash_error(heads: Heads, device: torch.device, length: int = 4 * BLOCK) -> float:
-    """Largest relative difference of FlashAttention-4's output and gradients from fp32's, on a small tree in bf16."""
-    rows = torch.arange(length, device=device)
+def flash_error(heads: Heads, device: torch.device) -> float:
+    """``flex_error`` of FlashAttention-4's kernels."""
+    return flex_error(heads, device, FLASH)
+
+
+def flex_error(
+    heads: Heads, device: torch.device, options: dict[str, str] | None = None, rows: Tensor | None = None
+) -> float:
+    """Largest relative difference of FlexAttention's output and gradients from fp32's, on a small tree in bf16.
+
+    Args:
+        options: FlexAttention's kernel options.
+        rows: Of the queries, whole blocks of the tree's four; None: all.
+    """
+    length = 4 * BLOCK
+    keys = torch.arange(length, device=device)
+    queries = keys if rows is None else rows
     # A trunk of half the rows, and two branches.
-    ends = torch.where(rows < length // 2, length, torch.where(rows < 3 * length // 4, 3 * length // 4, length))
-    shapes = [(1, length, count, heads.size) for count in (heads.queries, heads.keys, heads.keys, heads.queries)]
+    ends = torch.where(keys < length // 2, length, torch.where(keys < 3 * length // 4, 3 * length // 4, length))
+    sizes = ((len(queries), heads.queries), (length, heads.keys), (length, heads.keys), (len(queries), heads.queries))
+    shapes = [(1, *size, heads.size) for size in sizes]
     generator = torch.Generator().manual_seed(0)
     *tensors, upstream = (
         torch.randn(s, generator=generator).to(device, torch.bfloat16).transpose(1, 2) for s in shapes
@@ -163,9 +189,9 @@ def flash_error(heads: Heads, device: torch.device, length: int = 4 * BLOCK) -> 
     exact = [x.detach().float().requires_grad_() for x in tensors]
     scale, grouped = heads.size**-0.5, heads.queries != heads.keys
     with torch.enable_grad():
-        mask = tree_block_mask(ends)
-        out = _compiled()(*leaves, block_mask=mask, scale=scale, enable_gqa=grouped, kernel_options=FLASH)
-        dense = mask.mask_mod(0, 0, rows[:, None], rows[None, :])
+        mask = tree_block_mask(ends, rows=rows)
+        out = _compiled()(*leaves, block_mask=mask, scale=scale, enable_gqa=grouped, kernel_options=options)
+        dense = (keys <= queries[:, None]) & (queries[:, None] < ends)
         wanted = torch.nn.functional.scaled_dot_product_attention(*exact, dense, scale=scale, enable_gqa=grouped)
     found = (out, *torch.autograd.grad(out, leaves, upstream))
     expected = (wanted, *torch.autograd.grad(wanted, exact, upstream.float()))
@@ -185,8 +211,10 @@ class TreeFlex:
     def __init__(self, pack: Pack, heads: Heads | None = None) -> None:
         self.pack = pack
         # Decided here, before anything is traced or checkpointed.
-        self.masks = {PLAIN: tree_block_mask(pack.subtree_end)}
-        self.options = kernel_options(heads, pack.input_ids.device)
+        rows = None if pack.split is None else pack.split.rows
+        self.masks = {PLAIN: tree_block_mask(pack.subtree_end, rows=rows)}
+        # FlashAttention-4 is tried on whole packs only.
+        self.options = kernel_options(heads, pack.input_ids.device) if rows is None else None
 
     def mask(self, variant: Variant) -> BlockMask:
         """The block mask of layers of a kind: each once a pack."""
@@ -208,7 +236,7 @@ class TreeFlex:
         variant: Variant = PLAIN,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        """``query`` (1, Hq, T, D), ``key`` (1, Hkv, T, D) and ``value`` (1, Hkv, T, Dv) → (1, T, Hq, Dv)."""
+        """``query`` (1, Hq, L, D), ``key`` (1, Hkv, T, D) and ``value`` (1, Hkv, T, Dv) → (1, L, Hq, Dv)."""
         arguments = {"block_mask": self.mask(variant), "scale": scale, "enable_gqa": query.shape[1] != key.shape[1]}
         if variant.softcap is not None:
             arguments["score_mod"] = _softcapped(variant.softcap)

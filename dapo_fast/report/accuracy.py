@@ -117,7 +117,7 @@ def accuracy_chart(run: Run) -> Chart | None:
         label,
         (-0.25, last + 0.25),
         (low, high),
-        y_title="held-out accuracy",
+        y_title="held-out accuracy" + (f", axis from {percent(low)}" if low else ""),
         width=480,
         height=290,
         right=78,
@@ -125,7 +125,7 @@ def accuracy_chart(run: Run) -> Chart | None:
         x_format=lambda i: "base" if i == 0 else f"iteration {i:.0f}",
         y_format=percent,
     )
-    ends = []
+    ends, dots = [], []
     for (mode, kind), shift in zip(MODES.items(), (-0.02, 0.02)):
         rows = series[mode]
         chart.line([(i + shift, v["accuracy"]) for i, v, rejected in rows if not rejected], kind)
@@ -136,11 +136,13 @@ def accuracy_chart(run: Run) -> Chart | None:
                     [(j + shift, v["accuracy"]) for j, v in before] + [(i + shift, value["accuracy"])], f"{kind} dash"
                 )
             chart.interval(i + shift, value["low"], value["high"], kind)
-            tip = f"{mode}, {'base' if i == 0 else f'iteration {i}'}: {interval(value)}"
-            chart.dot(i + shift, value["accuracy"], f"{kind} open" if rejected else kind, tip)
         if rows:
             i, value, _ = rows[-1]
             ends.append((i + shift, value["accuracy"], f"{mode} {value['accuracy']:.1%}", kind))
+            dots += [(mode, i, shift, value, f"{kind} open" if rejected else kind) for i, value, rejected in rows]
+    for mode, i, shift, value, kind in dots:  # over every interval
+        tip = f"{mode}, {'base' if i == 0 else f'iteration {i}'}: {interval(value)}"
+        chart.dot(i + shift, value["accuracy"], kind, tip)
     chart.end_labels(ends)
     return chart
 

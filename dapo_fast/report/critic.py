@@ -12,6 +12,9 @@ from dapo_fast.report.charts import Chart, thinned
 from dapo_fast.report.markup import figure, missing, paragraph, section, table
 from dapo_fast.report.read import Iteration, Run
 from dapo_fast.report.trees import TreeSummary
+from dapo_fast.statistics import wilson_interval
+
+THIN = 10  # a bin of fewer states is not drawn
 
 
 def critic_section(run: Run, trees: dict[int, TreeSummary]) -> str:
@@ -85,8 +88,16 @@ def _reliability(iteration: Iteration, caption: str, measured: dict[str, Any]) -
         for b in bins
     ]
     data = table(f"Reliability, {iteration.name}", ["V", "states", "mean V", "share correct"], rows)
-    text = f"What the critic says against what happened. {caption} A dot's area is its number of states."
+    text = (
+        f"What the critic says against what happened. {caption} A dot's area is its number of states, a bar its 95% "
+        f"interval; bins of fewer than {THIN} states are in the table alone."
+    )
     return figure(chart.svg(), "Reliability.", text, data)
+
+
+def thick(bins: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The bins of a calibration that hold enough states to say something."""
+    return [b for b in bins if b["states"] >= THIN]
 
 
 def reliability_chart(bins: Sequence[dict[str, Any]]) -> Chart:
@@ -105,8 +116,13 @@ def reliability_chart(bins: Sequence[dict[str, Any]]) -> Chart:
         square=True,
     )
     chart.line([(0, 0), (1, 1)], "rule")
+    bins = thick(bins)
     chart.line([(b["predicted"], b["observed"]) for b in bins], "s0")
-    most = max(b["states"] for b in bins)
+    most = max((b["states"] for b in bins), default=1)
+    for b in bins:
+        # States, not completions: those of one state are alike.
+        low, high = wilson_interval(b["observed"] * b["states"], b["states"])
+        chart.interval(b["predicted"], low, high, "s0")
     for b in bins:
         tip = f"V {b['low']:.1f} to {b['high']:.1f}: {b['states']} states, {b['observed']:.1%} correct"
         chart.dot(b["predicted"], b["observed"], "s0", tip, 3 + 6 * math.sqrt(b["states"] / most))

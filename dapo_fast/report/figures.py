@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from dapo_fast.report.accuracy import is_rejected
 from dapo_fast.report.cost import StageCost, costs
-from dapo_fast.report.critic import fixed, roc_points
+from dapo_fast.report.critic import fixed, roc_points, thick
 from dapo_fast.report.read import Run, Stage
 from dapo_fast.report.training import CURVES, is_finite, moving_average
 from dapo_fast.report.trees import BINS, GAP_BINS, TreeSummary
@@ -84,7 +84,8 @@ def _accuracy(run: Run) -> Figure | None:
         axes.plot(*zip(*accepted), color=colour, linewidth=1.8)
         for i, value, rejected in rows:
             axes.plot([i, i], [value["low"], value["high"]], color=colour, alpha=0.6)
-            axes.plot(i, value["accuracy"], "o", color=colour, markerfacecolor="white" if rejected else colour)
+            fill = "white" if rejected else colour
+            axes.plot(i, value["accuracy"], "o", color=colour, markerfacecolor=fill, zorder=3)
             if rejected:
                 before = [point for point in accepted if point[0] < i][-1:]
                 axes.plot(*zip(*before, (i, value["accuracy"])), color=colour, linestyle="--", zorder=1)
@@ -95,7 +96,7 @@ def _accuracy(run: Run) -> Figure | None:
     axes.set_xticks(range(last + 1), ["base", *(f"iteration {i}" for i in range(1, last + 1))])
     axes.set_xlim(-0.25, last + 0.9)
     axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
-    axes.set_title("Held-out accuracy, 95% Wilson intervals")
+    axes.set_title(f"Held-out accuracy, 95% Wilson intervals, axis from {axes.get_ylim()[0]:.0%}")
     return figure
 
 
@@ -109,7 +110,7 @@ def _critic(run: Run, trees: dict[int, TreeSummary]) -> Figure | None:
         axes.set_aspect("equal")
     for colour, iteration in zip(SERIES, found):
         critic = (iteration.heldout or {})["critic"]
-        bins = critic.get("calibration") or []
+        bins = thick(critic.get("calibration") or [])
         name = f"{iteration.name}: Brier {fixed(critic.get('brier'))}"
         left.plot([b["predicted"] for b in bins], [b["observed"] for b in bins], "o-", color=colour, label=name)
         summary = trees.get(iteration.number)

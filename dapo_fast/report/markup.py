@@ -39,8 +39,9 @@ def table(
         for row in rows
     )
     style = "" if seen else ' class="unseen"'
+    name = escape(caption)
     return (
-        f'<div class="scroll"><table><caption{style}>{escape(caption)}</caption>'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{name}"><table><caption{style}>{name}</caption>'
         f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from dapo_fast.names import unresolved
 from dapo_fast.report.accuracy import accuracy_section
 from dapo_fast.report.advantages import advantages_section
 from dapo_fast.report.cost import cost_section, costs, duration
@@ -21,6 +22,7 @@ from dapo_fast.report.critic import critic_section
 from dapo_fast.report.figures import write_figures
 from dapo_fast.report.markup import missing, paragraph, section
 from dapo_fast.report.progress import progress_section
+from dapo_fast.report.provenance import provenance_section
 from dapo_fast.report.read import Run, read_run
 from dapo_fast.report.training import training_section
 from dapo_fast.report.trees import TreeSummary, summarise
@@ -32,6 +34,7 @@ TRAJECTORIES = 24
 _CANDIDATE_TREES = 64  # trees an iteration looks at for them
 
 _NAV = {
+    "provenance": "Provenance",
     "progress": "Where the run stands",
     "accuracy": "Accuracy",
     "trajectories": "Trajectories",
@@ -52,7 +55,11 @@ def write_report(run_path: str | Path) -> Path:
     Raises:
         InputError: not a run directory, or a file in it is corrupt; names the file.
     """
-    run = read_run(run_path)
+    with unresolved():
+        return _write(read_run(run_path))
+
+
+def _write(run: Run) -> Path:
     trees = {}
     for iteration in run.rounds:
         fraction = run.config.at(iteration.number).critic.heldout_fraction
@@ -71,6 +78,7 @@ def write_report(run_path: str | Path) -> Path:
 def _page(run: Run, trees: dict[int, TreeSummary]) -> str:
     spent = costs(run)
     body = {
+        "provenance": provenance_section(run),
         "progress": progress_section(run),
         "accuracy": accuracy_section(run, trees),
         "trajectories": _trajectories(run, trees),
@@ -126,7 +134,8 @@ def _asset(name: str) -> str:
 
 def _lede(run: Run) -> str:
     config = run.config
-    what = config.data.task or str(config.data.problems)
+    given = config.data.problems
+    what = config.data.task or (given if isinstance(given, str) else " and ".join(s.path for s in given or ()))
     model = "a small model trained from scratch" if config.model.path is None else Path(config.model.path).name
     text = f"Direct advantage policy optimization of {model} on {what}"
     mode, start, best, at = _gain(run)
@@ -186,6 +195,7 @@ def _trajectories(run: Run, trees: dict[int, TreeSummary]) -> str:
         tokenizer = tokenizers[iteration]
         if tokenizer is not None:
             data.append(trajectory(iteration, tree, trunk, tokenizer))
+    data.sort(key=lambda row: -row["missed"])  # the page opens on the first
     if not any(summary.fates for summary in trees.values()):
         notes.append(missing("Values and advantages are not there yet.", run.command("advantages", max(trees))))
     if not data:

@@ -125,12 +125,12 @@ def is_finite(value: object) -> bool:
 
 
 def moving_average(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Centred means over a tenth of the steps, at most 51; narrower at the ends, so that these stay in place."""
+    """Centred means over a tenth of the steps, at most 51; at the ends over those of them that are there."""
     half = min(25, len(points) // 20)
     values = np.array([y for _, y in points])
     sums = np.concatenate([[0.0], np.cumsum(values)])
     line = []
     for i, (x, _) in enumerate(points):
-        reach = min(half, i, len(points) - 1 - i)
-        line.append((x, float(sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1)))
+        first, last = max(0, i - half), min(len(points) - 1, i + half)
+        line.append((x, float(sums[last + 1] - sums[first]) / (last + 1 - first)))
     return line

@@ -100,7 +100,7 @@ def gap(state: State) -> float | None:
 def interest(tree: Tree) -> float:
     """Orders trees for display: the mean gap of kept states, more if both correct and wrong trunks can be compared."""
     gaps = [gap(state) or 0.0 for state in tree.states if state.kept is not False]
-    mixed = len({bool(trunk.reward) for trunk in tree.trunks}) == 2
+    mixed = len({trunk.right for trunk in tree.trunks}) == 2
     return (sum(gaps) / len(gaps) if gaps else 0.0) + (0.5 if mixed else 0.0)
 
 

@@ -39,7 +39,7 @@ def choose(summaries: dict[int, TreeSummary], limit: int) -> list[tuple[int, Tre
         picked: dict[bool, list[tuple[Tree, int]]] = {True: [], False: []}
         for _, tree in summary.sample:
             for correct, rows in picked.items():
-                trunks = [i for i, trunk in enumerate(tree.trunks) if bool(trunk.reward) == correct]
+                trunks = [i for i, trunk in enumerate(tree.trunks) if trunk.right == correct]
                 if trunks:
                     rows.append((tree, max(trunks, key=lambda i: (_largest_gap(tree, i), -i))))
         right = min(len(picked[True]), max(share // 2, share - len(picked[False])))
@@ -66,10 +66,18 @@ def trajectory(iteration: int, tree: Tree, trunk: int, tokenizer: PreTrainedToke
         "answer": tree.answer,
         "sampled": tree.sampled,
         "solved": _rounded(tree.correct),
-        "correct": bool(response.reward),
+        "correct": response.right,
+        "reward": _rounded(response.reward),
         "finished": response.finished,
+        "missed": max((_missed(step) for step in steps), default=0.0),
         "steps": steps,
     }
+
+
+def _missed(step: dict[str, Any]) -> float:
+    """How much better than the step that was taken the best candidate is, by Â."""
+    known = [c["advantage"] for c in step["candidates"] if c["advantage"] is not None]
+    return round(max(known) - step["advantage"], 4) if known and step["advantage"] is not None else 0.0
 
 
 def _step(

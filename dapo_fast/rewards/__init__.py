@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from math import fsum, inf, nan  # the name ``math`` is the submodule's here, once that is imported
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dapo_fast.errors import InputError
+from dapo_fast.errors import InputError, from_outside
 from dapo_fast.names import check_name, resolve
 from dapo_fast.rewards.cores import usable_cores
 
@@ -101,12 +101,16 @@ def rate(reward: Reward, problem: Problem, response: str, name: str = "") -> flo
     """The reward of one response.
 
     Raises:
-        InputError: ``reward`` gave something that is no number from 0 to 1.
+        InputError: ``reward`` gave something that is no number from 0 to 1, or failed on a file or a server.
     """
     who = f"reward {name or getattr(reward, '__qualname__', type(reward).__name__)}"
     try:
         found = reward(problem, response)
     except Exception as error:
+        # Its files, servers and parsers are not the run's.
+        message = from_outside(error, "it")
+        if message is not None:
+            raise InputError(f"{who}: failed on problem {problem.id!r}: {message}") from error
         error.add_note(f"{who}, problem {problem.id!r}")
         raise
     try:

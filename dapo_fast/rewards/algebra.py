@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 
+from dapo_fast.names import import_path
 from dapo_fast.rewards.cores import usable_cores
 
 log = logging.getLogger("dapo_fast.rewards")
@@ -37,8 +38,7 @@ class _Worker:
         environment = {
             k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR")
         }
-        # The parent's import path, so that a source checkout works from any directory.
-        environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        environment["PYTHONPATH"] = import_path()  # so that a source checkout works from any directory
         self.process = subprocess.Popen(
             [sys.executable, "-m", "dapo_fast.rewards.algebra"],
             stdin=subprocess.PIPE,

@@ -1,31 +1,22 @@
-"""Whether two short answers are the same: spelling, names and chains, exact numbers, words, structure, then algebra."""
+"""Whether two short answers are the same: spelling, names and chains, plain.py, structure, then algebra."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from fractions import Fraction
 from typing import TypeVar
 
 from dapo_fast.rewards.algebra import same_by_algebra
 from dapo_fast.rewards.intervals import Interval, real_set
-from dapo_fast.rewards.normal import (
-    as_number,
-    compact,
-    is_calculation,
-    normalise,
-    strip_math,
-    tolerance_between,
-)
+from dapo_fast.rewards.normal import as_number, compact, is_calculation, normalise, strip_math
 from dapo_fast.rewards.parts import BETWEEN, bracketed, cells, split_top_level
+from dapo_fast.rewards.plain import same_plain
+from dapo_fast.rewards.units import units_differ
 
 LONGEST_ANSWER = 2_000  # characters; nothing longer is given to the algebra
 _MOST_ELEMENTS = 64
 _Item = TypeVar("_Item", str, Interval)
 
-_CHOICE = re.compile(r"\(?([A-Za-z])\)?(?:[.:)].*)?\Z", re.S)
-_BASE = re.compile(r"\(?(-?[0-9A-Fa-f.]+)\)?_\{?(\d+)\}?\Z")
-_WORDS = re.compile(r"[A-Za-z][A-Za-z\s.,'’-]+\Z")
 _EQUALS = re.compile(r"=|\\approx(?![A-Za-z])")
 _IN = re.compile(r"\\in(?![A-Za-z])")
 _NAME = re.compile(
@@ -38,12 +29,10 @@ _NAME = re.compile(
     r"|\([A-Za-z](?:,\s?[A-Za-z]){1,3}\)\Z|\|(?:[A-Z]{2}|\\vec\{\w{1,2}\})\|\Z"
 )
 _PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}[,.]?\s+\$?[A-Za-z]{2,}")
-# What makes two answers differ although their numbers do not: powers of units, halves of the day.
-_UNIT_POWER = re.compile(
-    r"(?:\\(?:text|mathrm|mbox|textrm|rm)\s*\{[^{}]*\}|(?<![A-Za-z\\])[a-z]{2,10})\s*(?:\^\s*\{?)?(-?\d|[²³])\}?[$.\s]*\Z"
-)
-_HALF_DAY = re.compile(r"(?<![A-Za-z\\])([AaPp])\.?[Mm](?![A-Za-z])")
+_ARROW = re.compile(r"\\vec\s*\{?\s*([A-Za-z]{1,2})\s*\}?")
 _RATIO = re.compile(":")
+_FRACTION = re.compile(r"(\d+)/(\d+)|\\frac\{(\d+)\}\{(\d+)\}")
+_TIME = re.compile(r"\d{1,2}:[0-5]\d")
 
 
 def equivalent(given: str, reference: str) -> bool:
@@ -55,11 +44,11 @@ def equivalent(given: str, reference: str) -> bool:
 
 
 def _same(given: str, reference: str, depth: int) -> bool:
-    for mark in (_UNIT_POWER, _HALF_DAY):
-        found = {match[1].casefold() for text in (given, reference) if (match := mark.search(text[-60:]))}
-        if len(found) > 1:
-            return False
+    if units_differ(given, reference):
+        return False
     left, right = normalise(given), normalise(reference)
+    if ("\\vec" in left) != ("\\vec" in right):
+        left, right = _without_arrows(left, right), _without_arrows(right, left)
     if not left or not right:
         return compact(strip_math(given)) == compact(strip_math(reference)) != ""
     if compact(left) == compact(right):
@@ -75,17 +64,11 @@ def _same(given: str, reference: str, depth: int) -> bool:
         return False
     if compact(left_value) == compact(right_value):
         return True
-    numbers = as_number(left_value), as_number(right_value)
-    if numbers[0] is not None and numbers[1] is not None:
-        # "500,750" may be a list of two: both are read as lists before saying no.
-        return _same_number(numbers[0], numbers[1], left_value, right_value) or (
-            "," in strip_math(given) and "," in strip_math(reference) and _same_items(given, reference, depth)
-        )
-    base = _same_base(left_value, right_value)
-    if base is not None:
-        return base
-    if _is_words(reference, right):
-        return _same_words(left, right)
+    plain = same_plain(left_value, right_value, strip_math(reference))
+    if plain is False and "," in strip_math(given) and "," in strip_math(reference):
+        return bool(_same_items(given, reference, depth))  # "500,750" may be a list of two as well as a number
+    if plain is not None:
+        return plain
     if depth < 3:
         structured = _same_structure(left_value, right_value, depth)
         if structured is not None:
@@ -94,6 +77,13 @@ def _same(given: str, reference: str, depth: int) -> bool:
 
 
 # Names, chains, relations ------------------------------------------------------------------------------------------
+
+
+def _without_arrows(text: str, other: str) -> str:
+    r"""``a+2b`` of ``\vec{a}+2\vec{b}`` where ``other`` has no arrows, unless ``a`` stands for the length too."""
+    bare, plain = (re.sub(r"\\[A-Za-z]+", " ", part) for part in (_ARROW.sub(" ", text), other))
+    named = any(name in bare or name not in plain for name in _ARROW.findall(text))
+    return text if named else _ARROW.sub(r"\1", text)
 
 
 def _sides(text: str) -> list[str]:
@@ -117,6 +107,11 @@ def _same_relation(whole_left: str, whole_right: str, left: list[str], right: li
     named = len(left) == 2 and _NAME.match(right[0])
     if named and (_same_name(compact(left[0]), compact(right[0])) or is_calculation(left[0])):
         return _same(left[1], right[1], depth + 1)
+    if is_calculation(left[0]) and is_calculation(right[0]):
+        # What is calculated, not only what it comes to: cos(10π/3) = -1/2 says nothing about cos(20π/3).
+        numbers = [sorted(re.findall(r"\d+", side)) for side in (left[0], right[0], right[-1])]
+        if numbers[0] not in numbers[1:]:
+            return False
     if depth < 3 and all(_same(a, b, depth + 1) for a, b in zip(left, right)):
         return True
     return (
@@ -130,59 +125,6 @@ def _same_name(left: str, right: str) -> bool:
     """``f`` is ``f(t)`` for short, and ``y`` is ``f(x)``."""
     left, right = ("y" if name == "f(x)" else name.casefold() for name in (left, right))
     return left == right or left.partition("(")[0] == right or left == right.partition("(")[0]
-
-
-# Numbers, words ----------------------------------------------------------------------------------------------------
-
-
-def _same_number(left: Fraction, right: Fraction, left_text: str, right_text: str) -> bool:
-    pairs = [(left, right)]
-    if ("%" in left_text) != ("%" in right_text):
-        pairs.append((left / 100, right) if "%" in left_text else (left, right / 100))
-    tolerance = tolerance_between(left_text, right_text)
-    return any(
-        a == b or (a.denominator > 1 < b.denominator and abs(a - b) <= tolerance * max(abs(a), abs(b)))
-        for a, b in pairs
-    )
-
-
-def _same_base(left: str, right: str) -> bool | None:
-    """Numbers written in a base: the subscript may be left out, and may not differ. None if ``right`` has none."""
-    wanted = _BASE.match(right.replace(" ", ""))
-    if wanted is None:
-        return None
-    found = _BASE.match(left.replace(" ", ""))
-    if found:
-        return found.groups() == wanted.groups()
-    return left.replace(" ", "").casefold() == wanted.group(1).casefold()
-
-
-def _is_words(reference: str, right: str) -> bool:
-    if re.fullmatch(r"\\(?:text|mathrm|textbf|mbox)\{[^{}]*\}", strip_math(reference)):
-        return True
-    if re.fullmatch(r"\(?[A-H]\)?", right):
-        return True
-    return bool(_WORDS.match(right)) and len(re.sub(r"[^A-Za-z]", "", right)) > 2
-
-
-def _same_words(left: str, right: str) -> bool:
-    choice = re.fullmatch(r"\(?([A-Z])\)?", right)
-    if choice:
-        found = _CHOICE.match(left)
-        return found is not None and found.group(1).upper() == choice.group(1)
-
-    def letters(text: str) -> str:
-        text = re.sub(r"\\(?:text|mathrm|textbf|mbox)|[{}$\\]", "", text).casefold()
-        text = re.sub(r"\b(?:the|an?)\s+(?=\w)", " ", text)
-        return re.sub(r"[\s.,'’\"-]+", "", text)
-
-    if letters(left) == letters(right) != "":
-        return True
-    # "Saturday and Sunday": order is free between items.
-    lists = [
-        sorted(letters(part) for part in split_top_level(text, BETWEEN) if letters(part)) for text in (left, right)
-    ]
-    return len(lists[1]) > 1 and lists[0] == lists[1]
 
 
 # Intervals, tuples, sets, lists, ratios, matrices --------------------------------------------------------------------
@@ -205,12 +147,27 @@ def _same_structure(left: str, right: str, depth: int) -> bool | None:
             return False
         pairs = [pair for a, b in zip(rows[0], rows[1]) for pair in zip(a, b)]
         return len(pairs) <= _MOST_ELEMENTS and all(_same(a, b, depth + 1) for a, b in pairs)
-    ratios = split_top_level(left, _RATIO), split_top_level(right, _RATIO)
-    if len(ratios[0]) > 1 or len(ratios[1]) > 1:
-        return len(ratios[0]) == len(ratios[1]) <= _MOST_ELEMENTS and all(
-            _same(a, b, depth + 1) for a, b in zip(*ratios)
-        )
+    ratios = _ratio(left), _ratio(right)
+    if ":" in left + right and (len(ratios[0]) > 1 or len(ratios[1]) > 1):
+        return _same_ratio(*ratios, depth, times=bool(_TIME.fullmatch(left) or _TIME.fullmatch(right)))
     return _same_items(left, right, depth)
+
+
+def _ratio(text: str) -> list[str]:
+    """Parts of ``1:2:3``, or of the fraction that ``1:2`` is."""
+    fraction = _FRACTION.fullmatch(text)
+    return [part for part in fraction.groups() if part] if fraction else split_top_level(text, _RATIO)
+
+
+def _same_ratio(left: list[str], right: list[str], depth: int, times: bool) -> bool:
+    """Part by part, or both in lowest terms; ``times`` of the day have none."""
+    if len(left) != len(right) or len(left) > _MOST_ELEMENTS:
+        return False
+    numbers = [as_number(part) for part in left], [as_number(part) for part in right]
+    if not times and all(numbers[0] + numbers[1]):
+        factor = numbers[0][0] / numbers[1][0]
+        return all(a == factor * b for a, b in zip(*numbers))
+    return all(_same(a, b, depth + 1) for a, b in zip(left, right))
 
 
 def _same_items(left: str, right: str, depth: int) -> bool | None:

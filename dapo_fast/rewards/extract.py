@@ -16,7 +16,8 @@ _LONGEST_LINE = 2_000
 
 _JOINED = re.compile(r"(?:[\s$,;.]|\\[()\[\]]|\\quad|\\qquad|\\text\{|\}|and|or|\\,)*")
 _PHRASE = re.compile(
-    r"(?i)(?:\b(?:answer|correct (?:option|choice))\b\**\s*(?:(?:is|are|was|equals|becomes|=|:)\s*)+|答案\s*[是为:：]+)"
+    r"(?i)(?:\b(?:answer|correct (?:option|choice))s?\b\**\s*(?:(?:is|are|was|equals|becomes|=|:)\s*)+|"
+    r"答案\s*[是为:：]+)"
     r"(?:(?:option|choice)\s+(?=\W{0,3}[A-Z]\b))?"
     r"(therefore|thus|simply|just)?"
 )
@@ -36,12 +37,17 @@ _NUMBER = re.compile(
 _SEVERAL = re.compile(r"\d\s*(?:,\s|,?\s*\band\b|\bor\b)\s*(?:[A-Za-z]\s*=\s*)?[-−]?\d")
 _ITEM = r"(?<![\w.,/])(?:[A-Za-z](?:_\d)?\s*=\s*)?[-−]?\d[\d./]*(?:,\d{3})*(?!\w)"
 _LIST_OR_POINT_OR_RATIO = re.compile(
-    rf"(?:{_ITEM}(?:\s*(?:,|,?\s+and|,?\s+or)\s+{_ITEM})+|(?<!\w)[(\[][^()\[\]]*,[^()\[\]]*[)\]]|(?<![\w.,:])\d[\d.]*(?:\s?:\s?\d+)+)"
+    rf"(?:{_ITEM}(?:\s*(?:,|,?\s+and|,?\s+or)\s+{_ITEM})+|(?<!\w)[A-Z]?[(\[][^()\[\]]*,[^()\[\]]*[)\]]|(?<![\w.,:])\d[\d.]*(?:\s?:\s?\d+)+)"
     r"\s*\.?\Z"
 )
 _LATEX = re.compile(r"\\[A-Za-z]|[_^]")
-_ASIDE = re.compile(r",?\s+(?:which|because|since|i\.e\.|that is)\s|(?<=[\w$%])\s+\((?=[^()]*[A-Za-z]{3})[^()]*\)")
-_QUALIFIED = re.compile(r"(?i)\b(?:not|log|ln|sqrt|sin|cos|tan|minus|negative|between)\W*\Z")
+_ASIDE = re.compile(
+    r",?\s+(?:which|because|since|i\.e\.|that is)\s|(?<=[\w$%])\s+\((?=[^()]*[A-Za-z]{3})(?!\\?[bp]?mod\b)[^()]*\)"
+)
+_QUALIFIED = re.compile(r"(?i)\b(?:not|log|ln|sqrt|sin|cos|tan|mod|modulo|minus|negative|between)\W*\Z")
+_BOUNDED = re.compile(r"(?i)\b(?:least|most|than|not)\s*\Z")
+_LEFT_SIDE = re.compile(r"(?:(?<![A-Za-z])[A-Za-z](?![A-Za-z])|[-+*/^²³|()<>\d.\s])*=\s*\Z")
+_SENTENCE_END = re.compile(r"(?<!\b[ap]\.m)(?<!!)(?<!\.\.)\.(?=\s|\*|\Z)(?!\s*m\b)|(?i:\s*i hope it)")
 _CALCULATION = re.compile(r"\s*\(\s*=?\s*([\d\s.]+(?:[-+*/×][\d\s.]+){1,8})(?:=[\d\s.]+)?\)\s*\.?\Z")
 _LIST_MARK = re.compile(r"\s*(?:[,;]|,?\s*\band\b|,?\s*\bor\b)\s*")
 
@@ -117,7 +123,7 @@ def states(response: str, answer: str) -> bool:
 
 
 def _ended(text: str) -> str:
-    text = text.rstrip()
+    text = re.sub(r"<(/?)answer>", lambda match: "\n" if match[1] else "\n#### ", text).rstrip()
     while match := _END_TOKEN.search(text, max(0, len(text) - 24)):
         text = text[: match.start()].rstrip()
     return text
@@ -143,7 +149,12 @@ def _after_phrase(text: str) -> str | None:
         if display:
             return display.group(2).strip()
         line = rest.splitlines()[0] if rest else ""
-        line = re.split(r"(?<!\b[ap]\.m)\.(?=\s|\*|\Z)(?!\s*m\b)|(?i:\s*i hope it)", line)[0].strip().strip("*").strip()
+        line = (
+            re.split(r"(?<!\b[ap]\.m)(?<!!)(?<!\.\.)\.(?=\s|\*|\Z)(?!\s*m\b)|(?i:\s*i hope it)", line)[0]
+            .strip()
+            .strip("*")
+            .strip()
+        )
         if line:
             return _settle(line)
     return None
@@ -174,7 +185,7 @@ def _settle(line: str, last: bool = False) -> str:
     inline = list(_INLINE.finditer(line))
     if len(inline) == 1:
         before, after = line[: inline[0].start()], line[inline[0].end() :]
-        apart = not re.search(r"\d", before) and not _LIST_MARK.match(after)
+        apart = not re.search(r"\d", before) and not _LIST_MARK.match(after) and not _BOUNDED.search(before)
         return _content(inline[0]) if apart else line
     if inline or (not last and (_LATEX.search(line) or _SEVERAL.search(line))):
         return line
@@ -190,8 +201,7 @@ def _last_run(line: str, inline: list[re.Match]) -> str:
     run, joint = [_content(inline[-1])], ", "
     for before, after in zip(reversed(inline[:-1]), reversed(inline[1:])):
         mark, item = line[before.end() : after.start()], _content(before)
-        assigned = _ASSIGNED.match(item) is not None
-        alike = assigned == bool(_ASSIGNED.match(run[0])) and (assigned or not _RELATED.search(item))
+        alike = _kind(item) == _kind(run[0]) != "relation"
         if not _LIST_MARK.fullmatch(mark) or not (alike or "or" in mark):
             break
         run.insert(0, item)
@@ -199,8 +209,15 @@ def _last_run(line: str, inline: list[re.Match]) -> str:
     return joint.join(run)
 
 
-_ASSIGNED = re.compile(r"\s*[A-Za-z](?:_\w)?\s*=[^=]*\Z")
-_RELATED = re.compile(r"=.*=|[<>]|\\(?:le|ge|ne)|[^\sA-Za-z].*=")
+def _kind(item: str) -> str:
+    return next((kind for kind, pattern in _KINDS.items() if pattern.match(item)), "value")
+
+
+_KINDS = {
+    "assignment": re.compile(r"\s*[A-Za-z](?:_\w)?\s*=[^=]*\Z"),
+    "bound": re.compile(r"[^<>=]*[<>][^<>=]*\Z|[^<>=]*\\(?:le|ge)q?(?:slant)?(?![A-Za-z])[^<>=\\]*\Z"),
+    "relation": re.compile(r".*(?:=.*=|[<>]|\\(?:le|ge|ne)|[^\sA-Za-z].*=)"),
+}
 
 
 def _number_of(line: str, last: bool) -> str:
@@ -216,13 +233,24 @@ def _number_of(line: str, last: bool) -> str:
     if sum_of := _CALCULATION.match(after):
         return number if _value(sum_of.group(1)) == as_number(number) else line
     several = last and _SEVERAL.search(line[-80:]) and _SEVERAL.search(line[max(0, found.start() - 12) : found.end()])
-    part = _QUALIFIED.search(before) or re.search(
-        r"[-+*/^(<>\\]\s*\Z|\b[b-hj-zB-HJ-Z]\s*\Z" if last else r"[^\s\w,'’]|\b[b-zB-Z]\s|(?i:least|most)\s*\Z", before
-    )
+    part = _is_part(before, last)
     minus = number[0] in "-−" and re.search(r"[\w)]\s*\Z", before)
     if several or part or (minus and not re.search(r"[A-Za-z]{2}\s*\Z", before)):
         return line
+    if mark := re.match(r"!\s*[.,;]|\.\.\.|…", after):  # a factorial, not an exclamation; digits that go on
+        return number + mark.group()
     return number if re.match(r"[\s.,;:!?*)]*\Z|[.,;:!?)]\s", after) or is_unit(after) else line
+
+
+def _is_part(before: str, last: bool) -> bool:
+    """Whether what stands before a number makes it a part of something: "x - 5", "at least 5", "x + y = 5"."""
+    if _QUALIFIED.search(before):
+        return True
+    if not last:
+        return bool(re.search(r"[^\s\w,'’]|\b[b-zB-Z]\s", before) or _BOUNDED.search(before))
+    left = _LEFT_SIDE.search(before)
+    equation = left and re.search("[A-Za-z]", left.group()) and re.search(r"[-+*/^²³|<>]", left.group())
+    return bool(equation or re.search(r"[-+*/^(<>\\√]\s*\Z|\b[b-hj-zB-HJ-Z]\s*\Z", before))
 
 
 def _value(calculation: str) -> Fraction | None:

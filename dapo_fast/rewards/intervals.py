@@ -10,12 +10,15 @@ from dapo_fast.rewards.normal import as_number
 from dapo_fast.rewards.parts import split_top_level
 
 _REALS = re.compile(r"\\mathbb\s*\{?R\}?|R|ℝ|[Aa]ll (?:the )?real(?: number)?s?|[Aa]ny real number|\\Re")
+_HALF = re.compile(
+    r"(?:\\mathbb\s*\{?R\}?|ℝ)\s*(?:\^\s*\{?\s*([+-])\s*\}?|_\s*\{?\s*([<>]|\\[lg]e(?![A-Za-z]))\s*0\s*\}?)"
+)
 _BUILDER = re.compile(r"\\\{\s*([A-Za-z])\s*(?:\\in\s*(?:\\mathbb\s*\{?R\}?|R|ℝ)\s*)?[|:,]((?:(?!\\\}).)*)\\\}\Z", re.S)
 _WITHOUT = re.compile(rf"(?:{_REALS.pattern})\s*(?:\\setminus|\\backslash|-)\s*\\\{{(.*)\\\}}")
 _SIZE = re.compile(r"\|\s*([A-Za-z])\s*\|")
 _MEMBER = re.compile(r"([A-Za-z])\s*\\in(?![A-Za-z])(.*)\Z", re.S)
 _UNION = re.compile(r"\\cup(?![A-Za-z])|\\(?:vee|lor)(?![A-Za-z])|(?<![A-Za-z\\]),?\s*or(?![A-Za-z])")
-_BOTH = re.compile(r"\\(?:wedge|land)(?![A-Za-z])|(?<![A-Za-z\\])and(?![A-Za-z])")
+_BOTH = re.compile(r"\\(?:wedge|land)(?![A-Za-z])|(?<![A-Za-z\\])and(?![A-Za-z])|,")
 _COMMA = re.compile(",")
 _SIGN = re.compile(r"\\(?:le|ge|ne)(?![A-Za-z])|[<>]")
 _VARIABLE = re.compile(r"[A-Za-z]|\\(?:alpha|beta|theta|lambda|mu|phi|omega)")
@@ -40,6 +43,9 @@ def real_set(text: str) -> list[Interval] | None:
         name, text = match.group(1), match.group(2).strip()
     if _REALS.fullmatch(text):
         return [Interval("()", r"-\infty", r"\infty", name)]
+    if match := _HALF.fullmatch(text):
+        sign = match.group(2) or "<>"[match.group(1) == "+"]
+        return [bound._replace(name=name) for bound in _inequality(f"x{sign}0") or ()]
     if match := _WITHOUT.fullmatch(text):
         return _without(split_top_level(match.group(1), _COMMA))
     sources = split_top_level(text, _UNION)
@@ -66,6 +72,9 @@ def _part(text: str) -> list[Interval] | None:
     if len(bounds) == 2 and all(len(bound) == 1 for bound in bounds) and bounds[0][0].name == bounds[1][0].name:
         low, high = sorted((bounds[0][0], bounds[1][0]), key=lambda bound: bound.start == r"-\infty")
         if low.end == r"\infty" and high.start == r"-\infty":
+            ends = as_number(low.start), as_number(high.end)
+            if None not in ends and ends[0] > ends[1]:  # "x < 1, x > 4" is no part between
+                return [high, low] if "," in text else None
             return [Interval(low.brackets[0] + high.brackets[1], low.start, high.end, low.name)]
     return None
 

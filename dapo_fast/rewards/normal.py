@@ -18,6 +18,7 @@ def _plain(match: re.Match) -> str:
     return unicodedata.normalize("NFKC", match[0])
 
 
+_DEGREES = r"\^\s*\{?\s*\\?(?:circ|degree)(?![A-Za-z])\s*\}?|\\(?:degree|circ)(?![A-Za-z])|°|º"
 # Spellings, in order. Sizes and spaces that only typesetting needs, signs with several names, numbers said in words.
 _SPELLINGS = [
     (re.compile(pattern), ours)
@@ -26,6 +27,10 @@ _SPELLINGS = [
         (r"[²³¹⁰⁴-⁹⁻ⁿ]+", lambda match: f"^{{{_plain(match)}}}"),
         (r"[₀-₉]+", lambda match: f"_{{{_plain(match)}}}"),
         (r"[！-～]", _plain),
+        (r"\A\s*(?:\\approx(?![A-Za-z])|≈)", ""),
+        (r"(?<=\d)(\s*(?:\\(?:text|mathrm)\s*\{\s*)?)([AaPp])\.?\s?[Mm](?![A-Za-z])\.?",
+         lambda match: f"{match[1]}{match[2].lower()}m"),
+        (r"\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?", r"\\overline{\1\2\3}"),
         (r"[−–‐]", "-"),
         # Of vectors it is another product than the dot.
         (r"(\\nabla)\s*(?:×|\\times(?![A-Za-z]))|([A-Za-z}])\s*(?:×|\\times)(?=\s*\\(?:vec|hat|math|bold|bm|overr))",
@@ -57,13 +62,19 @@ _SPELLINGS = [
         (r"\\(?:left|right|middle|[bB]igg?[lr]?)(?![A-Za-z])\s*\.?", ""),
         # ]1,2[ is open.
         (r"([\[\]])([^\[\],]+,[^\[\],]+)([\[\]])", lambda m: "[("[m[1] == "]"] + m[2] + "])"[m[3] == "["]),
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\[dtc](frac|binom)(?![A-Za-z])", r"\\\1"),
+        (r"(?:\{|\A)([^{}]*?)\\choose(?![A-Za-z])([^{}]*?)(?:\}|\Z)", r"\\binom{\1}{\2}"),
+        (r"\\overrightarrow(?![A-Za-z])|\\hat(?=\s*\{?\s*[ijk](?![A-Za-z]))", r"\\vec"),
+        # A point's name: P(2,3).
+        (r"((?:\A|,|\band\b)\s*)([A-Z])\s*(\([^()=]*,[^()=]*\))(?=\s*(?:\Z|,|and\b))", r"\1\2=\3"),
         (r"\\[pb]?mod(?![A-Za-z])|(?<![A-Za-z\\])mod(?![A-Za-z])", r"\\mod "),
         (r"\(\s*\\mod\s*([^()]*)\)|\\mod\s*\{([^{}]*)\}", r"\\mod \1\2"),
         (r"\\frac\{\\(?:text|mathrm)\{([^{}]*)\}\}\{\\(?:text|mathrm)\{([^{}]*)\}(\^\d)?\}", r"\\text{ \1/\2}\3"),
         (r"\\(?:lor|vee)(?![A-Za-z])\s*(?=[^\\]{1,9}(?:[=<>]|\\[lgn]e(?![A-Za-z])))", "or "),
         (r"([\d})])\s*(?:\\q?quad(?![A-Za-z])\s*)+(?=[A-Za-z](?:_\w)?\s*=)", r"\1, "),
-        (r"\^\s*\{?\\?(?:circ|degree)(?![A-Za-z])\s*\}?|\\(?:degree|circ)(?![A-Za-z])|°|º", ""),
+        (rf"(\\(?:sin|cos|tan|cot|sec|csc)(?:\s*\^\s*\{{?\d\}}?)?)\s*[({{]?\s*(-?\d+(?:\.\d+)?)\s*(?:{_DEGREES})\s*[)}}]?",
+         r"\1(\\frac{\2\\pi}{180})"),
+        (_DEGREES, ""),
         (r"\^\s*\{(?:\s*\\prime(?![A-Za-z]))+\s*\}|\^\s*\\prime(?![A-Za-z])", lambda m: "'" * m[0].count("\\prime")),
         (r"’|′", "'"),
         (r"\\?%|\\text\{\s*percent\s*\}|\bpercent\b", "%"),
@@ -86,7 +97,7 @@ _NO_UNIT = re.compile(
     re.I,
 )
 _WORD = (
-    r"(?:(?=[a-z]{0,19}[aeiouy])[a-z]{3,20}|as|in|ft|yds?|mi|mph|[ckm]m|[km]g|lbs?|oz|ml|hrs?|sq|cu|of|[ap]\.m|[mgshl])"
+    r"(?:(?=[a-z]{0,19}[aeiouy])[a-z]{3,20}|as|in|ft|yds?|mi|mph|[ckm]m|[km]g|lbs?|oz|ml|hrs?|sq|cu|of|[ap]m|[mgshl])"
 )
 _UNITS = re.compile(rf"(?<=[\d.}}%)])(?:\s+|-)(?:{_WORD}\b\.?\s*(?:\^\{{?[23]\}}?)?(?:[\s/*]+|\Z))+\Z", re.I)
 _GLUED = r"cm|mm|km|kg|mg|lbs?|ft|mph|ml|(?![和或到至分百千万亿十半成折])[\u4e00-\u9fff]{1,4}(?![\u4e00-\u9fff])"
@@ -144,6 +155,7 @@ def normalise(text: str) -> str:
         text = text[: unit.start()]
     for _ in range(4):
         unwrapped = _WRAPPER.sub(lambda match: match.group(1)[1:-1], text)
+        unwrapped = unwrapped[1:-1] if re.fullmatch(_BRACES, unwrapped) else unwrapped
         if unwrapped == text:
             break
         text = unwrapped
@@ -166,26 +178,43 @@ def is_unit(text: str) -> bool:
 
 
 def _without_stop(text: str) -> str:
+    if re.search(rf"\d\.\d+{_DOTS}\Z", text):
+        return text
     bare = text.rstrip(" .,;:。")
     return (text[: len(bare) + 1] if bare.endswith("\\") else bare).strip()
 
 
 def _arguments(text: str) -> str:
     r"""``\frac12`` and ``\frac 1{2}`` to ``\frac{1}{2}``, ``\sqrt2`` and ``\sqrt(2)`` to ``\sqrt{2}``."""
-    text = re.sub(r"\\frac\s*([0-9a-zA-Z])\s*([0-9a-zA-Z])", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"\\frac\s*([0-9a-zA-Z])\s*\{", r"\\frac{\1}{", text)
-    text = re.sub(rf"\\frac\s*({_BRACES})\s*([0-9a-zA-Z])", r"\\frac\1{\2}", text)
+    text = re.sub(r"\\(frac|binom)\s*([0-9a-zA-Z])\s*([0-9a-zA-Z])", r"\\\1{\2}{\3}", text)
+    text = re.sub(r"\\(frac|binom)\s*([0-9a-zA-Z])\s*\{", r"\\\1{\2}{", text)
+    text = re.sub(rf"\\(frac|binom)\s*({_BRACES})\s*([0-9a-zA-Z])", r"\\\1\2{\3}", text)
     text = re.sub(r"\\frac\s*\{\s*([^{}]*?)\s*\}\s*\{\s*([^{}]*?)\s*\}", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\log\s*_\s*(\d)(?![\d.])", r"\\log_{\1}", text)
-    text = re.sub(r"\\(vec|hat|bar|d?dot)\s+([A-Za-z])", r"\\\1{\2}", text)
+    text = re.sub(r"\\(vec|hat|bar|d?dot|math(?:bf|rm|it)|bm|bold(?:symbol)?)\s+([A-Za-z])", r"\\\1{\2}", text)
     text = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     return re.sub(r"\\sqrt\s*([0-9a-zA-Z])", r"\\sqrt{\1}", text)
+
+
+_DOTS = r"(?:\\[lcd]?dots|\.\.\.|…)(?![A-Za-z])"
+# 0.1\overline{6}, 0.(6), 0.66..., 0.1666...: whole, fixed and repeated digits.
+_REPEATING = [
+    re.compile(rf"(?<![\d.])(\d{{0,9}})\.{digits}")
+    for digits in (
+        r"(\d{0,9})\\(?:overline|bar|dot)\s*\{?(\d{1,9})\}?",
+        r"()\((\d{1,9})\)",
+        rf"()(\d{{1,9}}?)\3+\s*{_DOTS}",
+        rf"(\d{{0,9}}?)(\d{{1,9}}?)\3\3+\s*{_DOTS}",
+    )
+]
 
 
 def _numbers(text: str) -> str:
     r"""``1e-6`` to ``1\cdot10^{-6}``, mixed numbers to ``(2+\frac{1}{4})``, ``10 000`` to ``10000``."""
     text = re.sub(r"(?<![A-Za-z\d.])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?)0*(\d{1,3})(?![\d.A-Za-z])", _scientific, text)
-    text = re.sub(r"(?<![\d.])(\d{0,9})\.(\d{0,9})\\(?:overline|bar|dot)\s*\{(\d{1,9})\}", _repeating, text)
+    for repeating in _REPEATING:
+        text = repeating.sub(_repeating, text)
+    text = re.sub(rf"(\d\.\d+)\s*{_DOTS}\Z", r"\1", text)
     text = re.sub(r"(\d)\s*(?:\*|x)\s*10\s*\^", r"\1\\cdot 10^", text)
     text = re.sub(r"(?<![\d.^_/])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}", _mixed, text)
     text = re.sub(r"(?<![\d.^_/])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", _mixed, text)
@@ -242,6 +271,12 @@ def tolerance_between(left: str, right: str) -> Fraction:
     return Fraction(places[0] != places[1], 10_000)
 
 
+_SYMBOL = (
+    r"(?:alpha|beta|gamma|delta|zeta|eta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau|chi|psi|omega|hbar|ell|nabla|partial|"
+    r"(?:var)?(?:epsilon|theta|phi)|vec|hat|bar|d?dot)(?![A-Za-z])"
+)
+
+
 def is_calculation(text: str) -> bool:
     r"""Whether there is no letter in it but i and those of commands: ``3 + 4``, ``\\log_4(8)``, ``i^6``."""
-    return not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+|(?<![A-Za-z])i(?![A-Za-z])", "", text))
+    return not re.search(r"[A-Za-z]", re.sub(rf"\\(?!{_SYMBOL})[a-z]+|(?<![A-Za-z\\])i(?![A-Za-z])", "", text))

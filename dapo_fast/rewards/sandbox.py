@@ -199,6 +199,8 @@ def _why_not(candidate: str) -> str | None:
         return "not installed"
     if candidate == "namespaces" and platform.machine() not in ("x86_64", "aarch64"):
         return f"not written for {platform.machine()}"
+    if Path(os.path.realpath(sys.base_prefix)).is_relative_to("/tmp"):
+        return f"{sys.base_prefix}: a sandbox has a /tmp of its own, so its Python must be elsewhere"
     orders = {"program": "import os\nprint('inside', len(os.listdir('/tmp')))"}
     with (
         tempfile.TemporaryFile() as errors,

@@ -5,6 +5,9 @@ completions are sampled and verified (``completions``; of every ``every_state``-
 (``first_steps``), or nothing: then every response is a trunk and what it says is all that is known. With
 ``reuse_samples`` the responses are the prompt's completions. A response that did not finish is wrong.
 
+With ``gold_starts`` the gold solution of a problem that no response solved is one more trunk, so that completions start
+within it (Jump-Start RL, arXiv 2204.02372, from all of its prefixes at once instead of ever shorter ones).
+
 The shard is the unit of work: it is a function of the settings, the seed and its problems alone, is written whole or
 not at all, and is never done twice, so a killed collection resumes at its first missing shard and ends with the same
 store.
@@ -23,7 +26,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dapo_fast.config import CollectSettings
-from dapo_fast.data.problems import Problem, content_digest
+from dapo_fast.data.problems import Problem, content_digest, gold_solution
 from dapo_fast.data.store import seal, shard_meta, write_shard
 from dapo_fast.data.tree import State, Tree, Trunk
 from dapo_fast.errors import InputError
@@ -264,6 +267,8 @@ class _Shard:
         for chosen in choose_trunks([tuple(s.ids) for s in samples], rewards, kept):
             ids = samples[chosen].ids
             trunks.append(Trunk(ids, self.splitter.split(ids), rewards[chosen], samples[chosen].finished))
+        if self.settings.gold_starts and not any(rewards):
+            trunks += self._gold_trunk(index)
         return Tree(
             problem_id=problem.id,
             prompt=problem.prompt,
@@ -274,6 +279,16 @@ class _Shard:
             sampled=len(samples),
             correct=sum(rewards),
         )
+
+    def _gold_trunk(self, index: int) -> list[Trunk]:
+        """The gold solution of a problem; nothing where it has none, or one that is too long or judged wrong."""
+        solution, tokenizer = gold_solution(self.problems[index]), self.engine.tokenizer
+        if solution is None:
+            return []
+        ids = [*tokenizer(solution, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        room = min(self.settings.max_tokens, self.engine.context - len(self.prompts[index]))
+        (reward,) = self._rewards([(index, ids, len(ids) <= room)])
+        return [Trunk(ids, self.splitter.split(ids), reward, True)] if reward else []
 
     # A.2 ------------------------------------------------------------------------------------------------------
 

@@ -16,9 +16,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from dapo_fast.data.problems import Problem, format_prompt
+from dapo_fast.config import DataSettings
+from dapo_fast.data.problems import Problem
+from dapo_fast.data.prompts import format_prompt
 from dapo_fast.errors import InputError, blaming, refuse_pipe
 from dapo_fast.models.files import stored_tensors
+from dapo_fast.sums import check_model
 
 log = logging.getLogger("dapo_fast.rollout")
 
@@ -49,6 +52,7 @@ def check_model_directory(setting: str, path: Path, weights: bool = True) -> Non
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer saved in ``directory``; InputError where there is none, or it has no end token."""
+    check_model(directory, weights=False)
     with blaming(directory, "no readable tokenizer"):
         tokenizer = _tokenizer_class(Path(directory)).from_pretrained(directory)
     if tokenizer.eos_token_id is None:
@@ -56,10 +60,12 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def check_prompt(problem: Problem, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
-    """InputError, naming ``template``, where it gives no prompt with this tokenizer."""
-    if not format_prompt(problem, tokenizer, template):
-        raise InputError(f"data.template {template}: the prompt of problem {problem.id} is empty")
+def check_prompts(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, data: DataSettings) -> None:
+    """InputError where the template gives no prompt with this tokenizer, for messages or for a kind of problem."""
+    kinds = {problem.kind: problem for problem in reversed(problems) if problem.messages is None}
+    for problem in [*kinds.values(), *(problem for problem in problems if problem.messages is not None)]:
+        if not format_prompt(problem, tokenizer, data.template, data.system_prompt):
+            raise InputError(f"data.template {data.template}: the prompt of problem {problem.id} is empty")
 
 
 def _tokenizer_class(directory: Path) -> type:

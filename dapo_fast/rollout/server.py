@@ -25,6 +25,7 @@ from dapo_fast.errors import InputError
 from dapo_fast.rollout import guard
 from dapo_fast.rundir import read_state
 from dapo_fast.state import Serving
+from dapo_fast.sums import check_model
 
 log = logging.getLogger("dapo_fast.rollout.server")
 
@@ -45,11 +46,13 @@ def serving(settings: EngineSettings, model: str | Path, log_path: Path) -> Iter
 
     Raises:
         InputError: something that is not this run's answers at one of ``urls`` already, which would be taken for the
-            server; or the command cannot be started, ends early, or does not answer in time.
+            server; the policy is damaged; or the command cannot be started, ends early, or does not answer in time.
     """
     if settings.command is None:
         yield None
         return
+    for weights in (False, True):
+        check_model(model, weights)
     server = Server(settings, model, log_path)
     try:
         server.start()

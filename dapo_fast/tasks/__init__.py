@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class Task(Protocol):
-    """A task of one's own; ``Arithmetic`` is one to copy from."""
+    """A task of one's own; ``Arithmetic`` is one to copy from.
+
+    ``collect.gold_starts`` also needs its ``solution``: a problem → a whole response that is right.
+    """
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """With an end token."""

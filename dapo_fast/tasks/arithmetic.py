@@ -119,6 +119,14 @@ class Arithmetic:
                 pairs.append((prompt, self._trace(first, operations, rng)))
         return pairs
 
+    def solution(self, problem: Problem) -> str:
+        """A gold trace of ``problem`` that ends right."""
+        rng = random.Random(f"{self.kind}/solution/{problem.prompt}")
+        first, operations = int(problem.prompt[1]), re.findall(r"[+\-*][0-6]", problem.prompt)
+        while not self.verify(problem, trace := self._trace(first, operations, rng)):
+            pass
+        return trace
+
     def verify(self, problem: Problem, response: str) -> bool:
         """Whether the response ends in a mark and the right digit."""
         return problem.answer is not None and self.answer(response) == problem.answer

@@ -23,7 +23,8 @@ from dapo_fast.data.tree import Tree
 from dapo_fast.errors import InputError, first_line, refuse_pipe
 from dapo_fast.models.readpath import PackObjective, PolicyReader
 from dapo_fast.targets import beta_of, log_partition
-from dapo_fast.train.loop import Batch, train
+from dapo_fast.train.demonstrations import Demonstrated, Demonstrations
+from dapo_fast.train.loop import Batch, Task, train
 from dapo_fast.train.parallel import World, open_world
 from dapo_fast.train.stage import Dealer, Epochs, finish, finished, policy_reader, read_values
 from dapo_fast.train.trees import open_trees
@@ -129,6 +130,7 @@ def train_actor(
     seed: int,
     digest: str,
     objective: PackObjective | None = None,
+    demonstrations: Demonstrations | None = None,
 ) -> dict[str, Any]:
     """Train the policy on the stored advantages and write it to ``out/model``; a killed run goes on where it was.
 
@@ -139,13 +141,17 @@ def train_actor(
         trees_directory: Trees with advantages and kept states.
         policy: The reference: where training starts from.
         objective: Another loss of the same steps; None: the squared loss.
+        demonstrations: What ``settings.sft_weight`` weighs.
 
     Raises:
-        InputError: no state is kept, or the trees, the model or the settings are wrong.
+        InputError: no state is kept, there are no demonstrations to weigh, or the trees, the model or the settings are
+            wrong.
     """
     done = finished(out, digest)
     if done is not None:
         return done
+    if bool(settings.sft_weight) != (demonstrations is not None):
+        raise InputError(f"actor.sft_weight {settings.sft_weight:g}: needs demonstrations, and 0 takes none")
     with open_world(model, parallel) as world, open_trees(trees_directory, out, world) as trees:
         groups = actor_groups(trees)
         if not groups:
@@ -158,7 +164,10 @@ def train_actor(
         reader = policy_reader(policy, settings, model, parallel, world)
         dealer = Dealer(world, reader.model, settings.pack_tokens)
         _fill_reference(trees, reader, dealer, world, out / "reference", digest)
-        task = ActorTask(reader, trees, settings, dealer, seed, beta, objective)
+        own = ActorTask(reader, trees, settings, dealer, seed, beta, objective)
+        task: Task = own
+        if demonstrations is not None:
+            task = Demonstrated(own, reader, dealer, demonstrations, settings.sft_weight)
         train(task, reader, reader.model, settings, world, out, seed, digest, parallel)
         _write_scores(out / "scores.parquet", trees[:SCORED_TREES], reader, dealer, world)
         summary = {"steps": task.steps, "states": len(groups), "pairs": len(advantages), "beta": beta}

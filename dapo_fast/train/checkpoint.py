@@ -12,7 +12,6 @@ import logging
 import os
 import shutil
 import warnings
-import zlib
 from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
@@ -23,9 +22,10 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 
-from dapo_fast.errors import InputError, reason
+from dapo_fast.errors import InputError
 from dapo_fast.rundir import read_state, write_json
 from dapo_fast.state import Checkpoint, Sums
+from dapo_fast.sums import damaged, file_sum
 from dapo_fast.train.optim import plain_states
 from dapo_fast.train.parallel import World
 
@@ -57,22 +57,12 @@ class _SummingWriter(dcp.FileSystemWriter):
         result.wait()
         files = sorted({item.storage_data.relative_path for item in result.value()})
         name = f"sums-{dist.get_rank() if dist.is_initialized() else 0}.json"
-        write_json(Path(self.path) / name, {file: _sum(Path(self.path) / file) for file in files})
+        write_json(Path(self.path) / name, {file: file_sum(Path(self.path) / file) for file in files})
         return result
 
     def finish(self, metadata: Any, results: Any) -> None:
         super().finish(metadata, results)
-        write_json(Path(self.path) / "sums-index.json", {".metadata": _sum(Path(self.path) / ".metadata")})
-
-
-def _sum(path: Path) -> list[int]:
-    """Size in bytes and CRC-32 of a file."""
-    crc = size = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            crc = zlib.crc32(block, crc)
-            size += len(block)
-    return [size, crc]
+        write_json(Path(self.path) / "sums-index.json", {".metadata": file_sum(Path(self.path) / ".metadata")})
 
 
 class Checkpoints:
@@ -193,13 +183,4 @@ def _damage(path: Path, rank: int, size: int) -> str | None:
             sums |= read_state(path / f"sums-{name}.json", Sums)
     except InputError as error:
         return str(error)
-    for name, written in sums.items():
-        file = path / name
-        try:
-            if not file.is_file():
-                return f"{file}: missing"
-            if _sum(file) != written:
-                return f"{file}: damaged (size or checksum differs from what was written)"
-        except OSError as error:  # raised, it would leave the others alone in their gather
-            return f"{file}: {reason(error)}"
-    return None
+    return damaged(path, sums)

@@ -14,12 +14,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
-from dapo_fast.models.files import stored_tensors
-from dapo_fast.models.hub import as_stored
+from dapo_fast.errors import InputError, blaming
+from dapo_fast.models.files import Stored, stored_tensors
+from dapo_fast.models.hub import as_stored, sources
 from dapo_fast.rundir import sync
+from dapo_fast.sums import SUMS, file_sum, write_sums
 from dapo_fast.train.parallel import World
-from dapo_fast.train.weights import ADAPTER, MASTER, stored_buffers
+from dapo_fast.train.weights import ADAPTER, EXPORTED, MASTER, stored_buffers
 
 SHARD_BYTES = 5 * 2**30
 
@@ -71,11 +74,16 @@ def export(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     changes = _Changes(source, world)
-    _write(model, temporary, dtype, world, changes.count)
-    if master and dtype != torch.float32:
-        _write(model, temporary / MASTER, torch.float32, world, lambda *_: None)
+    sums = _write(model, temporary, dtype, world, changes.count)
     if world.rank == 0:
         _copy_others(source, temporary)
+        write_sums(temporary, sums)
+    if master and dtype != torch.float32:
+        sums = _write(model, temporary / MASTER, torch.float32, world, lambda *_: None)
+        if world.rank == 0:
+            # They belong to those weights and to no others.
+            write_sums(temporary / MASTER, sums | {EXPORTED: file_sum(temporary / SUMS)})
+    if world.rank == 0:
         if directory.exists():
             shutil.rmtree(directory)
         # Next the checkpoints go: a model that is not on the disk yet, and is lost with the power, would be the last.
@@ -118,16 +126,12 @@ def _write(
     dtype: torch.dtype,
     world: World,
     see: Callable[[str, Tensor, torch.dtype], None],
-) -> None:
-    """Weights and config into ``directory``; ``see`` is shown every parameter whole."""
+) -> dict[str, list[int]]:
+    """Weights and config into ``directory``; ``see`` is shown every parameter whole. Rank 0 gets the weights' sums."""
     if world.rank == 0:
         directory.mkdir(exist_ok=True)
-    tensors: dict[str, Callable[[], Tensor]] = {}
-    shapes: dict[str, Tensor] = {}
-    for name, tensor, whole in full_weights(model):
-        # A buffer is a mask, a count or a bias that the family keeps in fp32: not to be rounded with the weights.
-        kept = dtype if isinstance(tensor, nn.Parameter) else tensor.dtype
-        tensors[name], shapes[name] = whole, torch.empty(tensor.shape, dtype=kept, device="meta")
+    tensors = {name: whole for name, _, whole in full_weights(model)}
+    shapes = _shapes(model, dtype)
     layout = as_stored(model, shapes)
     owner = {name: own for own, parts in layout.items() for name in parts}
     plan = split_state_dict_into_shards_factory(
@@ -136,6 +140,7 @@ def _write(
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=SHARD_BYTES,
     )
+    sums: dict[str, list[int]] = {}
     parts: dict[str, Tensor] = {}  # of the tensor at hand, which may go on in the next file
     for file, names in plan.filename_to_tensors.items():
         held: dict[str, Tensor] = {}
@@ -152,6 +157,7 @@ def _write(
         if world.rank == 0:
             save_file(held, directory / file, metadata={"format": "pt"})
             sync(directory / file)
+            sums[file] = file_sum(directory / file)
         # Who ran ahead would wait for all files in one collective, or stop at its time-out: so for one file at a time.
         world.barrier()
     if world.rank == 0:
@@ -159,6 +165,33 @@ def _write(
             index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
             (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
         save_config(model, directory, dtype)
+    return sums
+
+
+def _shapes(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What ``full_weights`` names, on the meta device, in the types that are written."""
+    shapes: dict[str, Tensor] = {}
+    for name, tensor, _ in full_weights(model):
+        # A buffer is a mask, a count or a bias that the family keeps in fp32: not to be rounded with the weights.
+        kept = dtype if isinstance(tensor, nn.Parameter) else tensor.dtype
+        shapes[name] = torch.empty(tensor.shape, dtype=kept, device="meta")
+    return shapes
+
+
+def check_export(model: PreTrainedModel, source: Path) -> None:
+    """InputError, naming ``source``, where not all that training exports of ``model`` would be read from its files.
+
+    Args:
+        model: On any device: names and shapes are compared.
+    """
+    shapes = _shapes(model, torch.float32)
+    with blaming(source, f"a {type(model).__name__} that cannot be exported"):
+        parts = {name: part for held in as_stored(model, shapes).values() for name, part in held.items()}
+        stored = {name: Stored(source, "F32", tuple(part.shape)) for name, part in parts.items()}
+        read = {name: held.shape for name, held in sources(model, shapes.keys(), stored).items()}
+    lost = sorted(name for name, tensor in shapes.items() if read.get(name) != tuple(tensor.shape))
+    if lost:
+        raise InputError(f"{source}: {lost[0]} of a {type(model).__name__} would not be read from what is exported")
 
 
 def save_config(model: nn.Module, directory: Path, dtype: torch.dtype) -> None:
@@ -174,7 +207,7 @@ def save_config(model: nn.Module, directory: Path, dtype: torch.dtype) -> None:
 
 def _copy_others(source: Path, target: Path) -> None:
     # What a model directory has beside weights and config: the tokenizer's files, a chat template, a licence.
-    weights = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
+    not_these = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json", SUMS)
     for path in sorted(source.iterdir()):
-        if path.is_file() and not path.name.endswith(weights) and not (target / path.name).exists():
+        if path.is_file() and not path.name.endswith(not_these) and not (target / path.name).exists():
             shutil.copyfile(path, target / path.name)

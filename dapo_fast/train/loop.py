@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -28,9 +28,11 @@ from dapo_fast.errors import NonFiniteError
 from dapo_fast.rundir import read_state, write_json
 from dapo_fast.signals import handled
 from dapo_fast.state import Halted
+from dapo_fast.train.balance import Balance
 from dapo_fast.train.checkpoint import Checkpoints, training_state
 from dapo_fast.train.optim import clip_gradients, learning_rate, make_optimizer, set_rate
 from dapo_fast.train.parallel import World, last_of_batch
+from dapo_fast.train.profiling import profiled
 from dapo_fast.train.telemetry import Meter, Telemetry, memory_gib
 
 log = logging.getLogger("dapo_fast.train")
@@ -95,7 +97,7 @@ def train(
     Args:
         root: The module whose forward ``task.loss`` calls.
         model: The Hugging Face model within it.
-        directory: Gets ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/``.
+        directory: Gets ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/`` and, of steps to profile, ``profile/``.
 
     Returns:
         The metrics of the last step.
@@ -113,6 +115,7 @@ def train(
     if start:
         log.info("%s: resuming after step %d of %d", task.name, start, steps)
     meter = Meter(model, world)
+    balance = Balance(root, model, world, settings.router_aux) if settings.router_aux else None
     telemetry = Telemetry(directory, world, task.name, start, task.steps, parallel.tracker, settings.model_dump())
     metrics: dict[str, float] = {}
     stop = _StopSignals()
@@ -124,18 +127,19 @@ def train(
             batch = upcoming.result()
             upcoming = ahead.submit(task.batch, step + 1) if step + 1 < task.steps else None
             torch.manual_seed(((seed << 32) + step) % 2**63)
-            loss, values = _accumulate(task, root, batch, world, parallel)
-            norm = clip_gradients(trained, settings.clip_norm)
-            report = _reduce(loss, values, stop.signal or 0, world)
-            if not (math.isfinite(report.loss) and math.isfinite(norm)):
-                checkpoints.wait()
-                _stop_on_nonfinite(task, batch, step, report.loss, float(norm), world, directory)
-            rate = learning_rate(step, task.steps, settings)
-            set_rate(optimizer, rate)
-            optimizer.step()
-            optimizer.zero_grad()
+            with profiled(directory, step + 1, step + 1 in parallel.profile, world):
+                loss, values = _accumulate(task, root, batch, world, parallel, balance)
+                norm = clip_gradients(trained, settings.clip_norm)
+                report = _reduce(loss, values, stop.signal or 0, world)
+                if not (math.isfinite(report.loss) and math.isfinite(norm)):
+                    checkpoints.wait()
+                    _stop_on_nonfinite(task, batch, step, report.loss, float(norm), world, directory)
+                rate = learning_rate(step, task.steps, settings)
+                set_rate(optimizer, rate)
+                optimizer.step()
+                optimizer.zero_grad()
             metrics = {"loss": report.loss, "grad_norm": float(norm), "lr": rate}
-            metrics |= task.metrics(batch.packs, report.values)
+            metrics |= task.metrics(batch.packs, report.values) | ({"router_loss": balance.value} if balance else {})
             metrics |= meter.read(batch.ranks, time.perf_counter() - began)
             metrics["memory_gib"] = report.memory
             telemetry.log(step + 1, metrics)
@@ -166,17 +170,23 @@ def _halted(directory: Path, steps: int) -> int:
 
 
 def _accumulate(
-    task: Task, root: nn.Module, batch: Batch, world: World, parallel: ParallelSettings
+    task: Task, root: nn.Module, batch: Batch, world: World, parallel: ParallelSettings, balance: Balance | None
 ) -> tuple[Tensor, Tensor]:
-    """Forward and backward over this rank's packs: (its share of the loss, values at its places, zeros elsewhere)."""
+    """Forward and backward over this rank's packs: (its share of the loss, values at its places, zeros elsewhere).
+
+    The routers' loss has its gradients here, and a number of its own.
+    """
+    if balance:
+        balance.measure(batch.ranks)
     values = torch.zeros(sum(task.items(pack) for pack in batch.packs), dtype=torch.float64, device=world.device)
     place = sum(task.items(pack) for rank in batch.ranks[: world.rank] for pack in rank)
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     mine = batch.ranks[world.rank]
     for index, pack in enumerate(mine):
         last_of_batch(root, index == len(mine) - 1, parallel)
-        loss, found = task.loss(pack.to(world.device, non_blocking=True), batch.count)
-        loss.backward()
+        with balance.listening() if balance else nullcontext() as heard:
+            loss, found = task.loss(pack.to(world.device, non_blocking=True), batch.count)
+        (loss + balance.loss(heard, index) if balance else loss).backward()
         total += loss.detach()
         values[place : place + found.numel()] = found
         place += found.numel()

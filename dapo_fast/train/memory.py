@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 from dapo_kernels.plan import sizes
 from torch import nn
+from transformers import PreTrainedConfig
 
 from dapo_fast.config import Config, OptimSettings
-from dapo_fast.errors import InputError
 from dapo_fast.models.loading import device_bytes, load_config_of, new_causal_lm
 from dapo_fast.models.value import ValueModel
 from dapo_fast.models.variants import head_size, largest
 from dapo_fast.train.optim import INT8_BLOCK
-from dapo_fast.train.parallel import blocks
+from dapo_fast.train.parallel import blocks, check_divides
 from dapo_fast.train.weights import add_lora
 
 GIB = 2**30
@@ -122,8 +122,7 @@ def estimate(
     Raises:
         InputError: no readable config, or settings that do not go together.
     """
-    if processes % config.parallel.replicas:
-        raise InputError(f"parallel.replicas {config.parallel.replicas}: does not divide {processes} processes")
+    check_divides(processes, config.parallel)
     if device_gib is None and torch.cuda.is_available():
         device_gib = device_bytes(torch.device("cuda", 0)) / GIB
     hf_config = load_config_of(model)
@@ -188,6 +187,9 @@ def _count(
     if parallel.activation_checkpointing != "none":
         per_token += _kept(text, "none", width)  # the block that is being computed again
     per_token += 6 * width * text.hidden_size + 64  # embedding, final norm, their gradients; indices
+    if parallel.context_parallel_degree > 1:
+        layers = 1 if parallel.activation_checkpointing == "full" else len(body)
+        per_token += parallel.context_parallel_degree * _gathered(text, layers, width)
     return Estimate(
         name=name,
         parameters=sum(p.numel() for p in model.parameters()),
@@ -208,6 +210,13 @@ def _states(trained: list[nn.Parameter], settings: OptimSettings) -> float:
         return 4 * count
     small = sum(p.numel() for p in trained if p.ndim > 1 and p.shape[-1] % INT8_BLOCK == 0)
     return 8 * (count - small) + 2 * small * (1 + 4 / INT8_BLOCK)
+
+
+def _gathered(config: PreTrainedConfig, layers: int, width: int) -> float:
+    """Bytes a token of a shared pack takes on every rank: its keys and values in ``layers`` layers and its last hidden
+    state, with their gradients as they are made and, of one at a time, in fp32."""
+    pair = 2 * (largest(config, "num_key_value_heads") or largest(config, "num_attention_heads")) * head_size(config)
+    return width * (layers + 1) * pair + 2 * width * config.hidden_size + 4 * max(pair, config.hidden_size)
 
 
 def _kept(config: object, checkpointing: str, width: int) -> float:

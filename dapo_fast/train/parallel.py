@@ -26,6 +26,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from dapo_fast.config import ModelSettings, ParallelSettings
 from dapo_fast.errors import InputError, first_line
+from dapo_fast.models.attention import choose_backend
+from dapo_fast.models.context import Context
 from dapo_fast.models.tree_flex import allow_recompiles
 from dapo_fast.train.heartbeat import Heart, is_lost_peer
 
@@ -43,6 +45,7 @@ class World:
         device: Where this process computes.
         dtype: Of the computation; weights and optimizer states are fp32.
         mesh: None where the model is not sharded.
+        context: The ranks that share packs with this one; None: each takes whole packs.
     """
 
     rank: int
@@ -50,6 +53,17 @@ class World:
     device: torch.device
     dtype: torch.dtype
     mesh: DeviceMesh | None
+    context: Context | None = None
+
+    @property
+    def sharing(self) -> int:
+        """How many ranks share a pack."""
+        return 1 if self.context is None else self.context.size
+
+    @property
+    def part(self) -> slice:
+        """This rank's share of any list that all ranks work through."""
+        return slice(self.rank, None, self.size)
 
     def barrier(self) -> None:
         """Wait for every rank."""
@@ -82,17 +96,28 @@ class World:
 ALONE = World(0, 1, torch.device("cpu"), torch.float32, None)
 
 
+def check_divides(size: int, parallel: ParallelSettings) -> None:
+    """InputError where ``size`` processes cannot be laid out as ``parallel`` says."""
+    for name in ("replicas", "context_parallel_degree"):
+        groups = getattr(parallel, name)
+        if size % groups:
+            raise InputError(f"parallel.{name} {groups}: does not divide the {size} processes")
+
+
 def check_world(size: int, model: ModelSettings, parallel: ParallelSettings) -> tuple[str, torch.dtype]:
     """Kind of device, and type of the computation, of ``size`` processes with these settings.
 
     Raises:
         InputError: this machine or this number of processes cannot meet them.
     """
-    if size % parallel.replicas:
-        raise InputError(f"parallel.replicas {parallel.replicas}: does not divide the {size} processes")
+    check_divides(size, parallel)
     if model.device == "cuda" and not torch.cuda.is_available():
         raise InputError("model.device cuda: torch sees no CUDA device here")
     kind = "cuda" if model.device != "cpu" and torch.cuda.is_available() else "cpu"
+    if parallel.context_parallel_degree > 1:
+        if parallel.compile:
+            raise InputError("parallel.context_parallel_degree: not with parallel.compile")
+        choose_backend(model.attention, torch.device(kind), flat=False, shared=True)
     name = ("bfloat16" if kind == "cuda" else "float32") if model.dtype == "auto" else model.dtype
     return kind, getattr(torch, name)
 
@@ -131,14 +156,21 @@ def open_world(model: ModelSettings, parallel: ParallelSettings) -> Iterator[Wor
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=parallel.timeout_s)
     )
+    degree = parallel.context_parallel_degree
     mesh = init_device_mesh(kind, (parallel.replicas, size // parallel.replicas), mesh_dim_names=("replicate", "shard"))
     if rank == 0:
         shape = f"{parallel.replicas} × {size // parallel.replicas}" if parallel.replicas > 1 else str(size)
         log.info("FSDP2 over %s processes on %s, computing in %s", shape, kind, str(dtype).removeprefix("torch."))
+        if degree > 1:
+            log.info("context parallelism: %d processes share each pack", degree)
+    context = None
+    if degree > 1:
+        laid = init_device_mesh(kind, (size // degree, degree), mesh_dim_names=("data", "context"))
+        context = Context(laid.get_group("context"), degree)
     # A connection of its own: a wait of this rank in the store is not to silence its heart.
     heart = Heart(dist.PrefixStore("heart", store.clone()), rank, size)
     try:
-        yield World(rank, size, device, dtype, mesh if parallel.replicas > 1 else mesh["shard"])
+        yield World(rank, size, device, dtype, mesh if parallel.replicas > 1 else mesh["shard"], context)
     except BaseException as error:
         in_order = size == 1 or isinstance(error, SystemExit | InputError)
         heart.stop(in_order)
@@ -157,21 +189,6 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     """The decoder blocks: the longest module list of the model."""
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     return list(max(lists, key=len)) if lists else []
-
-
-def check_blocks(model: nn.Module) -> None:
-    """Refuse a model that FSDP2 cannot shard block by block.
-
-    Raises:
-        InputError: two of its blocks share a parameter.
-    """
-    owners: dict[int, nn.Module] = {}
-    for block in blocks(model):
-        if any(owners.setdefault(id(parameter), block) is not block for parameter in block.parameters()):
-            raise InputError(
-                f"{type(model).__name__}: its blocks share parameters, which cannot be sharded block by block; "
-                "train it in one process in float32"
-            )
 
 
 def prepare_blocks(model: nn.Module, settings: ParallelSettings) -> None:

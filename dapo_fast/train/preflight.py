@@ -1,20 +1,25 @@
-"""Whether what a run is to train can be built in the world it asks for: no weights are read, no memory is needed."""
+"""Whether what a run is to train can be built in the world it asks for, read and exported; with little memory."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from dapo_fast.config import Config, OptimSettings
 from dapo_fast.errors import InputError
 from dapo_fast.models.attention import choose_backend
+from dapo_fast.models.checks import PROVED, backbone_error, check_reading
+from dapo_fast.models.context import check_shared
 from dapo_fast.models.loading import causal_lm_skeleton, load_config_of, value_model_skeleton
 from dapo_fast.models.padded import reads_padded
+from dapo_fast.train.balance import routers
+from dapo_fast.train.export import check_export
 from dapo_fast.train.optim import check_optimizer
-from dapo_fast.train.parallel import check_blocks, check_world, is_sharded
-from dapo_fast.train.weights import add_lora, match_files
+from dapo_fast.train.parallel import blocks, check_world, is_sharded
+from dapo_fast.train.weights import MASTER, add_lora, match_files, stale_master
 
 
 def check_training(config: Config, policy: Path | None) -> None:
@@ -31,26 +36,93 @@ def check_training(config: Config, policy: Path | None) -> None:
     kind, dtype = check_world(processes, config.model, parallel)
     if kind == "cuda" and processes > torch.cuda.device_count():
         raise InputError(f"parallel.processes {processes}: there are {torch.cuda.device_count()} GPUs")
+    shared = parallel.context_parallel_degree > 1
     if policy is None or not reads_padded(load_config_of(policy)):
-        choose_backend(config.model.attention, torch.device(kind), flat=False)
+        choose_backend(config.model.attention, torch.device(kind), flat=False, shared=shared)
     sharded = is_sharded(processes, dtype, parallel)
     has_critic = config.advantages.source == "critic"
-    for settings in (config.actor, config.critic) if has_critic else (config.actor,):
+    of_policy: list[OptimSettings] = [config.sft, config.actor] if config.sft.is_asked_for else [config.actor]
+    for settings in [*of_policy, config.critic] if has_critic else of_policy:
         check_optimizer(settings)
+    attention, init = config.model.attention, config.critic.init
     if policy is not None:
-        model = causal_lm_skeleton(policy, config.model.attention)
-        _check(model, config.actor, policy if sharded else None, fresh_head=False)
-    start = policy if config.critic.init in ("actor", "scratch") else Path(config.critic.init)
+        if config.engine.kind != "in_process":  # which tries what it loads, before it samples
+            try_backbone(causal_lm_skeleton(policy, attention), policy)
+        for settings in of_policy:
+            source = _trained_from(policy, settings)
+            model = causal_lm_skeleton(source, attention)
+            if shared:
+                check_shared(model)
+            _check(model, settings, source, sharded)
+    start = policy if init in ("actor", "scratch") else Path(init)
     if has_critic and start is not None:
-        model = value_model_skeleton(start, config.model.attention).model
-        read = sharded and config.critic.init != "scratch"
-        _check(model, config.critic, start if read else None, fresh_head=True)
+        model = value_model_skeleton(start, attention).model
+        if shared:
+            check_shared(model)
+        _check(model, config.critic, start, sharded and init != "scratch")
+        if start != policy:
+            try_backbone(value_model_skeleton(start, attention).model, start)
 
 
-def _check(model: PreTrainedModel, settings: OptimSettings, directory: Path | None, fresh_head: bool) -> None:
-    """Adapters beside ``model``; its blocks and its files in ``directory``, where the ranks are to read them."""
+def _trained_from(policy: Path, settings: OptimSettings) -> Path:
+    """As ``weights.trained_from``, but for damaged weights, which are looked at as they are read."""
+    if settings.lora_rank or not (policy / MASTER).is_dir():
+        return policy
+    stale = stale_master(policy)
+    if stale is not None:
+        raise InputError(stale)
+    return policy / MASTER
+
+
+def _check(model: PreTrainedModel, settings: OptimSettings, source: Path, by_ranks: bool) -> None:
+    """Whether ``model`` can be trained and exported, and its files in ``source`` read ``by_ranks``, each its rows."""
+    if settings.router_aux:
+        routers(model)
     if settings.lora_rank:
         add_lora(model, settings)
-    if directory is not None:
-        check_blocks(model)
-        match_files(model, directory, fresh_head)
+    if by_ranks:
+        _check_blocks(model)
+        match_files(model, source, fresh_head=hasattr(model, "score"))
+    check_export(model, source)
+
+
+def _check_blocks(model: nn.Module) -> None:
+    """Refuse a model that FSDP2 cannot shard block by block.
+
+    Raises:
+        InputError: two of its blocks share a parameter.
+    """
+    owners: dict[int, nn.Module] = {}
+    for block in blocks(model):
+        if any(owners.setdefault(id(parameter), block) is not block for parameter in block.parameters()):
+            raise InputError(
+                f"{type(model).__name__}: its blocks share parameters, which cannot be sharded block by block; "
+                "train it in one process in float32"
+            )
+
+
+def try_backbone(model: PreTrainedModel, source: Path) -> None:
+    """``check_reading`` of a backbone's first layers, up to the last of a new kind: a small part of a large model.
+
+    Args:
+        model: Without weights; its backbone gets some of those in ``source``, in place.
+
+    Raises:
+        InputError: as ``check_reading`` and ``match_files``.
+    """
+    if model.config.get_text_config().model_type in PROVED:
+        return
+    held = {name: read for name, (_, read) in match_files(model, source, hasattr(model, "score")).items()}
+    backbone = model.base_model
+    layers = next(m for m in backbone.modules() if isinstance(m, nn.ModuleList) and list(m) == blocks(backbone))
+    types = getattr(model.config.get_text_config(), "layer_types", None) or [""] * len(layers)
+    kinds = [(kind, *(type(module) for module in layer.modules())) for kind, layer in zip(types, layers, strict=True)]
+    del layers[max(kinds.index(kind) for kind in kinds) + 1 :]
+    computed = [(module, name, b) for module in backbone.modules() for name, b in module.named_buffers(recurse=False)]
+    backbone.to_empty(device="cpu")
+    for module, name, buffer in computed:
+        setattr(module, name, buffer)
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_meta and name in held:
+            tensor.copy_(held[name].rows(slice(None)))
+    check_reading(model, str(source), torch.float32, lambda: backbone_error(model))

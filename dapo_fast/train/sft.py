@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dapo_fast.config import ModelSettings, ParallelSettings, SftSettings
+from dapo_fast.config import DataSettings, ModelSettings, ParallelSettings, SftSettings
+from dapo_fast.data.messages import prompt_of, question
 from dapo_fast.data.pack import Pack
 from dapo_fast.data.packing import pack_sequences
+from dapo_fast.data.problems import Problem
 from dapo_fast.errors import InputError, blaming
 from dapo_fast.models.readpath import PolicyReader
 from dapo_fast.train.loop import Batch, train
@@ -65,14 +67,14 @@ def train_sft(
     seed: int,
     digest: str,
     stream: Callable[[int], Sequences] | None = None,
-    template: str = "chat",
+    data: DataSettings = DataSettings(),
 ) -> dict[str, Any]:
     """Fine-tune the policy in ``start`` and write it to ``out/model``; a killed run goes on where it was.
 
     Args:
         stream: Optimizer step (from 0) → its sequences, a function of the step alone; None: ``settings.data``, a JSONL
             file of ``{"prompt", "response"}``, shuffled by ``seed``.
-        template: How prompts of ``settings.data`` become tokens.
+        data: How prompts of ``settings.data`` become tokens.
 
     Raises:
         InputError: the data, the model or the settings.
@@ -82,10 +84,7 @@ def train_sft(
         return done
     steps = settings.steps or 0
     if stream is None:
-        sequences = _read_sequences(settings, start, template)
-        order = Epochs(lambda epoch: _batches(len(sequences), settings.batch_sequences, seed, epoch))
-        steps = order.steps(settings)
-        stream = lambda step: [sequences[i] for i in order[step]]  # noqa: E731
+        stream, steps = data_stream(settings, start, data, seed)
     with open_world(model, parallel) as world:
         reader = policy_reader(start, settings, model, parallel, world)
         task = SftTask(reader, stream, steps, Dealer(world, reader.model, settings.pack_tokens))
@@ -93,42 +92,63 @@ def train_sft(
         return finish(out, digest, reader.model, start, world, {"steps": steps})
 
 
+def data_stream(
+    settings: SftSettings, policy: Path, data: DataSettings, seed: int
+) -> tuple[Callable[[int], Sequences], int]:
+    """``settings.data``, shuffled by ``seed``, as sequences of each optimizer step, and how many steps it is for.
+
+    Args:
+        policy: Whose tokens they are.
+        data: How prompts become tokens.
+
+    Raises:
+        InputError: the file, and the line that is wrong.
+    """
+    sequences = _read_sequences(settings, policy, data)
+    order = Epochs(lambda epoch: _batches(len(sequences), settings.batch_sequences, seed, epoch))
+    return lambda step: [sequences[i] for i in order[step]], order.steps(settings)
+
+
 def _batches(count: int, size: int, seed: int, epoch: int) -> list[list[int]]:
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
     return [order[i : i + size] for i in range(0, count, size)]
 
 
-def read_pairs(path: Path) -> list[tuple[str, str]]:
-    """The (prompt, response) of every row of ``sft.data``; InputError names the file and the line that is wrong."""
+def read_pairs(path: Path) -> list[tuple[Problem, str]]:
+    """The prompt and response of every row of ``sft.data``; InputError names the file and the line that is wrong."""
     if path.exists() and not path.is_file():
         raise InputError(f"sft.data {path}: not a readable text file (a directory, pipe or device)")
     with blaming(f"sft.data {path}", "not a readable text file"):
         lines = path.read_text(encoding="utf-8").split("\n")
-    pairs: list[tuple[str, str]] = []
+    pairs: list[tuple[Problem, str]] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            prompt, response = row["prompt"], row["response"]
+            prompt, response = prompt_of(row, f"{path}:{number}"), row["response"]
+        except InputError:
+            raise
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f'{path}:{number}: not a JSON object with "prompt" and "response" ({error})') from error
-        if not isinstance(prompt, str) or not isinstance(response, str):
-            raise InputError(f'{path}:{number}: "prompt" and "response" are texts')
-        pairs.append((prompt, response))
+        if not isinstance(response, str):
+            raise InputError(f'{path}:{number}: "response" is a text')
+        messages = None if isinstance(prompt, str) else prompt
+        text = prompt if isinstance(prompt, str) else question(prompt)
+        pairs.append((Problem(str(number), text, extra={"tools": row.get("tools")}, messages=messages), response))
     if not pairs:
         raise InputError(f"sft.data {path}: no rows")
     return pairs
 
 
-def _read_sequences(settings: SftSettings, start: Path, template: str) -> Sequences:
-    from dapo_fast.data.problems import Problem, format_prompt
+def _read_sequences(settings: SftSettings, start: Path, data: DataSettings) -> Sequences:
+    from dapo_fast.data.prompts import format_prompt
     from dapo_fast.rollout.loading import load_tokenizer
 
     tokenizer = load_tokenizer(start)
     sequences: Sequences = []
-    for number, (prompt, response) in enumerate(read_pairs(Path(str(settings.data))), 1):
-        prompt_ids = format_prompt(Problem(id=str(number), prompt=prompt), tokenizer, template)
+    for problem, response in read_pairs(Path(str(settings.data))):
+        prompt_ids = format_prompt(problem, tokenizer, data.template, data.system_prompt)
         response_ids = tokenizer(response, add_special_tokens=False)["input_ids"]
         sequences.append((list(prompt_ids), [*response_ids, tokenizer.eos_token_id]))
     return sequences

@@ -15,9 +15,10 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from dapo_fast.config import ModelSettings, OptimSettings, ParallelSettings
 from dapo_fast.data.dealing import Ranks, deal
-from dapo_fast.data.pack import Pack, pad_lengths
+from dapo_fast.data.pack import ROW_BLOCK, Pack, pad_lengths
 from dapo_fast.errors import InputError
 from dapo_fast.models.checks import check_reading, reading_error
+from dapo_fast.models.context import check_shared, shares, try_shared
 from dapo_fast.models.loading import (
     causal_lm_skeleton,
     load_causal_lm,
@@ -94,6 +95,10 @@ def _dress(
 ) -> Reader:
     """LoRA, checkpointing, compile, sharding; then the weights of ``source`` if the reader is on the meta device."""
     model = reader.model
+    if world.context is not None:
+        check_shared(model)
+        try_shared(model, world.device)
+        reader.context = world.context
     if world.mesh is not None:
         use_liger(model, world.device)
     if settings.lora_rank:
@@ -146,12 +151,14 @@ class Dealer:
     """Cuts what a step reads into packs that fill the ranks of this world, and deals them."""
 
     def __init__(self, world: World, model: PreTrainedModel, pack_tokens: int) -> None:
-        """``pack_tokens``: of a pack at most."""
-        self._most = pack_tokens
-        self._lengths = pad_lengths(pack_tokens, world.device)
-        busy = min(pack_tokens, BUSY_TOKENS[world.device.type])
+        """``pack_tokens``: of a pack at most; where ranks share packs, of each one's share."""
+        sharing = self._sharing = world.sharing
+        self._block = ROW_BLOCK[world.device.type]
+        self._most = pack_tokens * sharing
+        self._lengths = pad_lengths(self._most, world.device, sharing)
+        busy = min(pack_tokens, BUSY_TOKENS[world.device.type]) * sharing
         config = model.config.get_text_config()
-        self._ranks = Ranks(world.size, busy, config.hidden_size, reads_padded(config))
+        self._ranks = Ranks(world.size // sharing, busy, config.hidden_size, reads_padded(config))
         self._said = False
 
     def packs(self, pack: Callable[..., list[Pack]], *what: Any) -> list[Pack]:
@@ -161,8 +168,8 @@ class Dealer:
         if long and not self._said:
             self._said = True
             log.warning(
-                "%d of %d packs are over pack_tokens %d, the longest has %d tokens: a path is never divided, and the "
-                "branches of a long one share its pack; said once",
+                "%d of %d packs are over the %d tokens that pack_tokens allows, the longest has %d: a path is never "
+                "divided, and the branches of a long one share its pack; said once",
                 len(long),
                 len(packs),
                 self._most,
@@ -172,7 +179,11 @@ class Dealer:
 
     def __call__(self, packs: Sequence[Pack], count: int) -> Batch:
         """``packs`` over the ranks, their loss to be divided by ``count``."""
-        return Batch(deal(packs, self._ranks, self._lengths), count)
+        ranks = deal(packs, self._ranks, self._lengths)
+        if self._sharing > 1:
+            divided = [[shares(pack, self._sharing, self._block) for pack in dealt] for dealt in ranks]
+            ranks = [[parts[member] for parts in dealt] for dealt in divided for member in range(self._sharing)]
+        return Batch(ranks, count)
 
 
 class Epochs(Generic[Item]):

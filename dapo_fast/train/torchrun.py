@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from dapo_fast.names import import_path
 from dapo_fast.signals import handled
 
 EXIT_CODE_VARIABLE = "DAPO_FAST_EXIT_CODES"
@@ -33,7 +34,7 @@ def torchrun(words: Sequence[str], processes: int, held: Sequence[int] = ()) -> 
     asked = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     heard = [number for number in asked if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup has SIGHUP
     with tempfile.TemporaryDirectory(prefix="dapo-fast-") as folder, handled(heard, signals):
-        environment = {"DAPO_FAST_LOCKED": "1", EXIT_CODE_VARIABLE: folder}
+        environment = {"DAPO_FAST_LOCKED": "1", EXIT_CODE_VARIABLE: folder, "PYTHONPATH": import_path()}
         environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = _SHUTDOWN_SECONDS
         # A session of its own: Ctrl-C in a terminal is for this process, which passes it on.
         process = subprocess.Popen(

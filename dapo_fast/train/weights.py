@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel
 
 from dapo_fast.config import OptimSettings
-from dapo_fast.errors import InputError, blaming
+from dapo_fast.errors import InputError, blaming, reason
 from dapo_fast.models.files import (
     ignored_in_files,
     is_finite,
@@ -23,12 +23,16 @@ from dapo_fast.models.files import (
     tied_groups,
 )
 from dapo_fast.models.hub import Source, sources
+from dapo_fast.rundir import read_state
+from dapo_fast.state import Sums
+from dapo_fast.sums import SUMS, damaged, damaged_model
 from dapo_fast.train.parallel import World
 
 log = logging.getLogger("dapo_fast.train")
 
 ADAPTER = "default"
 MASTER = "master"  # within a model's directory: its weights in fp32
+EXPORTED = f"../{SUMS}"  # among their sums: that of the sums of the model that they are of
 
 
 def add_lora(model: nn.Module, settings: OptimSettings) -> None:
@@ -98,7 +102,7 @@ def load_sharded(model: PreTrainedModel, directory: Path, world: World, fresh_he
         InputError: on every rank, where the files are not this model (``models.files.refuse``) or a value that any rank
             reads is not finite.
     """
-    problem = None
+    problem = damaged_model(directory, True, world.part)
     matched = match_files(model, directory, fresh_head)
     for tensor, source in (matched[name] for name in sorted(matched)):
         if not _fill(tensor, source.rows):
@@ -120,7 +124,8 @@ def match_files(model: PreTrainedModel, directory: Path, fresh_head: bool = Fals
     """
     stored = stored_tensors(directory)
     own = {name.replace(".base_layer.", ".") for name in model.state_dict() if ".lora_" not in name}
-    held = sources(model, own, stored)
+    with blaming(directory, f"not the tensors of a {type(model).__name__}"):
+        held = sources(model, own, stored)
     state: dict[str, Tensor] = {}
     for group, parameter in tied_groups(model):
         names = [name.replace(".base_layer.", ".") for name in group if ".lora_" not in name]
@@ -166,6 +171,9 @@ def trained_from(directory: Path, world: World, adapting: bool) -> Path:
 
     Args:
         adapting: It is adapters that are trained, and the weights behind them may be held in less than fp32.
+
+    Raises:
+        InputError: on every rank, where the fp32 weights are not those of the model, or the model is damaged.
     """
     master = directory / MASTER
     if not world.broadcast(master.is_dir()):
@@ -173,5 +181,21 @@ def trained_from(directory: Path, world: World, adapting: bool) -> Path:
     if adapting:
         log.info("%s: adapters are trained on the weights as exported, not on the fp32 ones in %s", directory, MASTER)
         return directory
+    problem = (stale_master(directory) if world.rank == 0 else None) or damaged_model(directory, True, world.part)
+    found = [p for p in world.gather(problem) if p is not None]
+    if found:
+        raise InputError(found[0])
     log.info("%s: training goes on from its fp32 weights", directory)
     return master
+
+
+def stale_master(directory: Path) -> str | None:
+    """Why the fp32 weights in a model's ``directory`` are not those of the model, in one line; None where they are."""
+    master = directory / MASTER
+    try:
+        of = read_state(master / SUMS, Sums)[EXPORTED] if (master / SUMS).exists() else None
+    except (InputError, KeyError) as error:
+        return f"{master / SUMS}: not the sums of fp32 weights ({reason(error)})"
+    if of is None or damaged(master, {EXPORTED: of}) is not None:
+        return f"{master}: not the fp32 weights of the model beside them; remove them to train on from the model itself"
+    return None

@@ -52,9 +52,23 @@ STUDY = {
         "base": {"label": "base", "trains": "nothing"},
         "rejection": {"label": "rejection", "trains": "correct responses", "grid": [{"lr": 1e-4}, {"lr": 1e-3}]},
         "dpo": {"label": "DPO", "trains": "preference pairs", "grid": [{"beta": 0.1}]},
+        "grpo": {"label": "GRPO", "trains": "GRPO", "settings": {"collect": {"completions": 0}}},
+        "clip-higher": {"label": "CH", "trains": "clip-higher", "settings": {"collect": {"completions": 0}}},
+        "basis": {
+            "label": "BASIS",
+            "trains": "BASIS",
+            "settings": {"data": {"limit": 200}, "collect": {"samples": 1, "kept": 1, "completions": 0}},
+        },
+        "vineppo": {"label": "VinePPO", "trains": "VinePPO", "settings": {"advantages": {"source": "mc"}}},
+        "best-candidates": {"label": "best", "trains": "best candidates"},
+        "kae": {"label": "KAE", "trains": "smoothed values"},
+        "demonstrations": {"label": "demonstrations", "settings": {"actor": {"sft_weight": 0.1}}},
         "dapo": {"label": "DAPO"},
     },
-    "plans": {"alone": {"label": "responses alone", "settings": {"collect": {"completions": 0}}}},
+    "plans": {
+        "alone": {"label": "responses alone", "settings": {"collect": {"completions": 0}}},
+        "gold": {"label": "gold starts", "settings": {"collect": {"gold_starts": True}}},
+    },
     "rules": {
         "scratch": {"label": "scratch", "settings": {"critic": {"init": "scratch"}}},
         "auto": {"label": "the same as DAPO", "settings": {"actor": {"beta": "auto"}}},
@@ -128,7 +142,7 @@ def test_committed_study_is_valid():
 
 def run_study(directory, config, *arguments):
     command = [sys.executable, "-m", "benchmarks.study", str(directory), "--config", str(config), "--workers", "1"]
-    return subprocess.run([*command, "--no-record", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    return subprocess.run([*command, "--no-record", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=1800)
 
 
 def test_study_runs_shares_and_resumes(tmp_path):
@@ -138,13 +152,15 @@ def test_study_runs_shares_and_resumes(tmp_path):
     assert done.returncode == 0, done.stderr
     seed = tmp_path / "study" / "instruments" / "seed0"
     cells = {path.parent.name: json.loads(path.read_text()) for path in seed.glob("*/cell.json")}
-    assert cells.keys() == {"base", "rejection", "dpo", "dapo", "alone", "scratch", "auto"}
+    assert cells.keys() == {*STUDY["methods"], *STUDY["plans"], *STUDY["rules"]}
+    stopped = [row["stopped"] for cell in cells.values() for row in cell["rows"] if "stopped" in row]
+    assert stopped == [], "every method had something to train on"
     assert all(
         0 <= row["sampled"]["accuracy"] <= 1 for cell in cells.values() for row in cell["rows"] if "sampled" in row
     )
     # One start and one set of rollouts for all; a critic for the one that trains another.
     stages = [path.name.split("-")[0] for path in (seed / "store").iterdir()]
-    assert stages.count("sft") == 1 and stages.count("collect") == 2 and stages.count("critic") == 3
+    assert stages.count("sft") == 1 and stages.count("collect") == 4 and stages.count("critic") == 4
     assert (seed / "auto" / "iter1" / "actor").resolve() == (seed / "dapo" / "iter1" / "actor").resolve()
     assert all(sum(cell["tokens"]) > 0 for name, cell in cells.items() if name != "base")
     measured = json.loads((seed / "dapo" / "iter1" / "evidence.json").read_text())

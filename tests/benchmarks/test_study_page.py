@@ -61,9 +61,34 @@ def test_tables(rows):
     assert tables.gain(rows, "arithmetic", "dpo", "dapo").mean == pytest.approx(-0.09)
 
 
+def test_what_is_declared_and_has_no_rows_is_said_to_be_not_measured(rows):
+    declared = {"base": "base", "grpo": "GRPO", "dapo": "DAPO"}
+    lines = tables.compared(rows, "methods", declared=declared).splitlines()
+    assert "| GRPO | not measured |  |  | not measured |  |" in lines
+    places = [
+        next(i for i, line in enumerate(lines) if name in line) for name in ("of base", "GRPO", "of dapo", "of dpo")
+    ]
+    assert places == sorted(places), "in the order of the study"
+    assert tables.compared([r for r in rows if r["group"] != "rules"], "rules", declared=declared) == "Not run yet."
+
+
 def test_figures_know_their_rows(rows, tmp_path):
     assert stale_figures(rows, tmp_path) == [f"{name}.png" for name in FIGURES]
     write_figures(rows, tmp_path)
     assert stale_figures(rows, tmp_path) == []
     rows[0]["sampled"]["accuracy"] += 0.01
     assert len(stale_figures(rows, tmp_path)) == len(FIGURES)
+
+
+def test_seeds_side_by_side():
+    first = [row("dapo", "methods", seed, 0.5 + 0.1 * seed) for seed in (0, 1)]
+    rows = [
+        row("dapo", "methods", 1, 0.62),
+        row("dapo", "methods", 2, 0.7),
+        row("dapo", "methods", 2, 0.4, task="other"),
+    ]
+    assert tables.by_seed(rows).splitlines()[2:] == [
+        "| arithmetic | 62.0 | 70.0 | 66.0 ± 50.8 |", "| other |  | 40.0 | 40.0 (one seed) |",
+    ]  # fmt: skip
+    again = tables.repeated([one for one in rows if one["task"] == "arithmetic"], first).splitlines()
+    assert again[2] == "| arithmetic | 62.0 (60.0) |  | +2.0 (one seed) |"

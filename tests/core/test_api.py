@@ -14,6 +14,7 @@ from dapo_fast.errors import InputError
 from dapo_fast.parts import Parts
 from dapo_fast.rewards import verifier_for
 from dapo_fast.rundir import RunDirectory, write_json
+from dapo_fast.train.torchrun import torchrun
 
 ROWS = [{"prompt": f"{i}+{i}=", "target": i} for i in range(20)]
 
@@ -76,7 +77,7 @@ def calls(monkeypatch, tmp_path):
         monkeypatch.setattr(f"dapo_fast.stages.{name}", double(name, place, summary))
     monkeypatch.setattr("dapo_fast.stages.evaluate", measured)
     monkeypatch.setattr("dapo_fast.stages.ValueFiller", lambda *arguments: None)
-    for check in ("check_model_directory", "check_prompt", "check_training"):
+    for check in ("check_model_directory", "check_prompts", "check_training"):
         monkeypatch.setattr(f"dapo_fast.inputs.{check}", lambda *arguments: None)
     monkeypatch.setattr("dapo_fast.pipeline.warn_of_memory", lambda config: None)
     monkeypatch.setattr(Parts, "tokenizer", lambda self: None)
@@ -199,7 +200,7 @@ def test_the_directory_is_held_while_something_is_done_and_not_longer(calls, tmp
         ({"problems": {"train": ROWS}}, "problems: a mapping of train"),
         ({"problems": [1]}, "problems: row 1: a problem is a JSON object"),
         ({"problems": [{"question": "?"}]}, "row 1: fields"),
-        ({"problems": [{"prompt": ["?"], "target": 1}]}, "row 1: 'prompt' must be text"),
+        ({"problems": [{"prompt": ["?"], "target": 1}]}, "row 1: prompt, message 1: must be an object"),
         ({"heldout": [ROWS[0] | {"id": 1}, ROWS[1] | {"id": 1}]}, "row 2: duplicate id '1'"),
         ({"reward": "no_such_module:f"}, "reward: no_such_module:f: cannot be imported"),
         ({"reward": "json:decoder"}, "reward: json:decoder: a module, which cannot be called"),
@@ -245,13 +246,73 @@ def test_a_failed_rank_ends_every_command_with_its_line_and_code(command, tmp_pa
 
 def test_a_critic_that_is_not_there_is_said_before_anything_is_measured(tmp_path, monkeypatch, capsys):
     measured = []
-    monkeypatch.setattr(DAPO, "evaluate", lambda *arguments: measured.append(arguments))
+    monkeypatch.setattr("dapo_fast.pipeline.Pipeline.do", lambda *arguments: measured.append(arguments))
     (tmp_path / "critic").mkdir()
     for critic in ("nowhere", str(tmp_path / "critic")):
         assert main(["evaluate", str(tmp_path / "run"), "--preset", "arithmetic", "--critic", critic]) == 2
         said = capsys.readouterr().err.splitlines()[-1]
         assert "critic" in said and critic in said
     assert not measured
+
+
+def test_with_a_critic_results_are_read_once(calls, tmp_path, monkeypatch):
+    monkeypatch.setattr("dapo_fast.rollout.loading.check_model_directory", lambda *arguments: None)
+    monkeypatch.setattr("dapo_fast.step_values.StepValues.of", lambda *arguments: None)
+    monkeypatch.setattr("dapo_fast.best_of.choose_by_critic", lambda *arguments: {"samples": 4})
+    run = DAPO(settings(evaluate={"samples": 4}), tmp_path / "run", **given(heldout=ROWS[:3]))
+    assert run.evaluate(0, "critic")["chosen"] == run.best_of("critic", 0) == {"samples": 4}
+    assert len(calls["evaluate"]) == 1
+    with pytest.raises(InputError, match=r"data\.heldout: not set"):
+        DAPO(settings(evaluate={"samples": 4}), tmp_path / "other", **given()).best_of("critic")
+
+
+def test_settings_are_compared_before_the_supervised_start(calls, tmp_path, monkeypatch):
+    monkeypatch.setattr("dapo_fast.pipeline.Pipeline.perform", lambda *arguments: calls.setdefault("sft", []).append(1))
+    monkeypatch.setattr("dapo_fast.layout.Layout.policy", lambda self, iteration: tmp_path / "base")
+    run = DAPO(load_config(preset="arithmetic"), tmp_path / "run", engine=Sampler)
+    claimed = run._pipeline.layout.settings("sft", 0)
+    run._directory.claim(tmp_path / "run" / "sft", claimed)
+    write_json(tmp_path / "run" / "sft" / "done.json", {})
+    other = load_config(preset="arithmetic", overrides=["sft.lr=0.5"])
+    with pytest.raises(InputError, match=r"sft: holds results of other settings: sft\.lr "):
+        DAPO(other, tmp_path / "run").collect()
+    assert "sft" not in calls and not (tmp_path / "run" / "config.yaml").exists()
+    run.collect()
+    assert calls["sft"] == [1]
+
+
+def test_the_settings_that_are_kept_are_those_of_the_last_stage(calls, tmp_path, monkeypatch):
+    def seeds():
+        return DAPO(None, tmp_path / "run", problems=ROWS).config.seed
+
+    monkeypatch.setattr("dapo_fast.stages.collect", lambda *arguments, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        DAPO(settings(seed=1), tmp_path / "run", **given()).collect()
+    assert seeds() == 1
+    monkeypatch.setattr("dapo_fast.stages.collect", lambda *arguments, **options: {})
+    DAPO(settings(seed=2), tmp_path / "run", **given()).collect()  # nothing was bound to the first: ranks read these
+    assert seeds() == 2
+    DAPO(settings(seed=2, evaluate={"max_tokens": 9}), tmp_path / "run", **given(heldout=ROWS)).evaluate(0)
+    assert DAPO(None, tmp_path / "run", problems=ROWS).config.evaluate.max_tokens == 2048
+
+
+def test_a_module_beside_the_program_is_imported_by_ranks_and_not_by_the_report(tmp_path, monkeypatch):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "beside.py").write_text("def reward(problem, response):\n    return 1\n")
+    monkeypatch.syspath_prepend(tmp_path / "scripts")
+    started = []
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr("subprocess.Popen", lambda command, **how: started.append(how) or 1 / 0)
+        torchrun(["critic", "run"], 2)
+    done = [sys.executable, "-c", "import beside; print(beside.reward(0, 0))"]
+    assert subprocess.run(done, env=started[0]["env"], cwd="/", capture_output=True, text=True).stdout == "1\n"
+    config = load_config(preset="arithmetic", overrides=["reward=beside:reward", "objective=beside:reward"])
+    RunDirectory(tmp_path / "run", config).save_config()
+    monkeypatch.undo()
+    monkeypatch.delitem(sys.modules, "beside")
+    with pytest.raises(InputError, match="beside:reward: cannot be imported"):
+        DAPO(None, tmp_path / "run")
+    assert main(["report", str(tmp_path / "run")]) == 0
 
 
 def test_ranks_cannot_import_what_only_this_program_has(calls, tmp_path):

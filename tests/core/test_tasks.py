@@ -4,7 +4,10 @@ import re
 
 import pytest
 
+from dapo_fast.config import load_config
+from dapo_fast.data.problems import gold_solution
 from dapo_fast.errors import InputError
+from dapo_fast.parts import Parts
 from dapo_fast.tasks import TASKS, get_task
 from dapo_fast.tasks.instruments import RELIABLE, UNRELIABLE, Instruments
 
@@ -68,6 +71,29 @@ def test_problems_are_distinct_repeatable_and_never_shared_between_splits(name):
     seen = {p.prompt for p in train} | {prompt for prompt, _ in task.gold(500, 0, 0)}
     assert not seen & {p.prompt for p in heldout}
     assert all(int(p.answer) == value_of(p.prompt[1:]) and p.kind == name for p in train)
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_solutions_are_traces_that_end_right(name):
+    task = get_task(name)
+    for problem in task.problems(30, 0):
+        solution = task.solution(problem)
+        assert solution == task.solution(problem) and task.verify(problem, solution)
+        assert re.match(r"[0-6]([+*-][0-6])+", solution).group() in problem.prompt
+
+
+def test_gold_starts_need_solutions(tmp_path):
+    (tmp_path / "own.jsonl").write_text('{"prompt": "1+1", "answer": "2"}\n')
+    own = ["model.path=m", f"data.problems={tmp_path / 'own.jsonl'}", "collect.gold_starts=true"]
+    with pytest.raises(InputError, match=r"collect\.gold_starts: no problem has a 'solution'"):
+        Parts(load_config(overrides=own)).problems(1)
+    (tmp_path / "own.jsonl").write_text('{"prompt": "1+1", "answer": "2", "solution": "1+1=2"}\n')
+    assert [gold_solution(p) for p in Parts(load_config(overrides=own)).problems(1)] == ["1+1=2"]
+    tasks = Parts(load_config(preset="arithmetic", overrides=["collect.gold_starts=true"]))
+    assert all(tasks.task.verify(p, gold_solution(p)) for p in tasks.problems(1))
+    for without in ("collect.completions=0", "advantages.source=response"):
+        with pytest.raises(InputError, match=r"collect\.gold_starts"):
+            load_config(overrides=[*own, without])
 
 
 def test_verifier_wants_the_answer_at_the_end():

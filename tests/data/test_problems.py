@@ -9,9 +9,8 @@ import zlib
 import pytest
 
 from dapo_fast.data import problems as module
-from dapo_fast.data.problems import Problem, format_prompt, load_problems
+from dapo_fast.data.problems import content_digest, load_problems
 from dapo_fast.errors import InputError
-from dapo_fast.tasks import get_task
 
 HUMANEVAL = {
     "task_id": "HumanEval/0",
@@ -245,8 +244,47 @@ BROKEN = {
     "missing field": (GOOD + b'{"id": "b", "prompt": "p"}\n', ":2: field 'answer' is missing"),
     "wrong type of prompt": (
         GOOD + b'{"id": "b", "prompt": 3, "answer": "1"}\n',
-        ":2: 'prompt' must be text, not a number",
+        ":2: 'prompt' must be text or messages, not a number",
     ),
+    **{
+        f"prompt of messages, {name}": (
+            GOOD + b'{"id": "b", "answer": "1", "prompt": ' + prompt + b"}\n",
+            f":2: {words}",
+        )
+        for name, prompt, words in (
+            ("none", b"[]", "'prompt' holds no message"),
+            ("not objects", b'["p"]', "prompt, message 1: must be an object with 'role' and 'content', not a string"),
+            ("no role", b'[{"content": "p"}]', "prompt, message 1: 'role' must be one of system, developer, user"),
+            (
+                "other role",
+                b'[{"role": "human", "content": "p"}]',
+                "prompt, message 1: 'role' must be one of system, developer, user, assistant, tool, not 'human'",
+            ),
+            ("no content", b'[{"role": "user"}]', "prompt, message 1: 'content' must be text, or an array of objects"),
+            (
+                "picture",
+                b'[{"role": "user", "content": [{"type": "image"}]}]',
+                "prompt, message 1: 'content' must be text",
+            ),
+            ("no user", b'[{"role": "system", "content": "s"}]', "'prompt' has no message of the user"),
+            ("no question", b'[{"role": "user", "content": " "}]', "the question is empty"),
+            (
+                "answered",
+                b'[{"role": "user", "content": "p"}, {"role": "assistant", "content": "1"}]',
+                "'prompt' ends with a message of 'assistant': nothing is left to answer",
+            ),
+            (
+                "tools",
+                b'[{"role": "user", "content": "p"}], "tools": "calculator"',
+                "'tools' must be an array of objects",
+            ),
+            (
+                "surrogate",
+                b'[{"role": "system", "content": "\\ud800"}, {"role": "user", "content": "p"}]',
+                "a lone surr",
+            ),
+        )
+    },
     "wrong type of answer": (
         GOOD + b'{"id": "b", "prompt": "p", "answer": ["1"]}\n',
         ":2: 'answer' must be text or a number",
@@ -409,49 +447,35 @@ def test_livecodebench_pickle_cannot_run_code(tmp_path):
         load_problems(write(tmp_path / "p.jsonl", row))
 
 
-def test_templates():
-    tokenizer = get_task("arithmetic").tokenizer()
-    problem = Problem("1", "=1+2", "3", kind="arithmetic")
-    plain = tokenizer("=1+2", add_special_tokens=False)["input_ids"]
-    assert format_prompt(problem, tokenizer, "none") == plain
-    assert format_prompt(problem, tokenizer, "\n{prompt}") == tokenizer("\n=1+2")["input_ids"]
-    with pytest.raises(InputError, match="no chat template"):
-        format_prompt(problem, tokenizer, "chat")
-    with pytest.raises(InputError, match="is none of chat, plain, none"):
-        format_prompt(problem, tokenizer, "chatty")
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}{{ '\n' }}{% endif %}"
-    )
-    assert format_prompt(problem, tokenizer, "chat") == tokenizer("=1+2\n", add_special_tokens=False)["input_ids"]
+CALL = [{"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": None}}}]
+MESSAGES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "1+1?"},
+    {"role": "assistant", "tool_calls": CALL},
+    {"role": "tool", "name": "add", "content": "2"},
+    {"role": "user", "content": [{"type": "text", "text": "Is it "}, {"type": "text", "text": "two?"}]},
+]
 
 
-class Characters:
-    """A tokenizer whose ids are characters."""
-
-    chat_template = "yes"
-    name_or_path = "characters"
-    system = ""
-
-    def __call__(self, text, add_special_tokens=True):
-        return {"input_ids": [ord(c) for c in ("^" if add_special_tokens else "") + text]}
-
-    def apply_chat_template(self, messages, tokenize, add_generation_prompt):
-        assert not tokenize and add_generation_prompt
-        return f"{self.system}<{messages[0]['content']}>"
+def test_prompts_as_messages(tmp_path):
+    row = {"prompt": MESSAGES, "answer": "yes", "tools": [{"type": "function"}]}
+    (problem,) = from_file = load_problems(write(tmp_path / "p.jsonl", row))
+    assert problem.messages == MESSAGES and problem.prompt == "Is it two?" and problem.kind == "math"
+    assert problem.extra == {"tools": [{"type": "function"}]}
+    assert load_problems([row]) == from_file
+    code = {"prompt": MESSAGES[:2], "tests": {"test_list": ["assert f()"]}}
+    assert load_problems([code])[0].kind == "code" and load_problems([{"prompt": MESSAGES[:2]}])[0].kind == "open"
+    other = [MESSAGES[0] | {"content": "Be long."}, *MESSAGES[1:]]
+    digests = {content_digest(load_problems([row | {"prompt": prompt}])) for prompt in (MESSAGES, other, "Is it two?")}
+    assert len(digests) == 3
 
 
-def text(problem, tokenizer, template):
-    return "".join(map(chr, format_prompt(problem, tokenizer, template)))
+def test_messages_of_a_dataset_have_no_fields_of_others():
+    from datasets import Dataset
 
-
-def test_instructions_are_given_once():
-    problem, tokenizer = Problem("1", "1+1?", "2"), Characters()
-    assert text(problem, tokenizer, "chat") == (
-        "<1+1?\nPlease reason step by step, and put your final answer within \\boxed{}.>"
-    )
-    assert text(problem, tokenizer, "plain") == "^Problem:\n1+1?\n\nSolution:\n"
-    tokenizer.system = "put your final answer within \\boxed{}"
-    assert text(problem, tokenizer, "chat") == tokenizer.system + "<1+1?>"
-    code = Problem("1", "def f():\n", tests={"test_list": ["assert f()"]}, kind="code")
-    assert text(code, tokenizer, "plain") == "^def f():\n"
-    assert "```python" in text(code, tokenizer, "chat")
+    # Arrow gives every message every field: what was not there is None.
+    table = Dataset.from_list([{"prompt": MESSAGES[1:2], "answer": "2"}, {"prompt": MESSAGES[:2], "answer": "2"}])
+    given = table.add_column("tools", [None, None])
+    assert [problem.messages for problem in load_problems(given)] == [MESSAGES[1:2], MESSAGES[:2]]
+    named = Dataset.from_list([{"prompt": [MESSAGES[3], MESSAGES[1]], "answer": "2"}])
+    assert load_problems(named)[0].messages == [MESSAGES[3], MESSAGES[1]]

@@ -24,6 +24,7 @@ from dapo_fast.data.tree import Candidate, State, Tree, Trunk
 from dapo_fast.errors import InputError
 from dapo_fast.models.attention import Dense, choose_backend, plan_attention
 from dapo_fast.models.checks import check_supported
+from dapo_fast.models.context import shares
 from dapo_fast.models.loading import new_causal_lm
 from dapo_fast.models.readpath import PolicyReader
 from dapo_fast.models.tree_flex import TreeFlex, tree_block_mask
@@ -55,8 +56,9 @@ def big_tree(seed: int, steps: int = 5, candidates: int = 5, length: int = 40) -
     return Tree("p", "", "", ids(40), trunks, states, 1, 1)
 
 
-def pack_of(tree: Tree) -> Pack:
-    (pack,) = pack_actor([tree, big_tree(9, steps=1)], actor_groups([tree, big_tree(9, steps=1)]), 10**6)
+def pack_of(tree: Tree, lengths: list[int] | None = None) -> Pack:
+    trees = [tree, big_tree(9, steps=1)]
+    (pack,) = pack_actor(trees, actor_groups(trees), 10**6, lengths)
     return pack
 
 
@@ -234,6 +236,25 @@ def test_flex_is_compiled_once_for_a_length():
     assert counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("size", [2, 3])
+def test_shares_of_a_pack_see_what_their_rows_see(size):
+    """FlexAttention's forward, and the dense mask, from a share's rows; whole blocks of a mask are skipped."""
+    pack = pack_of(big_tree(1), lengths=[size * 128])
+    query, key, value = (torch.randn(1, heads, pack.length, 8) for heads in (4, 2, 2))
+    wanted = Dense(pack.subtree_end)(query, key, value, 0.3)
+    seen = 0
+    for share in shares(pack, size, 128):
+        rows = share.split.rows
+        plan = TreeFlex(share)
+        for attend in (plan, plan_attention(share, "auto")):
+            torch.testing.assert_close(attend(query[:, :, rows], key, value, 0.3), wanted[:, rows])
+        (mask,) = plan.masks.values()
+        seen += int(mask.kv_num_blocks.sum() + mask.full_kv_num_blocks.sum())
+    whole = tree_block_mask(pack.subtree_end)
+    assert seen == int(whole.kv_num_blocks.sum() + whole.full_kv_num_blocks.sum())
+
+
 def test_flat_packs_are_recognised():
     flat = pack_sequences([([1], [2, 3]), ([4, 5], [6])], 100)[0]
     assert flat.is_flat
@@ -242,6 +263,9 @@ def test_flat_packs_are_recognised():
     assert choose_backend("auto", cpu, flat=True) == choose_backend("auto", cpu, flat=False) == "tree_sdpa"
     assert choose_backend("auto", cuda, flat=True) == "varlen"
     assert choose_backend("auto", cuda, flat=False) == "flex"
+    for flat in (True, False):
+        assert choose_backend("auto", cpu, flat, shared=True) == "dense"
+        assert choose_backend("auto", cuda, flat, shared=True) == "flex"
 
 
 def test_varlen_on_a_cpu_is_sdpa_by_sequence():

@@ -229,10 +229,21 @@ def heldout(trees: list[Tree], fraction: float) -> dict:
     }
 
 
+PROVENANCE = {
+    "date": "2026-01-02T03:04:05+00:00",
+    "command": "dapo-fast run demo <&> --preset arithmetic",
+    "commit": "abc1234",
+    "machine": "Some Processor, 2 cores",
+    "device": "CPU",
+    "versions": {"dapo-fast": "0.1.0", "torch": "2.13.0"},
+}
+
+
 def start_run(path: Path, *overrides: str) -> Path:
     """A run directory with settings and a supervised start."""
     directory = RunDirectory(path, load_config(None, "arithmetic", list(overrides)))
     directory.save_config()
+    (path / "provenance.jsonl").write_text(json.dumps(PROVENANCE) + "\n")
     byte_tokenizer().save_pretrained(path / "sft" / "model")
     write_metrics(path / "sft" / "metrics.jsonl", "sft", 100, 0)
     write_json(path / "sft" / "done.json", {"loss": 0.35})

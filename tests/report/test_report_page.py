@@ -6,9 +6,12 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 from pages import Page
+from simulated_run import PROVENANCE
 
 from dapo_fast.data.store import read_trees
 from dapo_fast.report import write_report
+from dapo_fast.report.critic import THIN, reliability_chart
+from dapo_fast.report.training import moving_average
 from dapo_fast.report.trees import REASONS
 
 
@@ -30,7 +33,8 @@ def load(path):
 
 
 def test_all_sections_and_no_word_of_anything_missing(page):
-    assert page.anchors() == ["accuracy", "trajectories", "critic", "advantages", "training", "cost", "settings"]
+    sections = ["accuracy", "trajectories", "critic", "advantages", "training", "cost", "settings"]
+    assert page.anchors() == ["provenance", *sections]
     assert not [a for _, a in page.elements if "missing" in a.get("class", "")]
 
 
@@ -40,6 +44,41 @@ def test_it_needs_no_other_file(page):
         for name in ("src", "href"):
             assert attributes.get(name, "#").startswith(("#", "data:"))
     assert "http" not in page.html.replace("http://www.w3.org/2000/svg", "").replace("http-equiv", "")
+
+
+def test_it_begins_with_where_it_comes_from(page):
+    assert page.tables["Processes"][1] == [PROVENANCE["date"], PROVENANCE["command"], PROVENANCE["commit"]]
+    assert page.tables["Made on"][1:] == [
+        ["machine", "Some Processor, 2 cores"], ["device", "CPU"], ["versions", "dapo-fast 0.1.0, torch 2.13.0"],
+    ]  # fmt: skip
+
+
+def test_it_opens_on_the_response_that_missed_most(page):
+    def missed(row):
+        known = [(s["advantage"], [c["advantage"] for c in s["candidates"]]) for s in row["steps"] if s["candidates"]]
+        return max(max(candidates) - taken for taken, candidates in known)
+
+    assert [row["missed"] for row in page.trajectories] == pytest.approx(list(map(missed, page.trajectories)), abs=2e-4)
+    assert page.trajectories[0]["missed"] == max(map(missed, page.trajectories)) > 0.5
+
+
+def test_an_axis_that_does_not_begin_at_zero_says_so(page):
+    assert "held-out accuracy, axis from 20%" in page.text
+
+
+def test_a_moving_average_has_no_spike_at_its_ends():
+    points = [(float(i), 10.0 if i in (0, 99) else 1.0) for i in range(100)]
+    line = [y for _, y in moving_average(points)]
+    assert line[0] == line[-1] == 2.5 and len(line) == 100  # 10 and five times 1
+    assert line[50] == 1
+
+
+def test_bins_of_few_states_are_in_the_table_alone(page):
+    bins = [{"low": 0.1 * i, "high": 0.1, "states": n, "predicted": 0.1 * i, "observed": 0.5} for i, n in
+            enumerate((THIN, THIN - 1, 40))]  # fmt: skip
+    drawing = reliability_chart(bins).svg()
+    assert drawing.count("<circle") == drawing.count('class="interval') == 2
+    assert drawing.rindex('class="interval') < drawing.index("<circle")
 
 
 def test_results_are_those_of_the_evaluations(run, page):

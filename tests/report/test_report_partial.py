@@ -154,6 +154,18 @@ def test_a_critic_less_run(tmp_path):
     assert "without a critic" in render(path).text
 
 
+def test_a_fraction_is_nearer_to_right_or_to_wrong(tmp_path):
+    path = start_run(tmp_path / "run")
+    found = trees(2)
+    for tree in found:
+        for trunk, reward in zip(tree.trunks, (0.2, 0.8, 0.5, 1.0)):
+            trunk.reward = reward
+    write_iteration(path, 1, 2, trees=found)
+    shown = {row["reward"]: row["correct"] for row in render(path).trajectories}
+    assert set(shown) & {0.2, 0.5} and set(shown) & {0.8, 1.0}
+    assert all(correct == (reward > 0.5) for reward, correct in shown.items())
+
+
 def test_no_tokenizer(tmp_path):
     path = start_run(tmp_path / "run")
     write_iteration(path, 1, 4)

@@ -1,6 +1,9 @@
 """No attack turns a wrong program into a right one, has an effect outside, or leaves a process behind."""
 
 import os
+import subprocess
+import sys
+import sysconfig
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,12 +17,24 @@ ASSERTS = ["assert f(1) == 2", "assert f(5) == 6"]
 PRINTED = {"inputs": ["5"], "outputs": ["6"]}
 
 
+def lineage(pid):
+    """``pid``, its parent, and so on up to the first process of all."""
+    found = []
+    while pid:
+        found.append(pid)
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return found
+
+
 def processes_of_sandboxes():
-    found = set()
+    """Those of this process, or left behind by it: an orphan's parent is one of its forebears."""
+    found, ours = set(), lineage(os.getpid())
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdigit() and b"from sandboxed." in (entry / "cmdline").read_bytes():
-                found.add(int(entry.name))
+                above = lineage(int(entry.name))
+                outside = (pid for pid in above if b"from sandboxed." not in Path(f"/proc/{pid}/cmdline").read_bytes())
+                found |= {int(entry.name)} if next(outside, 1) in ours else set()
         except OSError:
             continue
     return found
@@ -101,3 +116,31 @@ def test_attacks_are_contained(isolation, form, monkeypatch):
         found = dict(zip(cases, pool.map(lambda case: code.verify(*case, timeout=1), cases.values()), strict=True))
     assert [name for name, right in found.items() if right] == []
     assert settled_below(processes)
+
+
+AS_ORDINARY_USER = """
+mount -t tmpfs -o mode=755 none /mnt || exit 99
+cd /mnt
+mkdir python packages source
+mount --bind "$1" python && mount --bind "$2" packages && mount --bind "$3" source && cd source
+shift 3
+exec setpriv --reuid 23456 --regid 23456 --clear-groups "$@"
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user; the tests above were one's own")
+def test_attacks_by_an_ordinary_user():
+    """Above once more without root, whose interpreter and packages are often out of others' reach."""
+    python, packages = os.path.realpath(sys.base_prefix), sysconfig.get_path("purelib")
+    executable = Path(os.path.realpath(sys._base_executable)).relative_to(python)
+    tests = Path(__file__).relative_to(Path(__file__).parents[2])
+    inside = [f"/mnt/python/{executable}", "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider"]
+    command = ["unshare", "--mount", "sh", "-c", AS_ORDINARY_USER, "sh", python, packages, Path(__file__).parents[2]]
+    environment = {"PYTHONPATH": "/mnt/source:/mnt/packages", "PYTHONDONTWRITEBYTECODE": "1"}
+    kept = {name: os.environ[name] for name in ("PATH", "DAPO_REQUIRE_BWRAP") if name in os.environ}
+    ran = subprocess.run(
+        [*command, *inside, "-k", "not printed", tests], env=environment | kept, capture_output=True, text=True
+    )
+    if ran.returncode == 99:
+        pytest.skip(f"no mount namespace: {ran.stderr}")
+    assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -699,3 +699,12 @@ def test_rewards_of_ones_own_are_fractions_and_means():
     for wrong in (2, -0.1, "1", None, float("nan"), [1]):
         with pytest.raises(InputError, match=r"gave .* for problem '7'; a reward is a number from 0 to 1"):
             verify_many([(problem, "5")], lambda problem, response, found=wrong: found)
+
+
+def test_a_file_that_a_reward_misses_is_the_rewards():
+    def looks_it_up(problem, response):
+        return float(open("/no/such/table.json").read())
+
+    words = "looks_it_up: failed on problem '7': /no/such/table.json: No such file or directory"
+    with pytest.raises(InputError, match=words):
+        verify_many([(Problem("7", "?", "1"), "1")], looks_it_up)

@@ -177,6 +177,12 @@ def test_bubblewrap_that_fails_is_reported_and_the_next_one_used(tmp_path, monke
         assert "no permission" in caplog.text or "echo" not in script
 
 
+def test_python_under_tmp_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "base_prefix", "/tmp/python")  # hidden by the sandbox's own /tmp: imports would fail
+    for method in ("namespaces", "bubblewrap"):
+        assert "its Python must be elsewhere" in sandbox._why_not(method) or shutil.which("bwrap") is None
+
+
 def test_bubblewrap_is_found_anywhere_on_the_path(isolation, tmp_path, monkeypatch):
     if isolation != "bubblewrap":
         return

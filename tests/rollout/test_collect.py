@@ -388,6 +388,52 @@ def test_right_and_wrong_by_the_tasks_verifier(tmp_path):
     assert [(s.trunk, s.step, s.mc) for s in tree.states] == [(0, 0, 0.5), (0, 1, 0.5)]
 
 
+class Lost(Scripted):
+    """An engine that goes wrong, unless a first line is given to it."""
+
+    def generate(self, prompts, params, progress=None):
+        given = [len(prompt) > len(encode(self.problem)) for prompt in prompts]
+        answer = int(self.problem.answer)
+        texts = [f"0={answer if right else (answer + 1) % 7}" for right in given]
+        return [[Sample(ids(text, end=True), text, True)] * params.n for text in texts]
+
+    def __init__(self, problem):
+        self.problem = problem
+
+
+def start_within(problem, out, **settings):
+    settings = {"samples": 2, "kept": 2, "completions": 2, "max_tokens": 40, "gold_starts": True} | settings
+    collect([problem], Lost(problem), CollectSettings(**settings), out,
+            encode=encode, verify=TASK.verify, seed=0, digest="")  # fmt: skip
+    return next(iter(read_trees(out)))
+
+
+def test_completions_start_within_a_gold_solution_where_nothing_was_right(tmp_path):
+    [problem] = TASK.problems(1, seed=0)
+    answer = int(problem.answer)
+    solved = replace(problem, extra={"solution": f"1=1\n0={answer}"})
+    tree = start_within(solved, tmp_path / "a")
+    assert [(TOKENIZER.decode(t.ids[:-1]), t.reward) for t in tree.trunks] == [
+        (f"0={(answer + 1) % 7}", 0.0),
+        (f"1=1\n0={answer}", 1.0),
+    ]
+    assert (tree.sampled, tree.correct) == (2, 0)
+    prompt, within = tree.states
+    assert (within.trunk, within.step, within.rewards) == (1, 1, [1.0, 1.0])
+    # Its first step was not sampled, and is backed by the completions that follow it.
+    step = next(c for c in prompt.candidates if c.ids == ids("1=1\n"))
+    assert (step.count, step.right, step.n) == (0, 2, 2) and prompt.rewards == [0.0, 0.0]
+
+    for name, extra, settings in (
+        ("no solution", None, {}),
+        ("judged wrong", {"solution": f"0={(answer + 2) % 7}"}, {}),
+        ("too long", {"solution": f"1=1\n0={answer}"}, {"max_tokens": 5}),
+        ("off", {"solution": f"1=1\n0={answer}"}, {"gold_starts": False}),
+    ):
+        tree = start_within(replace(problem, extra=extra), tmp_path / name, **settings)
+        assert [t.reward for t in tree.trunks] == [0.0], name
+
+
 # ------------------------------------------------------------------------------------------------ kills
 
 

@@ -10,13 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 import train_cases as cases
-from safetensors.torch import load_file
+from train_cases import assert_same, assert_same_advantages, curve, launch
 
 from dapo_fast.cli import main
 from dapo_fast.config import load_config
-from dapo_fast.data.store import read_trees, seal
+from dapo_fast.data.store import seal
 from dapo_fast.pipeline import Pipeline
 from dapo_fast.rundir import RunDirectory
 from dapo_fast.train import heartbeat
@@ -41,39 +40,6 @@ def start(processes, base, jobs, log):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += [cases.__file__, str(base), json.dumps(jobs)]
     return subprocess.Popen(command, env=environment(), stdout=log, stderr=subprocess.STDOUT)
-
-
-def forked(size, base, jobs, log):
-    return cases.forked(size, lambda: cases.run_jobs(base, jobs), log)
-
-
-def launch(size, base, jobs):
-    log = base / f"log-{size}"
-    processes = forked(size, base, jobs, log)
-    for process in processes:
-        process.join(300)
-    assert [process.exitcode for process in processes] == [0] * size, log.read_text()
-
-
-def curve(directory, key="loss"):
-    return [json.loads(line)[key] for line in (directory / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_same(first, second, tolerance=1e-5):
-    assert curve(first) == pytest.approx(curve(second), rel=tolerance, abs=tolerance)
-    assert curve(first, "grad_norm") == pytest.approx(curve(second, "grad_norm"), rel=1e-4)
-    a, b = (load_file(d / "model" / "model.safetensors") for d in (first, second))
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
-
-
-def assert_same_advantages(first, second):
-    for one, two in zip(read_trees(first), read_trees(second), strict=True):
-        for ours, theirs in zip(one.states, two.states, strict=True):
-            assert ours.value == pytest.approx(theirs.value, abs=1e-6) and ours.kept == theirs.kept
-            for a, b in zip(ours.candidates, theirs.candidates, strict=True):
-                assert (a.value, a.q, a.advantage) == pytest.approx((b.value, b.q, b.advantage), abs=1e-6)
 
 
 def test_every_world_size_gives_what_one_process_gives(base):
@@ -116,10 +82,19 @@ def test_every_world_size_gives_what_one_process_gives(base):
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 16}
 MIXED = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+RECURRENT = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+    "head_dim": 16,
+}
 FAMILIES = {
     "mistral": {"sliding_window": 6},
     "gemma3_text": MIXED | {"head_dim": 16, "tied": True},
     "qwen3_moe": EXPERTS,
+    "qwen3_5_text": RECURRENT,
 }
 
 
@@ -134,6 +109,25 @@ def test_two_processes_train_windows_and_experts_as_one_does(family, tmp_path):
     for stage in ("critic", "actor"):
         assert_same(tmp_path / f"{stage}-2", tmp_path / f"{stage}-1")
     assert_same_advantages(tmp_path / "advantages-2", tmp_path / "advantages-1")
+
+
+def test_two_processes_balance_experts_as_one_does(tmp_path):
+    """Training, with packs of other sizes and blocks that are computed again."""
+    cases.write_model(tmp_path / "policy", family="qwen3_moe", **EXPERTS)
+    cases.write_trees(tmp_path / "trees")
+    changes = {"router_aux": 0.5, "steps": 4}
+    for stage in ("critic", "actor"):
+        cases.run(stage, tmp_path, tmp_path / f"{stage}-1", {}, **changes)
+    full = {"activation_checkpointing": "full"}
+    jobs = [{"stage": s, "out": f"{s}-2", "changes": changes | {"pack_tokens": 64}} for s in ("critic", "actor")]
+    launch(2, tmp_path, [job | {"parallel": full} for job in jobs])
+    for stage in ("critic", "actor"):
+        assert_same(tmp_path / f"{stage}-2", tmp_path / f"{stage}-1")
+        values = curve(tmp_path / f"{stage}-1", "router_loss")
+        assert values == pytest.approx(curve(tmp_path / f"{stage}-2", "router_loss"), rel=1e-5)
+    cases.run("actor", tmp_path, tmp_path / "off", {}, steps=4)
+    assert "router_loss" not in (tmp_path / "off" / "metrics.jsonl").read_text()
+    assert curve(tmp_path / "actor-1", "router_loss")[-1] < values[0]
 
 
 def test_sigterm_under_torchrun_and_resume_in_one_process(base):
@@ -159,7 +153,9 @@ def test_sigterm_under_torchrun_and_resume_in_one_process(base):
 
 def test_a_rank_that_dies_stops_the_others_with_one_message(base):
     """Rank 1 is killed in the middle of a step: rank 0, in a collective with it, ends too."""
-    processes = forked(2, base, [{"stage": "actor", "out": "dies", "dies": {"rank": 1, "call": 4}}], base / "log-dies")
+    processes = cases.jobs_forked(
+        2, base, [{"stage": "actor", "out": "dies", "dies": {"rank": 1, "call": 4}}], base / "log-dies"
+    )
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [1, -signal.SIGKILL]
@@ -173,7 +169,7 @@ def test_a_rank_that_hangs_stops_the_others(base, monkeypatch):
     monkeypatch.setattr(heartbeat, "LOST_AFTER_S", 2.0)
     monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.2)
     job = {"stage": "actor", "out": "hangs", "dies": {"rank": 1, "call": 4, "by": int(signal.SIGSTOP)}}
-    processes = forked(2, base, [job], base / "log-hangs")
+    processes = cases.jobs_forked(2, base, [job], base / "log-hangs")
     processes[0].join(120)
     assert processes[0].exitcode == 1
     processes[1].kill()

@@ -11,9 +11,10 @@ import torch.distributed as dist
 import train_cases as cases
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
+from dapo_fast import sums
 from dapo_fast.config import OptimSettings, ParallelSettings
 from dapo_fast.errors import InputError
-from dapo_fast.train import checkpoint, heartbeat
+from dapo_fast.train import heartbeat
 from dapo_fast.train.checkpoint import Checkpoints, training_state
 from dapo_fast.train.heartbeat import HEARTBEAT_S, LOST_AFTER_S, Pulse
 from dapo_fast.train.optim import make_optimizer
@@ -101,9 +102,9 @@ def test_a_rank_may_take_longer_to_check_its_file_than_a_collective_may(tmp_path
         checkpoints.save(3, training_state(layer, optimizer))
         checkpoints.wait()
         world.barrier()
-        read = checkpoint._sum
+        read = sums.file_sum
         if world.rank:
-            checkpoint._sum = lambda path: time.sleep(0.5) or read(path)
+            sums.file_sum = lambda path: time.sleep(0.5) or read(path)
         _set_pg_timeout(timedelta(milliseconds=1), dist.group.WORLD)
         assert checkpoints.resume(training_state(layer, optimizer)) == 3
         _set_pg_timeout(timedelta(minutes=5), dist.group.WORLD)
@@ -130,8 +131,8 @@ def test_each_rank_checks_its_own_files_and_all_refuse_what_one_finds(tmp_path):
             file.write_bytes(b"not what was summed")
             (newest / "sums-1.json").write_text('{"__1_0.distcp": [19, 1]}')
         world.barrier()
-        read = checkpoint._sum
-        checkpoint._sum = lambda path: (checked / f"{world.rank} {path.parent.name} {path.name}").touch() or read(path)
+        read = sums.file_sum
+        sums.file_sum = lambda path: (checked / f"{world.rank} {path.parent.name} {path.name}").touch() or read(path)
         with pytest.raises(InputError, match=r"__1_0\.distcp: damaged.*newest whole checkpoint is .*step-00000001"):
             checkpoints.resume(training_state(layer, optimizer))
 
@@ -152,7 +153,7 @@ def test_a_file_that_cannot_be_read_is_damage(tmp_path, monkeypatch):
     def unreadable(path):
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
-    monkeypatch.setattr(checkpoint, "_sum", unreadable)
+    monkeypatch.setattr(sums, "file_sum", unreadable)
     with pytest.raises(InputError, match=r"__0_0\.distcp: Input/output error; no other checkpoint is whole"):
         checkpoints.resume(training_state(layer, optimizer))
 

@@ -1,6 +1,7 @@
 """The fp32 weights that a policy keeps beside those in bf16: who writes them, who trains on from them."""
 
 import logging
+import random
 import shutil
 
 import pytest
@@ -8,9 +9,15 @@ import torch
 import train_cases as cases
 from safetensors.torch import load_file, save_file
 
-from dapo_fast.config import ActorSettings, ParallelSettings
+from dapo_fast.config import ActorSettings, ParallelSettings, load_config
+from dapo_fast.errors import InputError
+from dapo_fast.models.loading import load_causal_lm
+from dapo_fast.rollout.loading import load_tokenizer
+from dapo_fast.sums import write_sums
 from dapo_fast.train.actor import train_actor
-from dapo_fast.train.parallel import World
+from dapo_fast.train.export import export
+from dapo_fast.train.parallel import ALONE, World
+from dapo_fast.train.preflight import check_training
 from dapo_fast.train.weights import trained_from
 
 
@@ -64,7 +71,80 @@ def test_whether_there_are_fp32_weights_is_what_rank_0_says(tmp_path, sees):
             assert value is sees
             return not sees
 
+        def gather(self, value):
+            return [value]
+
     if sees:
         (tmp_path / "master").mkdir()
     world = Second(1, 2, torch.device("cpu"), torch.bfloat16, None)
     assert trained_from(tmp_path, world, adapting=False) == (tmp_path if sees else tmp_path / "master")
+
+
+@pytest.fixture(scope="module")
+def exported(base, tmp_path_factory):
+    """Read-only: a model in bf16, its tokenizer, and its fp32 weights."""
+    directory = tmp_path_factory.mktemp("exported") / "model"
+    export(load_causal_lm(base / "policy"), directory, base / "policy", torch.bfloat16, ALONE, master=True)
+    return directory
+
+
+def load(directory):
+    """Whatever reads a policy, and training on from it."""
+    load_tokenizer(directory)
+    load_causal_lm(directory)
+    load_causal_lm(trained_from(directory, ALONE, adapting=False))
+
+
+def other_weights(model):
+    path = model / "model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+
+
+def another_export(model):
+    other_weights(model)
+    write_sums(model, {})
+
+
+STALE = {
+    "another export": (another_export, "master: not the fp32 weights of the model beside them; remove them"),
+    "other weights": (other_weights, "model.safetensors: damaged"),
+    "nothing is known of the model": (lambda m: (m / "sums.json").unlink(), "master: not the fp32 weights"),
+    "nothing is known of them": (lambda m: (m / "master" / "sums.json").unlink(), "master: not the fp32 weights"),
+    "a note without them": (lambda m: write_sums(m / "master", {}), "not the sums of fp32 weights"),
+}
+
+
+@pytest.mark.parametrize("how", STALE)
+def test_fp32_weights_of_another_model_are_refused(exported, tmp_path, how):
+    """Before anything is sampled, too."""
+    model = shutil.copytree(exported, tmp_path / "model")
+    spoil, said = STALE[how]
+    spoil(model)
+    with pytest.raises(InputError, match=said):
+        trained_from(model, ALONE, adapting=False)
+    given = [f"model.path={model}", "data.task=arithmetic", "model.device=cpu", "model.dtype=bfloat16"]
+    config = load_config(overrides=given).at(1)
+    if "damaged" not in said:  # found as weights are read
+        with pytest.raises(InputError, match=said):
+            check_training(config, model)
+    shutil.rmtree(model / "master")
+    check_training(config, model)
+
+
+def test_no_flipped_bit_of_a_model_is_read(exported, tmp_path):
+    """In weights, config, tokenizer, fp32 weights or the sums of all these."""
+    model = shutil.copytree(exported, tmp_path / "model")
+    load(model)
+    files = sorted(path for path in model.rglob("*") if path.is_file())
+    rng = random.Random(5)
+    for file in files * (100 // len(files)):
+        whole = file.read_bytes()
+        place = rng.randrange(8 * len(whole))
+        spoilt = bytearray(whole)
+        spoilt[place // 8] ^= 1 << place % 8
+        file.write_bytes(spoilt)
+        with pytest.raises(InputError) as error:
+            load(model)
+        assert str(model) in str(error.value) and "\n" not in str(error.value), (file, place)
+        file.write_bytes(whole)
+    load(model)

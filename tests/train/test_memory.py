@@ -56,6 +56,8 @@ def test_what_saves_memory_saves_memory(seven):
     assert (
         total("actor.optimizer_state=int8").total(0) < total("actor.optimizer_state=bfloat16").total(0) < plain.total(0)
     )
+    shared = [total(f"parallel.context_parallel_degree={n}", processes=8).per_token for n in (1, 2, 4)]
+    assert shared == sorted(set(shared))  # what is gathered of the others' rows
     full, selective = (total(f"parallel.activation_checkpointing={k}").per_token for k in ("full", "selective"))
     assert full < selective < plain.per_token
     lora = total("actor.lora_rank=16")

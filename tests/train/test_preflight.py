@@ -7,9 +7,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from dapo_fast.config import load_config
 from dapo_fast.errors import InputError
+from dapo_fast.models.loading import causal_lm_skeleton
 from dapo_fast.pipeline import Pipeline
 from dapo_fast.rundir import RunDirectory
-from dapo_fast.train.preflight import check_training
+from dapo_fast.train import export as exports
+from dapo_fast.train.preflight import check_training, try_backbone
 
 MAMBA = {"hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 40, "num_heads": 4, "head_dim": 8, "n_groups": 1}
 
@@ -27,6 +29,9 @@ ZAMBA = {
 }
 
 
+SHARED = ["parallel.processes=2", "parallel.context_parallel_degree=2"]
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     base = tmp_path_factory.mktemp("models")
@@ -34,6 +39,9 @@ def models(tmp_path_factory):
     cases.write_model(base / "sampled only", family="llama")
     weights = base / "sampled only" / "model.safetensors"
     save_file(load_file(weights) | {"model.more": load_file(weights)["lm_head.weight"]}, weights)
+    cases.write_model(base / "nemotron", family="nemotron")
+    kinds = ["sliding_attention", "full_attention"] * 2
+    cases.write_model(base / "windows", family="gemma3_text", head_dim=16, num_hidden_layers=4, layer_types=kinds)
     AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba2", **MAMBA)).save_pretrained(base / "recurrent")
     AutoModelForCausalLM.from_config(AutoConfig.for_model("rwkv", **RWKV)).save_pretrained(base / "changing")
     AutoModelForCausalLM.from_config(AutoConfig.for_model("zamba", **ZAMBA)).save_pretrained(base / "shared")
@@ -45,7 +53,9 @@ def check(path, *settings):
     check_training(load_config(overrides=given).at(1), path)
 
 
-@pytest.mark.parametrize("settings", [[], ["parallel.processes=2"], ["model.dtype=bfloat16"], ["actor.lora_rank=2"]])
+@pytest.mark.parametrize(
+    "settings", [[], ["parallel.processes=2"], SHARED, ["model.dtype=bfloat16"], ["actor.lora_rank=2"]]
+)
 def test_what_can_be_trained_passes(models, settings):
     check(models / "dense", *settings)
 
@@ -73,16 +83,72 @@ def test_files_are_compared_where_ranks_read_them(models):
             check(models / "sampled only", *settings)
 
 
+HTTP = ["engine.kind=http", "engine.urls=[http://localhost:1]"]
+
+
+def test_what_a_server_samples_from_is_tried_before_it_does(models):
+    """In process it is tried as it is loaded; a server takes any model."""
+    words = "nemotron: Nemotron.* does not honour tree attention: a small pack and its separate sequences differ"
+    for settings in ([], ["parallel.processes=2"], ["actor.lora_rank=2"]):
+        with pytest.raises(InputError, match=words):
+            check(models / "nemotron", *HTTP, *settings)
+    check(models / "dense", *HTTP)
+    with pytest.raises(InputError, match=words):  # which no engine loads
+        check(models / "dense", f"critic.init={models / 'nemotron'}")
+
+
+def test_of_a_model_that_is_tried_a_layer_of_each_kind_is_read(models):
+    model = causal_lm_skeleton(models / "windows")
+    try_backbone(model, models / "windows")
+    assert len(model.model.layers) == 2 and model.lm_head.weight.is_meta
+
+
+@pytest.mark.parametrize("stage", ["sft", "critic", "actor"])
+def test_every_stage_is_built_with_its_own_settings(models, stage):
+    start = ["sft.steps=1"] if stage == "sft" else []
+    check(models / "dense", "sft.router_aux=0.1")  # there is no supervised start
+    with pytest.raises(InputError, match="router_aux: transformers has no load-balancing loss of a llama"):
+        check(models / "dense", f"{stage}.router_aux=0.1", *start)
+
+
+def test_what_an_export_would_lose_is_refused(models, monkeypatch):
+    whole = exports.as_stored
+
+    def lossy(model, tensors):
+        return {name: parts for name, parts in whole(model, tensors).items() if "norm" not in name}
+
+    monkeypatch.setattr(exports, "as_stored", lossy)
+    with pytest.raises(InputError, match=r"model\.layers\.0\.input_layernorm\.weight of a Llama.* would not"):
+        check(models / "dense")
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
         (["parallel.processes=3", "parallel.replicas=2"], "parallel.replicas 2: does not divide the 3 processes"),
         (["model.attention=varlen"], "model.attention: 'varlen' reads flat packs only"),
+        ([*SHARED[1:], "parallel.processes=3"], "parallel.context_parallel_degree 2: does not divide the 3 processes"),
+        ([*SHARED, "parallel.compile=true"], "parallel.context_parallel_degree: not with parallel.compile"),
+        ([*SHARED, "model.attention=tree_sdpa"], "model.attention: 'tree_sdpa' is not for parallel.context_parallel"),
     ],
 )
 def test_settings_that_no_rank_could_start_with(models, settings, said):
     with pytest.raises(InputError, match=said):
         check(models / "dense", *settings)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "said"),
+    [
+        ("mistral", {"sliding_window": 6}, "mistral model, whose attention is not full in every layer"),
+        ("gemma", {"head_dim": 16}, "gemma model, only for llama, qwen2, qwen3, mistral"),
+    ],
+)
+def test_models_that_cannot_share_packs(tmp_path, family, changes, said):
+    cases.write_model(tmp_path, family=family, **changes)
+    check(tmp_path, "parallel.processes=2")
+    with pytest.raises(InputError, match=f"parallel.context_parallel_degree: not for this {said}"):
+        check(tmp_path, *SHARED)
 
 
 def test_a_critic_is_needed_only_where_it_says_q(models, monkeypatch):

@@ -11,6 +11,7 @@ from transformers import (
     ApertusConfig,
     AutoModelForCausalLM,
     Glm4MoeConfig,
+    HrmTextConfig,
     LlamaConfig,
     NemotronConfig,
     Qwen2Config,
@@ -21,10 +22,12 @@ from dapo_fast.config import ActorSettings, CriticSettings, ModelSettings, Paral
 from dapo_fast.data.batches import actor_groups
 from dapo_fast.data.packing import pack_actor
 from dapo_fast.errors import InputError
-from dapo_fast.models.loading import load_causal_lm
+from dapo_fast.models.files import stored_tensors
+from dapo_fast.models.loading import causal_lm_skeleton, load_causal_lm
 from dapo_fast.train.export import export
-from dapo_fast.train.parallel import World, open_world
+from dapo_fast.train.parallel import ALONE, World, open_world
 from dapo_fast.train.stage import Dealer, policy_reader, read_values, value_reader
+from dapo_fast.train.weights import match_files
 
 SMALL = {
     "vocab_size": 64,
@@ -58,6 +61,7 @@ def write(base, name, config):
                 tensor.copy_(0.3 * torch.randn(tensor.shape))
     (base / "none").mkdir(exist_ok=True)
     export(model, base / name, base / "none", torch.float32, World(0, 1, torch.device("cpu"), torch.float32, None))
+    (base / name / "sums.json").unlink()  # some are changed below
 
 
 def edit(directory, changes):
@@ -141,6 +145,24 @@ def test_two_processes_load_what_one_loads(base, found, name):
     alone = loaded(base / name, "actor")
     assert len(alone) > 20
     assert found[f"actor {name}"] == pytest.approx(alone, abs=2e-4)
+
+
+def test_one_tensor_of_the_files_may_be_several_of_the_model(tmp_path):
+    """Fused queries, keys and values, cut as they are read; an export keeps the model's own names."""
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(HrmTextConfig(**SMALL | {"num_key_value_heads": 2}, head_dim=8))
+    model.save_pretrained(tmp_path / "fused")
+    assert any("gqkv_proj" in name for name in stored_tensors(tmp_path / "fused"))
+    (tmp_path / "none").mkdir()
+    export(model, tmp_path / "apart", tmp_path / "none", torch.float32, ALONE)
+    state = model.state_dict()
+    for name in ("fused", "apart"):
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict()
+        matched = match_files(causal_lm_skeleton(tmp_path / name), tmp_path / name)
+        for key, (_, source) in matched.items():
+            assert torch.equal(source.rows(slice(None)), state[key]) and torch.equal(again[key], state[key])
+            assert torch.equal(source.rows(slice(3, 7)), state[key][3:7])
+        assert matched.keys() == state.keys()
 
 
 @pytest.mark.parametrize("stage", ["actor", "critic"])

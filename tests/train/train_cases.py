@@ -14,7 +14,9 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dapo_fast.config import (
@@ -25,7 +27,7 @@ from dapo_fast.config import (
     ParallelSettings,
     SftSettings,
 )
-from dapo_fast.data.store import write_shard
+from dapo_fast.data.store import read_trees, write_shard
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
 from dapo_fast.tasks import get_task
 
@@ -56,8 +58,8 @@ def write_model(directory: Path, seed: int = 0, tied: bool = False, family: str 
     return directory
 
 
-def make_trees(count: int, seed: int = 0) -> list[Tree]:
-    """Trees with gold traces as trunks, made-up outcomes, and advantages."""
+def make_trees(count: int, seed: int = 0, traces: int = 1) -> list[Tree]:
+    """Trees with ``traces`` gold traces in each trunk, made-up outcomes, and advantages."""
     task = get_task("arithmetic")
     tokenizer = task.tokenizer()
     rng = random.Random(seed)
@@ -65,7 +67,7 @@ def make_trees(count: int, seed: int = 0) -> list[Tree]:
     for index, problem in enumerate(task.problems(count, seed)):
         trunks: list[Trunk] = []
         for attempt in range(2):
-            _, text = task.gold(1, seed, 10 * index + attempt)[0]
+            text = "\n".join(text for _, text in task.gold(traces, seed, 10 * index + attempt))
             lines = [*text.split("\n")]
             steps = [line + "\n" for line in lines[:-1]] + [lines[-1]]
             ids: list[int] = []
@@ -95,9 +97,9 @@ def make_trees(count: int, seed: int = 0) -> list[Tree]:
     return trees
 
 
-def write_trees(directory: Path, count: int = 12, seed: int = 0) -> Path:
+def write_trees(directory: Path, count: int = 12, seed: int = 0, traces: int = 1) -> Path:
     """``make_trees`` in two shards."""
-    trees = make_trees(count, seed)
+    trees = make_trees(count, seed, traces)
     write_shard(directory / "shard-00000.parquet", trees[: count // 2])
     write_shard(directory / "shard-00001.parquet", trees[count // 2 :])
     return directory
@@ -178,6 +180,44 @@ def forked(size: int, work: Callable[[], None], log: Path) -> list[BaseProcess]:
     for process in processes:
         process.start()
     return processes
+
+
+def jobs_forked(size: int, base: Path, jobs: list[dict], log: Path) -> list[BaseProcess]:
+    """``jobs`` on ``size`` ranks."""
+    return forked(size, lambda: run_jobs(base, jobs), log)
+
+
+def launch(size: int, base: Path, jobs: list[dict]) -> None:
+    """``jobs`` on ``size`` ranks, to the end."""
+    log = base / f"log-{size}"
+    processes = jobs_forked(size, base, jobs, log)
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0] * size, log.read_text()
+
+
+def curve(directory: Path, key: str = "loss") -> list[float]:
+    """A metric, step by step."""
+    return [json.loads(line)[key] for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same(first: Path, second: Path, tolerance: float = 1e-5) -> None:
+    """Two trainings' curves and weights."""
+    assert curve(first) == pytest.approx(curve(second), rel=tolerance, abs=tolerance)
+    assert curve(first, "grad_norm") == pytest.approx(curve(second, "grad_norm"), rel=1e-4)
+    a, b = (load_file(d / "model" / "model.safetensors") for d in (first, second))
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def assert_same_advantages(first: Path, second: Path) -> None:
+    """Two stores of trees with advantages."""
+    for one, two in zip(read_trees(first), read_trees(second), strict=True):
+        for ours, theirs in zip(one.states, two.states, strict=True):
+            assert ours.value == pytest.approx(theirs.value, abs=1e-6) and ours.kept == theirs.kept
+            for a, b in zip(ours.candidates, theirs.candidates, strict=True):
+                assert (a.value, a.q, a.advantage) == pytest.approx((b.value, b.q, b.advantage), abs=1e-6)
 
 
 if __name__ == "__main__":

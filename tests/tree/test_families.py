@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import recurrent_cases
 import torch
 from family_cases import FAMILIES, tokenizer
 from transformers import AutoModelForCausalLM
@@ -23,14 +24,15 @@ from dapo_fast.config import load_config
 from dapo_fast.data.batches import actor_groups, critic_groups
 from dapo_fast.data.packing import pack_actor, pack_critic
 from dapo_fast.errors import InputError
-from dapo_fast.models.loading import load_value_model
+from dapo_fast.models.loading import causal_lm_skeleton, load_value_model
 from dapo_fast.models.readpath import PolicyReader, ValueReader
 from dapo_fast.rollout.engine import SamplingParams
 from dapo_fast.rollout.in_process import InProcessEngine
 from dapo_fast.train.cost import Lengths, iteration_cost
-from dapo_fast.train.export import export
+from dapo_fast.train.export import check_export, export
 from dapo_fast.train.memory import estimate
 from dapo_fast.train.parallel import World
+from dapo_fast.train.preflight import try_backbone
 
 BETA = 0.1
 
@@ -66,6 +68,8 @@ def test_transformers_reloads_the_export(family, tmp_path):
     (tmp_path / "source").mkdir()
     world = World(0, 1, torch.device("cpu"), torch.float32, None)
     export(model, tmp_path / "model", tmp_path / "source", torch.float32, world)
+    check_export(model, tmp_path)
+    try_backbone(causal_lm_skeleton(tmp_path / "model"), tmp_path / "model")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32, attn_implementation="eager")
     model.set_attn_implementation("eager")
     ids = torch.tensor([[5, 6, 7, 8, 9, 3, 4, 5]])
@@ -76,7 +80,7 @@ def test_transformers_reloads_the_export(family, tmp_path):
 def test_the_table_of_families_is_what_is_tested():
     table = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
     listed = {name for line in table.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line)}
-    assert listed == {*FAMILIES, "llama", "qwen3"}
+    assert listed == {*FAMILIES, *recurrent_cases.FAMILIES, "llama", "qwen3"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -128,6 +132,7 @@ def test_a_critic_starts_from_the_policy_and_survives_its_file(family, tmp_path)
     torch.testing.assert_close(out.values.double(), logits.sigmoid().detach(), rtol=2e-5, atol=2e-6)
     assert_same_gradients(actual, gradients(critic.model), 2e-5)
     critic.model.set_attn_implementation("dapo_auto")
+    check_export(critic.model, tmp_path)
     critic.save_pretrained(tmp_path / "critic")
     again = load_value_model(tmp_path / "critic", init="saved")
     torch.testing.assert_close(ValueReader(again).values(pack), out.values, rtol=1e-6, atol=1e-6)

@@ -24,15 +24,16 @@ from dapo_fast.config import load_config
 from dapo_fast.data.batches import actor_groups, critic_groups
 from dapo_fast.data.dealing import Ranks, by_length
 from dapo_fast.data.packing import pack_actor, pack_critic
-from dapo_fast.models.loading import load_value_model
+from dapo_fast.models.loading import causal_lm_skeleton, load_value_model
 from dapo_fast.models.padded import padded_inputs
 from dapo_fast.models.readpath import PolicyReader, ValueReader
 from dapo_fast.rollout.engine import SamplingParams
 from dapo_fast.rollout.in_process import InProcessEngine
 from dapo_fast.train.cost import Lengths, iteration_cost
-from dapo_fast.train.export import export
+from dapo_fast.train.export import check_export, export
 from dapo_fast.train.memory import estimate
 from dapo_fast.train.parallel import ALONE
+from dapo_fast.train.preflight import try_backbone
 
 BETA = 0.1
 ROWS = Ranks(padded=True)
@@ -83,6 +84,8 @@ def test_transformers_reloads_the_export(family, tmp_path):
     model = shaken(FAMILIES[family]())
     (tmp_path / "source").mkdir()
     export(model, tmp_path / "model", tmp_path / "source", torch.float32, ALONE)
+    check_export(model, tmp_path)
+    try_backbone(causal_lm_skeleton(tmp_path / "model"), tmp_path / "model")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
     ids = torch.tensor([[5, 6, 7, 8, 9, 3, 4, 5]])
     with torch.inference_mode():

@@ -46,7 +46,11 @@
     if (breaks) element.append(make("span", { class: "eol", "aria-hidden": "true" }, "↵".repeat(breaks)));
     return element;
   };
-  const outcome = (t) => (t.correct ? "✓ correct" : t.finished ? "✗ wrong" : "✗ cut off");
+  const outcome = (t) => {
+    if (!t.finished) return "✗ cut off";
+    const part = t.reward > 0 && t.reward < 1 ? ", reward " + t.reward.toFixed(2) : "";
+    return (t.correct ? "✓ correct" : "✗ wrong") + part;
+  };
 
   const candidates = (step) => {
     const head = make("tr", {});
@@ -120,7 +124,7 @@
     const points = [];
     t.steps.forEach((step, i) => { if (known(step.value)) points.push([i, step.value]); });
     if (points.length < 2) return null;
-    points.push([t.steps.length, t.correct ? 1 : 0]);
+    points.push([t.steps.length, t.reward]);
     const width = 640, height = 74, left = 26, right = 8;
     const x = (i) => left + (i / t.steps.length) * (width - left - right);
     const y = (v) => 8 + (1 - v) * (height - 16);

@@ -1,0 +1,79 @@
+"""Answers that need no algebra and have no elements: exact numbers, letters of choices, numbers in a base, words."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from dapo_fast.rewards.normal import as_number, tolerance_between
+from dapo_fast.rewards.parts import BETWEEN, split_top_level
+
+_CHOICE = re.compile(r"\(?([A-Za-z])\)?(?:[.:)].*)?\Z", re.S)
+_CHOICES = re.compile(r"(?:(?:\s|,|;|and|&)*\(?[A-H]\)?){2,9}")
+_BASE = re.compile(r"\(?(-?[0-9A-Fa-f.]+)\)?_\{?(\d+)\}?\Z")
+_WORDS = re.compile(r"[A-Za-z][A-Za-z\s.,'’-]+\Z")
+
+
+def same_plain(left: str, right: str, reference: str) -> bool | None:
+    """Whether two normalised texts are the same; None where they are nothing plain. ``reference``: as ``right`` was."""
+    numbers = as_number(left), as_number(right)
+    if numbers[0] is not None and numbers[1] is not None:
+        return _same_number(numbers[0], numbers[1], left, right)
+    if _CHOICES.fullmatch(left) and _CHOICES.fullmatch(right) and left.isalpha() != right.isalpha():
+        return sorted(re.findall("[A-H]", left)) == sorted(re.findall("[A-H]", right))
+    base = _same_base(left, right)
+    if base is None and _is_words(reference, right):
+        return _same_words(left, right)
+    return base
+
+
+def _same_number(left: Fraction, right: Fraction, left_text: str, right_text: str) -> bool:
+    pairs = [(left, right)]
+    if ("%" in left_text) != ("%" in right_text):
+        bare, share = (right, left / 100) if "%" in left_text else (left, right / 100)
+        if bare.denominator > 1 or abs(bare) <= 1:  # 150% is 1.5, but no one writes 1000% for ten
+            pairs.append((bare, share))
+    tolerance = tolerance_between(left_text, right_text)
+    return any(
+        a == b or (a.denominator > 1 < b.denominator and abs(a - b) <= tolerance * max(abs(a), abs(b)))
+        for a, b in pairs
+    )
+
+
+def _same_base(left: str, right: str) -> bool | None:
+    """Numbers written in a base: the subscript may be left out, and may not differ. None if ``right`` has none."""
+    wanted = _BASE.match(right.replace(" ", ""))
+    if wanted is None:
+        return None
+    found = _BASE.match(left.replace(" ", ""))
+    if found:
+        return found.groups() == wanted.groups()
+    return left.replace(" ", "").casefold() == wanted.group(1).casefold()
+
+
+def _is_words(reference: str, right: str) -> bool:
+    if re.fullmatch(r"\\(?:text|mathrm|textbf|mbox)\{[^{}]*\}", reference):
+        return True
+    if re.fullmatch(r"\(?[A-H]\)?", right):
+        return True
+    return bool(_WORDS.match(right)) and len(re.sub(r"[^A-Za-z]", "", right)) > 2
+
+
+def _same_words(left: str, right: str) -> bool:
+    choice = re.fullmatch(r"\(?([A-Z])\)?", right)
+    if choice:
+        found = _CHOICE.match(left)
+        return found is not None and found.group(1).upper() == choice.group(1)
+
+    def letters(text: str) -> str:
+        text = re.sub(r"\\(?:text|mathrm|textbf|mbox)|[{}$\\]", "", text).casefold()
+        text = re.sub(r"\b(?:the|an?)\s+(?=\w)", " ", text)
+        return re.sub(r"[\s.,'’\"-]+", "", text)
+
+    if letters(left) == letters(right) != "":
+        return True
+    # "Saturday and Sunday": order is free between items.
+    lists = [
+        sorted(letters(part) for part in split_top_level(text, BETWEEN) if letters(part)) for text in (left, right)
+    ]
+    return len(lists[1]) > 1 and lists[0] == lists[1]

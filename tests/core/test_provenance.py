@@ -1,0 +1,35 @@
+"""Where a run comes from: one line a process that differs, and no repository but our own is asked for the commit."""
+
+import json
+
+import pytest
+
+from dapo_fast import environment
+from dapo_fast.errors import InputError
+from dapo_fast.provenance import read_provenance, record
+
+
+def test_a_line_a_process_that_says_something_new(tmp_path, monkeypatch):
+    assert read_provenance(tmp_path) == []
+    monkeypatch.setattr("sys.argv", ["/x/dapo_fast/__main__.py", "run", "a run", "--preset", "arithmetic"])
+    record(tmp_path), record(tmp_path)
+    monkeypatch.setattr("sys.argv", ["/x/bin/dapo-fast", "evaluate", "r"])
+    record(tmp_path)
+    lines = read_provenance(tmp_path)
+    assert [line["command"] for line in lines] == [
+        "dapo-fast run 'a run' --preset arithmetic", "dapo-fast evaluate r",
+    ]  # fmt: skip
+    assert lines[0]["versions"]["torch"].startswith("2.") and "cores" in lines[0]["machine"]
+    (tmp_path / "provenance.jsonl").write_text(json.dumps(lines[0] | {"date": 5}) + "\n")
+    with pytest.raises(InputError, match=r"provenance\.jsonl, line 1: .*date"):
+        read_provenance(tmp_path)
+
+
+def test_the_commit_is_of_our_own_checkout(tmp_path, monkeypatch):
+    said = {"ls-files": "__init__.py", "rev-parse": "abc1234", "status": ""}
+    monkeypatch.setattr(environment, "_git", lambda *words: said[words[0]])
+    assert environment.commit() == "abc1234"
+    said["status"] = " M dapo_fast/api.py"
+    assert environment.commit() == "abc1234, changed"
+    said["ls-files"] = ""  # installed into somebody's project
+    assert environment.commit() == ""
