@@ -23,7 +23,7 @@ from tree_cases import (
 from dapo_fast.config import load_config
 from dapo_fast.data.batches import actor_groups, critic_groups
 from dapo_fast.data.dealing import Ranks, by_length
-from dapo_fast.data.packing import pack_actor, pack_critic
+from dapo_fast.data.packing import pack_actor, pack_critic, pack_sequences
 from dapo_fast.models.loading import causal_lm_skeleton, load_value_model
 from dapo_fast.models.padded import padded_inputs
 from dapo_fast.models.readpath import PolicyReader, ValueReader
@@ -119,6 +119,20 @@ def test_memory_and_work_are_counted(family, tmp_path):
     config = load_config(overrides=[f"model.path={tmp_path}", "data.problems=x"])
     assert not estimate(tmp_path, config, 1, 24, "cpu").warnings()
     assert "sampled" in str(iteration_cost(tmp_path, config, 10, Lengths(5, 50, 5)))
+
+
+def test_supervised_sequences_of_a_recurrent_model():
+    model = shaken(FAMILIES["lfm2"]())
+    pairs = [([3, 4, 5], [6, 7]), ([8], [4]), ([5, 6], [7, 3, 4, 2])]
+    packs = pack_sequences(pairs, 8, ranks=ROWS)
+    assert [pack.steps for pack in packs] == [1, 2]  # two rows of five tokens would be over eight
+    read = {
+        int(key[0]): logp for pack in packs for key, logp in zip(pack.step_keys, PolicyReader(model).step_logps(pack))
+    }
+    for index, (prompt, response) in enumerate(pairs):
+        logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+        expected = logits.log_softmax(-1)[torch.arange(len(response)), torch.tensor(response)].sum()
+        torch.testing.assert_close(read[index], expected.detach(), rtol=1e-5, atol=1e-5)
 
 
 @given(sizes=st.lists(st.integers(1, 30), max_size=20), most=st.integers(1, 60), size=st.integers(1, 3))
