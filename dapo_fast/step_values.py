@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dapo_fast.config import Config, ModelSettings
+from dapo_fast.data.dealing import Ranks
 from dapo_fast.data.pack import pad_lengths
 from dapo_fast.data.packing import pack_critic
 from dapo_fast.data.problems import Problem
 from dapo_fast.data.prompts import format_prompt
 from dapo_fast.data.tree import State, Tree, Trunk
 from dapo_fast.models.loading import load_value_model, resolve_device
+from dapo_fast.models.padded import reads_padded
 from dapo_fast.models.readpath import ValueReader
 from dapo_fast.rollout.loading import load_tokenizer
 from dapo_fast.rollout.steps import Splitter
@@ -112,7 +114,9 @@ class StepValues:
         groups = [(index, state) for index, tree in enumerate(trees) for state in range(len(tree.states))]
         found: list[list[list[float]]] = [[[] for _ in tree.trunks] for tree in trees]
         read: dict[tuple[int, int], float] = {}
-        for pack in pack_critic(trees, groups, self._pack_tokens, pad_lengths(self._pack_tokens, self._device)):
+        lengths = pad_lengths(self._pack_tokens, self._device)
+        ranks = Ranks(padded=reads_padded(self._reader.model.config))
+        for pack in pack_critic(trees, groups, self._pack_tokens, lengths, ranks=ranks):
             values = self._reader.values(pack.to(self._device)).tolist()
             keys = ((tree, state) for tree, state, _ in pack.value_keys.tolist())
             read |= dict(zip(keys, values, strict=True))

@@ -30,11 +30,13 @@ class Ranks:
         size: How many there are.
         busy_tokens: Tokens of a pack below which a rank takes no less time over it.
         hidden_size: Of the model: what its attention costs beside its matrix products.
+        padded: It reads sequences, each in a row as long as the pack's longest; else trees.
     """
 
     size: int = 1
     busy_tokens: int = 1
     hidden_size: int = 1024
+    padded: bool = False
 
     def work(self, depth: np.ndarray) -> np.ndarray:
         """``pack_cost`` of paths of ``depth`` tokens."""
@@ -116,6 +118,25 @@ def first_fit(sizes: Sequence[int], most: int, ranks: Ranks = ONE) -> list[list[
     return _evened(fill, float(work.sum()), float(whole.sum()), ranks) if len(whole) else []
 
 
+def by_length(sizes: Sequence[int], most: int, ranks: Ranks = ONE) -> list[list[int]]:
+    """Sequences by index, of like lengths, in packs whose rows are of ``most`` tokens together, padding included."""
+    whole = np.asarray(sizes, dtype=np.float64)
+    work = ranks.work(whole)
+    order = np.argsort(-whole, kind="stable")
+
+    def cut(limit: float) -> list[list[int]]:
+        packs: list[list[int]] = []
+        start = 0
+        while start < len(order):
+            longest = order[start]
+            rows = max(1, int(min(most / whole[longest], limit / work[longest])))
+            packs.append(sorted(order[start : start + rows].tolist()))
+            start += rows
+        return packs
+
+    return _evened(cut, float(work.sum()), float(whole.sum()), ranks) if len(whole) else []
+
+
 def _evened(divide: Callable[[float], list[Packed]], work: float, tokens: float, ranks: Ranks) -> list[Packed]:
     """The packs of the smallest limit on their work that makes no more of them than the ranks are to take.
 
@@ -164,7 +185,8 @@ def deal(packs: Sequence[Pack], to: Ranks, lengths: Sequence[int] | None = None)
     costs = [pack_cost(pack, to.hidden_size) for pack in packs]
     dealt = in_rounds(costs, to.size)
     rounds = math.ceil(len(packs) / to.size)
-    ranks = [[packs[i] for i in mine] + [empty_pack(lengths)] * (rounds - len(mine)) for mine in dealt]
+    filler = empty_pack(None if to.padded else lengths)
+    ranks = [[packs[i] for i in mine] + [filler] * (rounds - len(mine)) for mine in dealt]
     work = [sum(costs[i] for i in mine) for mine in dealt]
     if to.size > 1 and sum(work):
         fullest = max(work) * to.size / sum(work)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dapo_fast.data.batches import Group, by_tree
-from dapo_fast.data.dealing import ONE, Ranks, cut_line, first_fit
+from dapo_fast.data.dealing import ONE, Ranks, by_length, cut_line, first_fit
 from dapo_fast.data.pack import Pack, Piece, concatenate, pack_stats
 from dapo_fast.data.tree import Tree
 from dapo_fast.data.trie import Arrays, Trie
@@ -117,6 +117,11 @@ class _Line:
             unlike.append([*(tree.trunks[state.trunk].ids[known:length] if length else []), *path])
         return len(tree.prompt_ids) + known + _common(*unlike)
 
+    def chains(self) -> list[slice]:
+        """Stretches in which every item begins with the whole of the one before: each is one sequence."""
+        ends = [i for i in range(1, len(self.sizes)) if self.shared[i] < self.sizes[i - 1]]
+        return [slice(start, stop) for start, stop in itertools.pairwise([0, *ends, len(self.sizes)])]
+
     def pieces(self, part: slice) -> list[Piece]:
         """The tries of a stretch of the line, one a tree."""
         found: list[Piece] = []
@@ -135,6 +140,8 @@ def _packs(
     ranks: Ranks,
 ) -> list[Pack]:
     line = _Line(wanted)
+    if ranks.padded:
+        return _side_by_side([line.pieces(part)[0] for part in line.chains()], pack_tokens, lengths, ranks)
     if flat:
         pieces = [piece for i in range(len(line.members)) for piece in line.pieces(slice(i, i + 1))]
         return _side_by_side(pieces, pack_tokens, lengths, ranks)
@@ -145,7 +152,10 @@ def _packs(
 
 
 def _side_by_side(pieces: Sequence[Piece], pack_tokens: int, lengths: Sequence[int] | None, ranks: Ranks) -> list[Pack]:
-    members = first_fit([piece.size for piece in pieces], pack_tokens, ranks)
+    sizes = [piece.size for piece in pieces]
+    if ranks.padded:
+        return [concatenate([pieces[i] for i in indices], None) for indices in by_length(sizes, pack_tokens, ranks)]
+    members = first_fit(sizes, pack_tokens, ranks)
     return [concatenate([pieces[i] for i in indices], lengths) for indices in members]
 
 

@@ -8,8 +8,7 @@ and passes the plan down the forward as a keyword argument, so every layer calls
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,14 +21,14 @@ from dapo_fast.data.pack import Pack
 from dapo_fast.errors import InputError
 from dapo_fast.models.dense import Dense, attend
 from dapo_fast.models.flat import FlatVarlen
+from dapo_fast.models.padded import padded_inputs, reads_padded
 from dapo_fast.models.tree_flex import Heads, TreeFlex
 from dapo_fast.models.tree_sdpa import TreeSDPA
-from dapo_fast.models.variants import LAYER_TYPES, Variant, head_size, largest, variant_of, windows_of
+from dapo_fast.models.variants import Variant, head_size, largest, variant_of
 
 log = logging.getLogger("dapo_fast.attention")
 
 Attend = Callable[[Tensor, Tensor, Tensor, float, Variant, Tensor | None], Tensor]
-PROVED = ("llama", "qwen2", "qwen3", "mistral")  # model types that are not tried each time they are loaded
 BACKENDS = ("auto", "flex", "tree_sdpa", "varlen", "dense")
 # Transformers takes any name with "sdpa" in it for its own, which it refuses for models with softcaps or sinks.
 _NAMES = {backend: "dapo_" + backend.removesuffix("_sdpa") for backend in BACKENDS}
@@ -103,14 +102,21 @@ def requested_backend(model: PreTrainedModel) -> str:
 
 
 def backbone_inputs(model: PreTrainedModel, pack: Pack) -> dict[str, Any]:
-    """Keyword arguments of a backbone's forward over ``pack``."""
+    """Keyword arguments of a backbone's forward over ``pack``; its hidden states are those of ``padded.by_token``."""
+    if reads_padded(model.config):
+        return padded_inputs(pack)
     return {
         "input_ids": pack.input_ids[None],
         "position_ids": pack.position_ids[None],
-        "attention_mask": _already_4d(pack.input_ids.device),
+        "attention_mask": already_4d(pack.input_ids.device),
         "use_cache": False,
         "dapo_attention": plan_attention(pack, requested_backend(model), heads_of(model.config)),
     }
+
+
+def already_4d(device: torch.device) -> Tensor:
+    """A mask that transformers passes on as it is, making none of its own."""
+    return torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device)
 
 
 def heads_of(config: PreTrainedConfig) -> Heads | None:
@@ -170,130 +176,3 @@ def without_plan(
 for _name in _NAMES.values():
     AttentionInterface.register(_name, _attention)
     AttentionMaskInterface.register(_name, sdpa_mask)
-
-
-# ------------------------------------------------------------------------------------------- which models can be read
-
-
-def check_supported(config: PreTrainedConfig, source: str) -> None:
-    """Refuse a model whose attention is not causal softmax attention, windows, softcaps and sinks allowed.
-
-    What passes is tried once it is loaded (``check_plugged_in``).
-
-    Raises:
-        InputError: naming ``source`` and what stands in the way.
-    """
-    config = config.get_text_config()
-    kind = config.model_type
-    reasons = []
-    if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_causal", True) is False:
-        reasons.append("it is not a causal decoder")
-    others = set(getattr(config, "layer_types", None) or []) - set(LAYER_TYPES)
-    if others:
-        reasons.append(f"it has {', '.join(sorted(others))} layers, whose mask or state a tree cannot honour")
-    if getattr(config, "alibi", False):
-        reasons.append("it adds a position bias (ALiBi) to attention scores")
-    if getattr(config, "attention_dropout", 0.0):
-        reasons.append(f"it has attention dropout ({config.attention_dropout}); set attention_dropout to 0")
-    if reasons:
-        raise InputError(f"{source}: a {kind} model cannot be trained on step trees: " + "; ".join(reasons))
-
-
-def check_plugged_in(model: PreTrainedModel, source: str) -> None:
-    """Refuse a model that does not take its attention from transformers' interface, or mixes tokens in other ways.
-
-    One with its weights is tried too (``check_trees``); one without them is to be tried once it has them.
-
-    Raises:
-        InputError: naming ``source`` and what stands in the way.
-    """
-    name = type(model).__name__
-    if getattr(model, "_is_stateful", False):
-        raise InputError(f"{source}: {name} mixes tokens by a recurrent state, which siblings of a tree would share")
-    if not getattr(model, "_supports_attention_backend", False):
-        raise InputError(
-            f"{source}: {name} does not use transformers' attention interface, so tree attention cannot be plugged in"
-        )
-    if model.device.type != "meta":
-        check_trees(model, source, model.dtype, lambda: tree_error(model))
-
-
-def check_trees(model: PreTrainedModel, source: str, dtype: torch.dtype, error_of: Callable[[], float]) -> None:
-    """Refuse a model, outside the families of ``PROVED``, that does not read a small tree as its two sequences.
-
-    Args:
-        dtype: What it computes in.
-        error_of: Gives ``tree_error`` of ``model``.
-
-    Raises:
-        InputError: naming ``source``.
-    """
-    if model.config.get_text_config().model_type in PROVED:
-        return
-    name, error = type(model).__name__, error_of()
-    limit = 1e-3 if dtype in (torch.float32, torch.float64) else 0.1
-    log.info("%s: a small tree differs from its sequences by %.1e", name, error)
-    if not error <= limit:
-        raise InputError(
-            f"{source}: {name} does not honour tree attention: a small tree and its separate sequences differ by "
-            f"{error:.1e} (relative)"
-        )
-
-
-@torch.no_grad()
-def tree_error(model: PreTrainedModel) -> float:
-    """Relative difference of hidden states between a prompt with two branches and the two sequences.
-
-    Windows and chunks are cut to four tokens meanwhile, so that they hide something of so small a tree.
-    """
-    prompt, branches = [1, 2, 3], [[4, 5, 6, 4, 6], [6, 4, 5, 5, 4]]
-    ids = torch.tensor([prompt + branches[0] + branches[1]], device=model.device)
-    depths = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 3, 4, 5, 6, 7], device=model.device)
-    ends = torch.tensor([13] * 3 + [8] * 5 + [13] * 5, device=model.device)
-    if model.base_model is model:
-        raise InputError(f"{type(model).__name__}: a model without a backbone of its own cannot read packs")
-    with _short_windows(model, 4):
-        tree = model.base_model(
-            input_ids=ids,
-            position_ids=depths[None],
-            attention_mask=_already_4d(model.device),
-            use_cache=False,
-            dapo_attention=Dense(ends, depths),
-        ).last_hidden_state[0]
-        error = 0.0
-        for branch, rows in zip(branches, (slice(3, 8), slice(8, 13)), strict=True):
-            expected = _alone(model, prompt + branch)[3:]
-            error = max(error, ((tree[rows] - expected).norm() / expected.norm()).item())
-    return error
-
-
-def _alone(model: PreTrainedModel, ids: list[int]) -> Tensor:
-    """Hidden states of one sequence, by transformers' own eager attention."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        inputs = torch.tensor([ids], device=model.device)
-        return model.base_model(input_ids=inputs, use_cache=False).last_hidden_state[0]
-    finally:
-        model.set_attn_implementation(before)
-
-
-@contextmanager
-def _short_windows(model: PreTrainedModel, length: int) -> Iterator[None]:
-    """``model`` with every window and chunk cut to ``length`` tokens."""
-    config = model.config.get_text_config()
-    places = [(config, name) for name in windows_of(config)]
-    places += [(module, "sliding_window") for module in model.modules() if getattr(module, "sliding_window", None)]
-    before = [(place, name, getattr(place, name)) for place, name in places]
-    for place, name in places:
-        setattr(place, name, length)
-    try:
-        yield
-    finally:
-        for place, name, value in before:
-            setattr(place, name, value)
-
-
-def _already_4d(device: torch.device) -> Tensor:
-    """A mask that transformers passes on as it is, making none of its own."""
-    return torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device)

@@ -40,7 +40,8 @@ from transformers import PreTrainedModel
 from dapo_fast.data.dealing import in_rounds
 from dapo_fast.data.pack import Pack, Split
 from dapo_fast.errors import InputError
-from dapo_fast.models.attention import PROVED, Attend, choose_backend, heads_of, requested_backend
+from dapo_fast.models.attention import Attend, choose_backend, heads_of, requested_backend
+from dapo_fast.models.checks import PROVED
 from dapo_fast.models.tree_flex import BLOCK, flex_error
 from dapo_fast.models.variants import windows_of
 

@@ -14,8 +14,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from dapo_fast.errors import InputError, blaming
-from dapo_fast.models.attention import check_plugged_in, check_supported, implementation
+from dapo_fast.models.attention import implementation
+from dapo_fast.models.checks import check_plugged_in, check_supported
 from dapo_fast.models.files import read_pretrained, stored_tensors, untied_in_files
+from dapo_fast.models.padded import choose_padded, reads_padded
 from dapo_fast.models.value import ValueModel
 from dapo_fast.sums import check_model
 
@@ -77,8 +79,7 @@ def load_causal_lm(
         InputError: no model there, files that are not the whole of it (``models.files``), or one whose attention a
             tree cannot honour.
     """
-    device, dtype, name = _resolved(device, dtype, attention)
-    _config_of_policy(directory)
+    device, dtype, name = _resolved(device, dtype, attention, _config_of_policy(directory))
     model = read_pretrained(AutoModelForCausalLM, directory, dtype=dtype, attn_implementation=name)
     head = model.get_output_embeddings()
     if model.config.tie_word_embeddings and head is not None and head.weight is not model.get_input_embeddings().weight:
@@ -108,7 +109,7 @@ def causal_lm_skeleton(directory: Path, attention: str = "auto") -> PreTrainedMo
         InputError: as ``load_causal_lm``, of what can be said without the weights.
     """
     config = _config_of_policy(directory)
-    options = {"dtype": torch.float32, "attn_implementation": implementation(attention)}
+    options = {"dtype": torch.float32, "attn_implementation": _implementation(config, attention)}
     with _parameters_on_meta():
         model = AutoModelForCausalLM.from_config(config, **options)
         stored = stored_tensors(directory)
@@ -124,8 +125,9 @@ def causal_lm_skeleton(directory: Path, attention: str = "auto") -> PreTrainedMo
 def value_model_skeleton(directory: Path, attention: str = "auto") -> ValueModel:
     """The value model on the backbone of a directory, as ``causal_lm_skeleton``."""
     config = load_config_of(directory)
+    name = _implementation(config, attention)
     with _parameters_on_meta():
-        value_model = ValueModel.from_config(config, 0, torch.float32, attn_implementation=implementation(attention))
+        value_model = ValueModel.from_config(config, 0, torch.float32, attn_implementation=name)
     _bare(value_model.model, directory)
     return value_model
 
@@ -162,8 +164,8 @@ def new_causal_lm(
     attention: str = "auto",
 ) -> PreTrainedModel:
     """A causal LM with random weights, a function of ``config`` and ``seed`` alone."""
-    device, dtype, name = _resolved(device, dtype, attention)
     check_supported(config, "config")
+    device, dtype, name = _resolved(device, dtype, attention, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=name)
@@ -188,8 +190,8 @@ def load_value_model(
     Raises:
         InputError: as ``load_causal_lm``; or ``directory`` is not of the kind that ``init`` says.
     """
-    device, dtype, name = _resolved(device, dtype, attention)
     config = load_config_of(directory)
+    device, dtype, name = _resolved(device, dtype, attention, config)
     options = {"dtype": dtype, "attn_implementation": name}
     if init == "saved":
         value_model = ValueModel.from_pretrained(directory, **options)
@@ -204,10 +206,18 @@ def load_value_model(
 
 
 def _resolved(
-    device: str | torch.device, dtype: str | torch.dtype, attention: str
-) -> tuple[torch.device, torch.dtype, str]:
+    device: str | torch.device, dtype: str | torch.dtype, attention: str, config: PreTrainedConfig
+) -> tuple[torch.device, torch.dtype, str | None]:
     device = resolve_device(device) if isinstance(device, str) else device
-    return device, resolve_dtype(dtype, device), implementation(attention)
+    return device, resolve_dtype(dtype, device), _implementation(config, attention)
+
+
+def _implementation(config: PreTrainedConfig, attention: str) -> str | None:
+    """``attn_implementation`` of a model that reads packs; None, transformers' choice, of one that reads sequences."""
+    if not reads_padded(config):
+        return implementation(attention)
+    choose_padded(config.model_type, attention)
+    return None
 
 
 def _ready(model: PreTrainedModel, source: str | Path, device: torch.device) -> PreTrainedModel:

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from dapo_fast.data.pack import Pack
 from dapo_fast.models.attention import backbone_inputs
 from dapo_fast.models.context import Context
+from dapo_fast.models.padded import by_token
 from dapo_fast.models.value import ValueModel
 
 # A pack and the GLOBAL number of steps of its batch → an objective of linear_segment_loss over the pack's steps.
@@ -66,7 +67,8 @@ class _Reader(nn.Module):
         return inputs
 
     def _whole(self, hidden: Tensor, pack: Pack) -> Tensor:
-        """Hidden states (T, H) of all rows of ``pack``, from those of this rank's."""
+        """Hidden states (T, H) of all rows of ``pack``, from those of this rank's, as the backbone gives them."""
+        hidden = by_token(hidden, pack)
         return hidden if self.context is None else self.context.whole(hidden, pack.split)
 
 
@@ -95,7 +97,7 @@ class PolicyReader(_Reader):
                 steps (``docs/objectives.md``).
         """
         head = hidden_states_and_weight(self.model, **self._inputs(pack))
-        hidden, weight = self._whole(head.hidden[0], pack), head.weight
+        hidden, weight = self._whole(head.hidden, pack), head.weight
         options = head.options | {"rows": pack.hidden_rows}
         if objective == "direct_advantage":
             out = linear_direct_advantage_loss(
@@ -153,7 +155,7 @@ class ValueReader(_Reader):
             objective: ``"bce"``: soft-label cross-entropy against ``pack.value_targets``, weighted by
                 ``pack.value_weights``; ``"mse"``: squared error; ``"values"``: no loss.
         """
-        hidden = self._whole(self.model.base_model(**self._inputs(pack)).last_hidden_state[0], pack)
+        hidden = self._whole(self.model.base_model(**self._inputs(pack)).last_hidden_state, pack)
         head = self.model.score
         if objective == "values":
             rows = hidden.index_select(0, pack.value_rows)

@@ -102,7 +102,9 @@ def token_classifier(config: type[PreTrainedConfig]) -> type[PreTrainedModel]:
     backbone = MODEL_MAPPING[config]
     family = next(base for base in backbone.__mro__ if base.__name__.endswith("PreTrainedModel"))
     name = backbone.__name__.removesuffix("Model") + "ForTokenClassification"
-    return type(name, (GenericForTokenClassification, family), {"__module__": __name__})
+    # For a class from elsewhere transformers does not compute buffers that no file holds (Falcon-H1's multipliers).
+    parts = {"__module__": backbone.__module__, "base_model_prefix": family.base_model_prefix}
+    return type(name, (GenericForTokenClassification, family), parts)
 
 
 def _token_classifier(

@@ -80,8 +80,9 @@ def largest(config: PreTrainedConfig, name: str) -> Any:
 
 
 def head_size(config: PreTrainedConfig) -> int:
-    """Size of a query head of a text model."""
-    return largest(config, "head_dim") or config.hidden_size // largest(config, "num_attention_heads")
+    """Size of a query head of a text model; 0 where it has none."""
+    heads = largest(config, "num_attention_heads")
+    return largest(config, "head_dim") or (config.hidden_size // heads if heads else 0)
 
 
 def windows_of(config: PreTrainedConfig) -> tuple[str, ...]:

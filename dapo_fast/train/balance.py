@@ -22,6 +22,7 @@ from dapo_fast.data.pack import Pack
 from dapo_fast.data.shares import token_shares
 from dapo_fast.errors import InputError
 from dapo_fast.models.attention import backbone_inputs
+from dapo_fast.models.padded import reads_padded
 from dapo_fast.models.size import chosen_experts
 from dapo_fast.train.parallel import World
 
@@ -32,6 +33,8 @@ def routers(model: PreTrainedModel) -> tuple[list[nn.Module], int]:
     Raises:
         InputError: transformers knows no such loss for this family: a dense one, or one that is balanced otherwise.
     """
+    if reads_padded(model.config):
+        raise InputError("router_aux: a model with a recurrent state reads padded rows, whose padding it would count")
     family = [sys.modules[base.__module__] for base in type(model).__mro__]
     recorder = (getattr(model, "_can_record_outputs", None) or {}).get("router_logits")
     if recorder is None or not any(hasattr(module, "load_balancing_loss_func") for module in family):

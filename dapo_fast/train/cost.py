@@ -164,7 +164,8 @@ class _Flop:
         text = config.get_text_config()
         self._head = text.vocab_size * text.hidden_size
         self._body = active_body(policy)
-        self._attention = 4 * text.num_hidden_layers * largest(text, "num_attention_heads") * head_size(text)
+        heads = largest(text, "num_attention_heads") or 0
+        self._attention = 4 * text.num_hidden_layers * heads * head_size(text)
 
     def __call__(self, tokens: float, scored: float, depth: float) -> float:
         """``tokens`` through the body at a mean ``depth``, ``scored`` of them through the head."""

@@ -227,7 +227,7 @@ def _kept(config: object, checkpointing: str, width: int) -> float:
     down). Full: the block's input.
     """
     hidden = config.hidden_size
-    heads = largest(config, "num_attention_heads")
+    heads = largest(config, "num_attention_heads") or 0
     queries = heads * head_size(config)
     keys = (largest(config, "num_key_value_heads") or heads) * head_size(config)
     inner = largest(config, "intermediate_size") or 4 * hidden

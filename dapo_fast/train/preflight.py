@@ -10,9 +10,11 @@ from transformers import PreTrainedModel
 
 from dapo_fast.config import Config, OptimSettings
 from dapo_fast.errors import InputError
-from dapo_fast.models.attention import PROVED, check_trees, choose_backend, tree_error
+from dapo_fast.models.attention import choose_backend
+from dapo_fast.models.checks import PROVED, backbone_error, check_reading
 from dapo_fast.models.context import check_shared
-from dapo_fast.models.loading import causal_lm_skeleton, value_model_skeleton
+from dapo_fast.models.loading import causal_lm_skeleton, load_config_of, value_model_skeleton
+from dapo_fast.models.padded import reads_padded
 from dapo_fast.train.balance import routers
 from dapo_fast.train.export import check_export
 from dapo_fast.train.optim import check_optimizer
@@ -35,7 +37,8 @@ def check_training(config: Config, policy: Path | None) -> None:
     if kind == "cuda" and processes > torch.cuda.device_count():
         raise InputError(f"parallel.processes {processes}: there are {torch.cuda.device_count()} GPUs")
     shared = parallel.context_parallel_degree > 1
-    choose_backend(config.model.attention, torch.device(kind), flat=False, shared=shared)
+    if policy is None or not reads_padded(load_config_of(policy)):
+        choose_backend(config.model.attention, torch.device(kind), flat=False, shared=shared)
     sharded = is_sharded(processes, dtype, parallel)
     has_critic = config.advantages.source == "critic"
     of_policy: list[OptimSettings] = [config.sft, config.actor] if config.sft.is_asked_for else [config.actor]
@@ -44,7 +47,7 @@ def check_training(config: Config, policy: Path | None) -> None:
     attention, init = config.model.attention, config.critic.init
     if policy is not None:
         if config.engine.kind != "in_process":  # which tries what it loads, before it samples
-            try_trees(causal_lm_skeleton(policy, attention), policy)
+            try_backbone(causal_lm_skeleton(policy, attention), policy)
         for settings in of_policy:
             source = _trained_from(policy, settings)
             model = causal_lm_skeleton(source, attention)
@@ -58,7 +61,7 @@ def check_training(config: Config, policy: Path | None) -> None:
             check_shared(model)
         _check(model, config.critic, start, sharded and init != "scratch")
         if start != policy:
-            try_trees(value_model_skeleton(start, attention).model, start)
+            try_backbone(value_model_skeleton(start, attention).model, start)
 
 
 def _trained_from(policy: Path, settings: OptimSettings) -> Path:
@@ -78,18 +81,34 @@ def _check(model: PreTrainedModel, settings: OptimSettings, source: Path, by_ran
     if settings.lora_rank:
         add_lora(model, settings)
     if by_ranks:
+        _check_blocks(model)
         match_files(model, source, fresh_head=hasattr(model, "score"))
     check_export(model, source)
 
 
-def try_trees(model: PreTrainedModel, source: Path) -> None:
-    """``check_trees`` with the first layers alone, up to the last of a new kind: of a large model a small part is read.
+def _check_blocks(model: nn.Module) -> None:
+    """Refuse a model that FSDP2 cannot shard block by block.
+
+    Raises:
+        InputError: two of its blocks share a parameter.
+    """
+    owners: dict[int, nn.Module] = {}
+    for block in blocks(model):
+        if any(owners.setdefault(id(parameter), block) is not block for parameter in block.parameters()):
+            raise InputError(
+                f"{type(model).__name__}: its blocks share parameters, which cannot be sharded block by block; "
+                "train it in one process in float32"
+            )
+
+
+def try_backbone(model: PreTrainedModel, source: Path) -> None:
+    """``check_reading`` of a backbone's first layers, up to the last of a new kind: a small part of a large model.
 
     Args:
         model: Without weights; its backbone gets some of those in ``source``, in place.
 
     Raises:
-        InputError: as ``check_trees`` and ``match_files``.
+        InputError: as ``check_reading`` and ``match_files``.
     """
     if model.config.get_text_config().model_type in PROVED:
         return
@@ -106,4 +125,4 @@ def try_trees(model: PreTrainedModel, source: Path) -> None:
     for name, tensor in model.state_dict().items():
         if not tensor.is_meta and name in held:
             tensor.copy_(held[name].rows(slice(None)))
-    check_trees(model, str(source), torch.float32, lambda: tree_error(model))
+    check_reading(model, str(source), torch.float32, lambda: backbone_error(model))

@@ -17,7 +17,7 @@ from dapo_fast.config import ModelSettings, OptimSettings, ParallelSettings
 from dapo_fast.data.dealing import Ranks, deal
 from dapo_fast.data.pack import ROW_BLOCK, Pack, pad_lengths
 from dapo_fast.errors import InputError
-from dapo_fast.models.attention import check_trees, tree_error
+from dapo_fast.models.checks import check_reading, reading_error
 from dapo_fast.models.context import check_shared, shares, try_shared
 from dapo_fast.models.loading import (
     causal_lm_skeleton,
@@ -26,6 +26,7 @@ from dapo_fast.models.loading import (
     use_liger,
     value_model_skeleton,
 )
+from dapo_fast.models.padded import reads_padded
 from dapo_fast.models.readpath import PolicyReader, ValueReader
 from dapo_fast.rundir import read_metrics, read_state, write_json
 from dapo_fast.state import Done
@@ -122,23 +123,23 @@ def _dress(
     if settings.lora_rank:
         reset_adapters(model)
     if source is not None:
-        _try_trees(reader, source, world)
+        _try_reading(reader, source, world)
     return reader
 
 
 @torch.no_grad()
-def _try_trees(reader: PolicyReader | ValueReader, source: Path, world: World) -> None:
-    """``check_trees`` of a sharded model, whose weights are whole within a forward of its root only."""
-    reader.tree_error = functools.partial(tree_error, reader.model)
-    register_fsdp_forward_method(reader, "tree_error")
+def _try_reading(reader: PolicyReader | ValueReader, source: Path, world: World) -> None:
+    """``check_reading`` of a sharded model, whose weights are whole within a forward of its root only."""
+    reader.reading_error = functools.partial(reading_error, reader.model)
+    register_fsdp_forward_method(reader, "reading_error")
 
     def error() -> float:
-        found = world.broadcast(reader.tree_error())
+        found = world.broadcast(reader.reading_error())
         reshard(reader)
         return found
 
-    check_trees(reader.model, str(source), world.dtype, error)
-    del reader.tree_error
+    check_reading(reader.model, str(source), world.dtype, error)
+    del reader.reading_error
 
 
 # Tokens of a pack below which a step takes no less time: a GPU reads weights (or waits for them from other ranks) for
@@ -156,7 +157,8 @@ class Dealer:
         self._most = pack_tokens * sharing
         self._lengths = pad_lengths(self._most, world.device, sharing)
         busy = min(pack_tokens, BUSY_TOKENS[world.device.type]) * sharing
-        self._ranks = Ranks(world.size // sharing, busy, model.config.get_text_config().hidden_size)
+        config = model.config.get_text_config()
+        self._ranks = Ranks(world.size // sharing, busy, config.hidden_size, reads_padded(config))
         self._said = False
 
     def packs(self, pack: Callable[..., list[Pack]], *what: Any) -> list[Pack]:

@@ -14,6 +14,7 @@ from dapo_kernels.cross_entropy import linear_cross_entropy
 from dapo_kernels.logprobs import linear_token_logprobs
 
 CHECKED_TOKENS = 8
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
 TOLERANCE = 2**-5  # of the largest logit: several roundings to bfloat16
 
 
@@ -37,8 +38,9 @@ def hidden_states_and_weight(model: nn.Module, **inputs: Any) -> LinearHead:
 
     Works for Llama, Qwen, Mistral, Gemma (embedding scale, logit softcap), Cohere and Granite (logit scale) and every
     model with `get_decoder()` and `get_output_embeddings()` whose logits are a linear map of the decoder's
-    `last_hidden_state`, softcapped by config.final_logit_softcapping, multiplied by `logit_scale`, or divided by
-    config.logits_scaling. Under FSDP2 call it inside the root module's forward, where weight is gathered.
+    `last_hidden_state`, softcapped by config.final_logit_softcapping (or what RecurrentGemma and xLSTM call it),
+    multiplied by `logit_scale` (Falcon-H1's lm_head_multiplier), or divided by config.logits_scaling. Under FSDP2 call
+    it inside the root module's forward, where weight is gathered.
 
     Raises ValueError naming `model` where it has no such head, or reads more than text.
     """
@@ -54,8 +56,8 @@ def hidden_states_and_weight(model: nn.Module, **inputs: Any) -> LinearHead:
     config = model.config
     if hasattr(config, "get_text_config") and config.get_text_config() is not config:
         raise ValueError(f"model: {type(model).__name__} is made of several models (images and text, say), not of one")
-    softcap = getattr(config, "final_logit_softcapping", None)
-    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    softcap = next((cap for cap in (getattr(config, name, None) for name in _SOFTCAPS) if cap), None)
+    scale = float(getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0)
     temperature = float(getattr(config, "logits_scaling", None) or 1.0) / scale
     if softcap is not None and temperature != 1.0:
         raise ValueError(f"model: {type(model).__name__} both scales and softcaps its logits; their order is unknown")

@@ -12,10 +12,9 @@ from transformers import (
     BloomConfig,
     GemmaConfig,
     LlamaConfig,
-    MambaConfig,
     Olmo2Config,
     Phi3Config,
-    Qwen3NextConfig,
+    RwkvConfig,
 )
 
 from dapo_fast.data.batches import actor_groups
@@ -23,7 +22,8 @@ from dapo_fast.data.pack import Pack, empty_pack
 from dapo_fast.data.packing import pack_actor, pack_sequences
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
 from dapo_fast.errors import InputError
-from dapo_fast.models.attention import Dense, check_supported, choose_backend, plan_attention
+from dapo_fast.models.attention import Dense, choose_backend, plan_attention
+from dapo_fast.models.checks import check_supported
 from dapo_fast.models.context import shares
 from dapo_fast.models.loading import new_causal_lm
 from dapo_fast.models.readpath import PolicyReader
@@ -294,7 +294,7 @@ def test_a_demanded_backend_is_used_or_refused():
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (Qwen3NextConfig(), "linear_attention layers"),
+        (RwkvConfig(), "its weights change"),
         (LlamaConfig(attention_dropout=0.1), "attention dropout"),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
@@ -311,9 +311,9 @@ SMALL = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidd
     ("config", "reason"),
     [
         (BloomConfig(vocab_size=40, hidden_size=16, n_layer=1, n_head=2), "attention interface"),
-        (MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1), "linear_attention layers"),
+        (RwkvConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1), "its weights change"),
     ],
-    ids=["bloom", "mamba"],
+    ids=["bloom", "rwkv"],
 )
 def test_unsupported_classes(config, reason):
     with pytest.raises(InputError, match=reason):
@@ -332,7 +332,7 @@ def test_unsupported_classes(config, reason):
 def test_other_families_are_tried_and_pass(config, caplog):
     with caplog.at_level("INFO", logger="dapo_fast.attention"):
         model = new_causal_lm(config, 0)
-    assert "a small tree differs from its sequences by" in caplog.text
+    assert "a small pack differs from its sequences by" in caplog.text
     assert model.config._attn_implementation == "dapo_auto"
 
 

@@ -86,12 +86,21 @@ LATENT = {
     **{"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
     **{"num_key_value_heads": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
 }
+RECURRENT = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+    "head_dim": 16,
+}
 FAMILIES = {
     "mistral": {"sliding_window": 6},
     "gemma3_text": MIXED | {"head_dim": 16, "tied": True},
     "qwen3_moe": EXPERTS,
     "gpt_oss": MIXED | {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
     "deepseek_v3": LATENT | {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    "qwen3_5_text": RECURRENT,
 }
 
 

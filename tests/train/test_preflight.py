@@ -11,9 +11,22 @@ from dapo_fast.models.loading import causal_lm_skeleton
 from dapo_fast.pipeline import Pipeline
 from dapo_fast.rundir import RunDirectory
 from dapo_fast.train import export as exports
-from dapo_fast.train.preflight import check_training, try_trees
+from dapo_fast.train.preflight import check_training, try_backbone
 
 MAMBA = {"hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 40, "num_heads": 4, "head_dim": 8, "n_groups": 1}
+
+RWKV = {"hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 40}
+ZAMBA = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "n_mamba_heads": 2,
+}
 
 
 SHARED = ["parallel.processes=2", "parallel.context_parallel_degree=2"]
@@ -30,6 +43,8 @@ def models(tmp_path_factory):
     kinds = ["sliding_attention", "full_attention"] * 2
     cases.write_model(base / "windows", family="gemma3_text", head_dim=16, num_hidden_layers=4, layer_types=kinds)
     AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba2", **MAMBA)).save_pretrained(base / "recurrent")
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("rwkv", **RWKV)).save_pretrained(base / "changing")
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("zamba", **ZAMBA)).save_pretrained(base / "shared")
     return base
 
 
@@ -45,10 +60,21 @@ def test_what_can_be_trained_passes(models, settings):
     check(models / "dense", *settings)
 
 
-def test_a_recurrent_model_is_refused_in_every_world(models):
+def test_recurrent_models(models):
+    """Read as rows in every world; a backend for trees is refused."""
     for settings in ([], ["parallel.processes=2"], ["advantages.source=response"]):
-        with pytest.raises(InputError, match="recurrent: a mamba2 model cannot be trained on step trees"):
-            check(models / "recurrent", *settings)
+        check(models / "recurrent", *settings)
+    with pytest.raises(InputError, match=r"model\.attention: 'dense' reads packs, and a mamba2 model reads one"):
+        check(models / "recurrent", "model.attention=dense")
+
+
+def test_families_that_stay_refused(models):
+    for settings in ([], ["parallel.processes=2"]):
+        with pytest.raises(InputError, match="changing: a rwkv model cannot be trained on step trees: its weights"):
+            check(models / "changing", *settings)
+    check(models / "shared")
+    with pytest.raises(InputError, match="ZambaForCausalLM: its blocks share parameters"):
+        check(models / "shared", "parallel.processes=2")
 
 
 def test_files_are_compared_where_ranks_read_them(models):
@@ -62,7 +88,7 @@ HTTP = ["engine.kind=http", "engine.urls=[http://localhost:1]"]
 
 def test_what_a_server_samples_from_is_tried_before_it_does(models):
     """In process it is tried as it is loaded; a server takes any model."""
-    words = "nemotron: Nemotron.* does not honour tree attention: a small tree and its separate sequences differ"
+    words = "nemotron: Nemotron.* does not honour tree attention: a small pack and its separate sequences differ"
     for settings in ([], ["parallel.processes=2"], ["actor.lora_rank=2"]):
         with pytest.raises(InputError, match=words):
             check(models / "nemotron", *HTTP, *settings)
@@ -73,7 +99,7 @@ def test_what_a_server_samples_from_is_tried_before_it_does(models):
 
 def test_of_a_model_that_is_tried_a_layer_of_each_kind_is_read(models):
     model = causal_lm_skeleton(models / "windows")
-    try_trees(model, models / "windows")
+    try_backbone(model, models / "windows")
     assert len(model.model.layers) == 2 and model.lm_head.weight.is_meta
 
 

@@ -1,6 +1,7 @@
 """Tiny configs of the families that people train, with windows and chunks that hide something of a small tree."""
 
 import transformers as hf
+from tokenizers import Tokenizer, models
 
 _SIZES = {
     "vocab_size": 29,
@@ -77,3 +78,9 @@ FAMILIES = {
     "seed_oss": lambda: hf.SeedOssConfig(**_HEADS, attention_dropout=0.0),
     "smollm3": lambda: hf.SmolLM3Config(**_SIZES),
 }
+
+
+def tokenizer() -> hf.PreTrainedTokenizerFast:
+    """Of the tiny vocabulary: tokens are numbers."""
+    words = {str(number): number for number in range(29)}
+    return hf.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "0")), eos_token="2")

@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+import recurrent_cases
 import torch
-from family_cases import FAMILIES
-from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from family_cases import FAMILIES, tokenizer
+from transformers import AutoModelForCausalLM
 from tree_cases import (
     assert_same_gradients,
     gradients,
@@ -17,13 +17,14 @@ from tree_cases import (
     separate_loss,
     separate_value_loss,
     separate_values,
+    shaken,
 )
 
 from dapo_fast.config import ActorSettings, load_config
 from dapo_fast.data.batches import actor_groups, critic_groups
 from dapo_fast.data.packing import pack_actor, pack_critic
 from dapo_fast.errors import InputError
-from dapo_fast.models.loading import causal_lm_skeleton, load_value_model, new_causal_lm
+from dapo_fast.models.loading import causal_lm_skeleton, load_value_model
 from dapo_fast.models.readpath import PolicyReader, ValueReader
 from dapo_fast.rollout.engine import SamplingParams
 from dapo_fast.rollout.in_process import InProcessEngine
@@ -31,19 +32,14 @@ from dapo_fast.train.cost import Lengths, iteration_cost
 from dapo_fast.train.export import check_export, export
 from dapo_fast.train.memory import estimate
 from dapo_fast.train.parallel import ALONE, World
-from dapo_fast.train.preflight import try_trees
+from dapo_fast.train.preflight import try_backbone
 from dapo_fast.train.weights import add_lora
 
 BETA = 0.1
 
 
 def model_of(family):
-    model = new_causal_lm(FAMILIES[family](), seed=1, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():  # away from small and zero initial weights, so that attention and sinks matter
-        for parameter in model.parameters():
-            parameter.mul_(2.0).add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return model
+    return shaken(FAMILIES[family]())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -74,7 +70,7 @@ def test_transformers_reloads_the_export(family, tmp_path):
     world = World(0, 1, torch.device("cpu"), torch.float32, None)
     export(model, tmp_path / "model", tmp_path / "source", torch.float32, world)
     check_export(model, tmp_path)
-    try_trees(causal_lm_skeleton(tmp_path / "model"), tmp_path / "model")
+    try_backbone(causal_lm_skeleton(tmp_path / "model"), tmp_path / "model")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32, attn_implementation="eager")
     model.set_attn_implementation("eager")
     ids = torch.tensor([[5, 6, 7, 8, 9, 3, 4, 5]])
@@ -112,7 +108,7 @@ def test_adapters_are_exported_within_the_weights(family, tmp_path):
 def test_the_table_of_families_is_what_is_tested():
     table = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
     listed = {name for line in table.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line)}
-    assert listed == {*FAMILIES, "llama", "qwen3"}
+    assert listed == {*FAMILIES, *recurrent_cases.FAMILIES, "llama", "qwen3"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -121,11 +117,6 @@ def test_memory_and_work_are_counted(family, tmp_path):
     config = load_config(overrides=[f"model.path={tmp_path}", "data.problems=x"])
     assert not estimate(tmp_path, config, 1, 24, "cpu").warnings()
     assert "sampled" in str(iteration_cost(tmp_path, config, 10, Lengths(5, 50, 5)))
-
-
-def tokenizer():
-    words = {str(number): number for number in range(29)}
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "0")), eos_token="2")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -4,9 +4,10 @@ import math
 import random
 
 import torch
-from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
+from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
+from dapo_fast.models.loading import new_causal_lm
 
 VOCABULARY = 29
 _SIZES = {
@@ -70,6 +71,16 @@ def random_tree(rng: random.Random, name: str = "p", words: int = 4, steps: int 
             kept = bool(unique) and rng.random() < 0.8
             states.append(State(index, step, rewards, list(unique.values()), kept=kept))
     return Tree(name, "", "", prompt, trunks, states, 4, 2)
+
+
+def shaken(config: PreTrainedConfig) -> PreTrainedModel:
+    """A causal LM in fp32, away from small and zero initial weights, so that attention, sinks and states matter."""
+    model = new_causal_lm(config, seed=1, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2.0).add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model
 
 
 def separate_logps(model, trees, keys) -> torch.Tensor:

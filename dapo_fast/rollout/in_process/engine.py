@@ -11,11 +11,13 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from dapo_fast.errors import InputError
-from dapo_fast.models.attention import check_plugged_in, check_supported
+from dapo_fast.models.checks import check_plugged_in, check_supported
 from dapo_fast.models.loading import load_causal_lm, load_config_of, resolve_device
+from dapo_fast.models.padded import reads_padded
 from dapo_fast.rollout.engine import Progress, Sample, SamplingParams
 from dapo_fast.rollout.in_process.forward import ATTENTION, Prefill, forward
 from dapo_fast.rollout.in_process.generation import Generation
+from dapo_fast.rollout.in_process.lockstep import decodes_right
 from dapo_fast.rollout.loading import load_tokenizer
 
 if TYPE_CHECKING:
@@ -31,8 +33,8 @@ class InProcessEngine:
 
     Args:
         model: Any decoder that takes its attention from transformers' attention interface and attends to everything
-            before it, or to a window or chunk of it; a recurrent state is refused. Its attention implementation is
-            replaced.
+            before it, or to a window or chunk of it: its attention implementation is replaced. Or one with a recurrent
+            state, whose prompts are read by every sample for itself (``lockstep``).
         tokenizer: Decodes samples; its end token ends them, as do those of ``model.generation_config``.
         max_rows: Most samples decoded side by side; less where their keys and values would not fit in memory.
 
@@ -43,9 +45,12 @@ class InProcessEngine:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_rows: int = 512) -> None:
         check_supported(model.config, model.config.name_or_path or "model")
         check_plugged_in(model.eval(), model.config.name_or_path or "model")
-        model.set_attn_implementation(ATTENTION)
         self.model = model
-        self._check_cache()
+        self.apart = reads_padded(model.config)
+        self.cached = self.apart and decodes_right(model)
+        if not self.apart:
+            model.set_attn_implementation(ATTENTION)
+            self._check_cache()
         self.tokenizer = tokenizer
         self.max_rows = max_rows
         self.end_ids = end_ids(model, tokenizer)

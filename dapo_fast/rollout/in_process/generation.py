@@ -12,6 +12,7 @@ from dapo_fast.errors import InputError
 from dapo_fast.models.loading import device_bytes
 from dapo_fast.rollout.engine import Progress, Sample, SamplingParams
 from dapo_fast.rollout.in_process.draw import stream_keys
+from dapo_fast.rollout.in_process.lockstep import Lockstep, Sequences, batches
 from dapo_fast.rollout.in_process.prefixes import Job, Queue
 from dapo_fast.rollout.in_process.rows import Rows, Trunks
 from dapo_fast.rollout.loading import within_context
@@ -50,6 +51,25 @@ class Generation:
         return within_context(self.prompts, budgets, self.engine.context)
 
     def run(self) -> list[list[Sample]]:
+        if self.engine.apart:
+            self._run_in_lockstep()
+        else:
+            self._run_from_prefixes()
+        return self.results  # type: ignore[return-value]
+
+    def _run_in_lockstep(self) -> None:
+        jobs = self._jobs()
+        for batch in batches(self.prompts, self.params.n, self.engine.max_rows):
+            ids = torch.tensor([self.prompts[prompt] for prompt, _ in batch], device=self.device)
+            sequences = Sequences(self.model, ids, self.engine.cached)
+            rows = Lockstep(sequences, max(self.budgets[prompt] for prompt, _ in batch), self.params.logprobs)
+            for prompt, sample in batch:
+                rows.admit(jobs[prompt][sample], self.prompts[prompt], self.budgets[prompt])
+            while rows.count:
+                self._advance(rows)
+            self.engine.prefilled_tokens += ids.numel()
+
+    def _run_from_prefixes(self) -> None:
         queue = Queue(self.model, self.prompts, self._jobs())
         queue.prefill_next()
         rows = self._allocate(queue)
@@ -63,7 +83,6 @@ class Generation:
                 break
             self._advance(rows)
         self.engine.prefilled_tokens += queue.prefilled
-        return self.results  # type: ignore[return-value]
 
     def _jobs(self) -> list[list[Job]]:
         n = self.params.n
@@ -87,7 +106,7 @@ class Generation:
             log.warning("memory holds %d rows of up to %d new tokens, not %d", capacity, max(self.budgets), wanted)
         return Rows(capacity, max(self.budgets), Trunks(trunks(), queue.longest, like), like, self.params.logprobs)
 
-    def _advance(self, rows: Rows) -> None:
+    def _advance(self, rows: Rows | Lockstep) -> None:
         """One token for every row; rows that end leave."""
         ended = rows.step(self.model, self.params, self.engine.end_ids)
         if self.splitter is not None:
@@ -101,7 +120,7 @@ class Generation:
         if self.progress is not None and len(slots):
             self.progress(len(slots))
 
-    def _cut_at_step(self, rows: Rows, ended: np.ndarray) -> np.ndarray:
+    def _cut_at_step(self, rows: Rows | Lockstep, ended: np.ndarray) -> np.ndarray:
         """Rows in which text has begun after the first step: the step is whole, the rest of it is dropped."""
         cut = np.zeros(rows.count, dtype=bool)
         for slot in range(rows.count):
@@ -112,7 +131,7 @@ class Generation:
                 cut[slot] = True
         return cut
 
-    def _finish(self, rows: Rows, slot: int) -> None:
+    def _finish(self, rows: Rows | Lockstep, slot: int) -> None:
         job = rows.jobs[slot]
         ids = rows.sampled(slot)
         logprobs = rows.logprobs[slot, : len(ids)].tolist() if rows.logprobs is not None else None

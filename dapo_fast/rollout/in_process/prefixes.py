@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from dapo_fast.rollout.in_process.forward import Prefill, forward
 
-_PREFILL_TOKENS = 16384  # padded tokens of one prefill batch
+PREFILL_TOKENS = 16384  # padded tokens of one prefill batch
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Queue:
         """Batches of (longest prompt, the prompts that it begins with), of similar length."""
         start = 0
         while start < len(groups):
-            size = max(1, _PREFILL_TOKENS // len(self.prompts[groups[start][0]]))
+            size = max(1, PREFILL_TOKENS // len(self.prompts[groups[start][0]]))
             yield groups[start : start + size]
             start += size
 
