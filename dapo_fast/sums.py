@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dapo_fast.errors import InputError, reason
-from dapo_fast.rundir import read_state, write_json
-from dapo_fast.state import Sums
 
 SUMS = "sums.json"  # in a model directory that training exported
 _WEIGHTS = ".safetensors"
@@ -40,6 +38,8 @@ def damaged(directory: Path, sums: Mapping[str, list[int]]) -> str | None:
 
 def write_sums(directory: Path, known: Mapping[str, list[int]]) -> None:
     """Write ``SUMS`` of the files in ``directory``; of those that are ``known`` nothing is read."""
+    from dapo_fast.rundir import write_json  # late: it loads pydantic, without which models without sums are read too
+
     others = [path for path in sorted(directory.iterdir()) if path.is_file() and path.name not in {SUMS, *known}]
     write_json(directory / SUMS, dict(known) | {path.name: file_sum(path) for path in others})
 
@@ -54,6 +54,9 @@ def damaged_model(directory: str | Path, weights: bool, part: slice = slice(None
     path = Path(directory) / SUMS
     if not path.exists():
         return None
+    from dapo_fast.rundir import read_state  # late: see write_sums
+    from dapo_fast.state import Sums
+
     try:
         sums = read_state(path, Sums)
     except InputError as error:
