@@ -231,6 +231,9 @@ def _dispatch(args: argparse.Namespace) -> int:
     if args.command == "report":
         from dapo_fast.report import write_comparison, write_report
 
+        if args.other is not None and "=" in args.other and not Path(args.other).exists():
+            raise InputError(f"{args.other}: report takes no settings, only the directory of another run")
+
         log_to(None)
         run = check_run_path(args.run)
         print(write_report(run) if args.other is None else write_comparison(run, check_run_path(args.other)))

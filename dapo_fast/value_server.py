@@ -81,12 +81,19 @@ def _handler(answered: Callable[[bytes], dict[str, Any]], name: str) -> type[Bas
             if self.path != "/values":
                 self._no_such_path()
             elif not (length.isascii() and length.isdecimal()) or int(length) > MOST_BYTES:
+                self._drop(length)
                 self._send(413, {"error": f"request: its length must be said, and at most {MOST_BYTES} bytes"})
             else:
                 try:
                     self._send(200, answered(self.rfile.read(int(length))))
                 except InputError as error:
                     self._send(400, {"error": str(error)})
+
+        def _drop(self, length: str) -> None:
+            """Read what is a little too long, since a client that is still sending would not read the answer."""
+            self.close_connection = True
+            if length.isascii() and length.isdecimal() and int(length) <= 16 * MOST_BYTES:
+                self.rfile.read(int(length))
 
         def _no_such_path(self) -> None:
             self._send(404, {"error": f"{self.path}: there are POST /values and GET /health"})

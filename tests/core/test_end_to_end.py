@@ -114,7 +114,7 @@ def test_all_wrong_is_a_clear_message_and_not_a_trained_model(tmp_path, capsys):
         (["run", "RUN", "--preset", "arithmetic", "critic.init=none"], "critic.init none"),
         (["run", "RUN", "--preset", "arithmetic", "critic.init=other"], "critic.init other: its tokenizer"),
         (["run", "RUN", "--preset", "arithmetic", "iterations=1", *SERVER], "engine.command: needed to measure"),
-        (["sft", "RUN", "--preset", "arithmetic", "sft.data=number.jsonl"], 'number.jsonl:2: "prompt" and "response"'),
+        (["sft", "RUN", "--preset", "arithmetic", "sft.data=number.jsonl"], 'number.jsonl:2: "response" is a text'),
         (["sft", "RUN", "--preset", "arithmetic", "sft.data=."], "sft.data .: not a readable text file"),
     ],
 )
