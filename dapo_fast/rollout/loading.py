@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import (
@@ -16,12 +17,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from dapo_fast.config import DataSettings
 from dapo_fast.data.problems import Problem
 from dapo_fast.data.prompts import format_prompt
 from dapo_fast.errors import InputError, blaming, refuse_pipe
 from dapo_fast.models.files import stored_tensors
 from dapo_fast.sums import check_model
+
+if TYPE_CHECKING:
+    from dapo_fast.config import DataSettings
 
 log = logging.getLogger("dapo_fast.rollout")
 
