@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dapo_fast.data.pack import Pack
+from dapo_fast.splitmix import GOLDEN, mixed
 
 
 def token_shares(packs: Sequence[Pack]) -> list[Tensor]:
@@ -29,7 +30,7 @@ def token_shares(packs: Sequence[Pack]) -> list[Tensor]:
 def _paths(pack: Pack) -> np.ndarray:
     """``(pack.tokens,)`` uint64: a hash of each token's tree and of all tokens down to it."""
     ids, depths = (x[: pack.tokens].numpy().astype(np.uint64) for x in (pack.input_ids, pack.position_ids))
-    terms = _mixed(ids << np.uint64(32) | depths)
+    terms = mixed((ids << np.uint64(32) | depths) + GOLDEN)
     runs = pack.runs[pack.runs[:, 0] < pack.tokens].numpy()
     # What is read from a trie says whose it is.
     rows = torch.cat([pack.hidden_rows[pack.cu_steps[:-1].long()], pack.value_rows]).numpy()
@@ -38,14 +39,9 @@ def _paths(pack: Pack) -> np.ndarray:
     tree_of = dict(zip(roots[np.searchsorted(roots, rows, side="right") - 1].tolist(), trees.tolist(), strict=True))
     paths = np.empty_like(terms)
     for start, length, parent in runs.tolist():  # a parent's comes before those that hang on it
-        above = paths[parent : parent + 1] if parent >= 0 else _mixed(~np.array([tree_of[start]], dtype=np.uint64))
+        if parent < 0:
+            above = mixed(~np.array([tree_of[start]], dtype=np.uint64) + GOLDEN)
+        else:
+            above = paths[parent : parent + 1]
         paths[start : start + length] = above + np.cumsum(terms[start : start + length])
     return paths
-
-
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """SplitMix64: another 64 random bits for each value."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return values ^ values >> np.uint64(31)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dapo_fast.errors import InputError
 from dapo_fast.rollout.engine import SamplingParams
+from dapo_fast.splitmix import GOLDEN, mixed
 
 _SAMPLING_ELEMENTS = 1 << 24  # logits turned into probabilities at a time, to bound memory at large vocabularies
 
@@ -49,26 +50,16 @@ def _invert(logits: Tensor, uniform: Tensor, params: SamplingParams) -> Tensor:
     return torch.searchsorted(distribution, uniform[:, None] * total, right=True)[:, 0]
 
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def _mix(value: np.ndarray) -> np.ndarray:
-    # SplitMix64's finaliser (Steele, Lea and Flood 2014): one 64-bit word to another, every bit depending on every bit.
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
-
-
 def stream_keys(seed: int, prompts: int, n: int) -> np.ndarray:
     """(prompts, n) uint64: the key of each sample's own stream of random numbers."""
     with np.errstate(over="ignore"):
-        root = _mix(np.array([seed % (1 << 64)], dtype=np.uint64) + _GOLDEN)
-        by_prompt = _mix(root + _GOLDEN * np.arange(1, prompts + 1, dtype=np.uint64))
-        return _mix(by_prompt[:, None] + _GOLDEN * np.arange(1, n + 1, dtype=np.uint64)[None])
+        root = mixed(np.array([seed % (1 << 64)], dtype=np.uint64) + GOLDEN)
+        by_prompt = mixed(root + GOLDEN * np.arange(1, prompts + 1, dtype=np.uint64))
+        return mixed(by_prompt[:, None] + GOLDEN * np.arange(1, n + 1, dtype=np.uint64)[None])
 
 
 def stream_uniforms(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
     """Number ``counters`` of each stream: float64 in [0, 1), multiples of 2^-52."""
     with np.errstate(over="ignore"):
-        words = _mix(keys + _GOLDEN * (counters.astype(np.uint64) + np.uint64(1)))
+        words = mixed(keys + GOLDEN * (counters.astype(np.uint64) + np.uint64(1)))
     return (words >> np.uint64(12)).astype(np.float64) * 2.0**-52
