@@ -22,11 +22,9 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
@@ -112,7 +110,7 @@ class DataSettings(Section):
     problems: str | list[Source] | None = None  # JSONL file, benchmark name or hub id; or a list of {path, weight}
     heldout: str | list[Source] | None = None  # the same, for evaluation; None: no held-out measurement
     template: str = "chat"  # "chat", "plain", "none" or a string with {prompt}
-    system_prompt: str | None = None  # template chat: before every conversation that does not begin with one
+    system_prompt: str | None = Field(None, **_LATER)  # template chat: of conversations that begin without one
     limit: int | None = Field(None, ge=1)  # problems used in an iteration
     heldout_limit: int | None = Field(None, ge=1)  # the first so many of the held-out problems
 
@@ -169,12 +167,7 @@ class OptimSettings(Section):
     keep_checkpoints: int = Field(2, ge=1)  # how many of the newest stay
     lora_rank: int = Field(0, ge=0)  # 0: full training
     lora_alpha: float = Field(16.0, gt=0)  # adapters are scaled by this over their rank
-    router_aux: float = Field(0.0, ge=0)  # of experts: weight of the routers' load-balancing loss; one forward more
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Left out where it is off, as in runs from before there was any.
-        return {name: value for name, value in dump(self).items() if name != "router_aux" or value}
+    router_aux: float = Field(0.0, ge=0, **_LATER)  # of experts: weight of the load-balancing loss; one forward more
 
 
 class SftSettings(OptimSettings):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dapo_fast import state
+from dapo_fast.config import Config
 from dapo_fast.errors import InputError
 from dapo_fast.rundir import RunDirectory, read_state
 from dapo_fast.train.torchrun import is_first_rank
@@ -68,10 +69,7 @@ class Layout:
         # Left out where there is none, as in runs from before there were any.
         reward = {} if config.reward is None else {"reward": config.reward}
         if stage == "sft":
-            own = {"model": config.model.model_dump(), "task": config.data.task, "template": config.data.template}
-            if config.data.system_prompt is not None:
-                own["system_prompt"] = config.data.system_prompt
-            return common | own | {"sft": config.sft.model_dump()}
+            return common | {"model": config.model.model_dump()} | _supervised(config)
         if stage == "collect":
             data = config.data.model_dump(exclude={"heldout", "heldout_limit"})
             own = {"policy": self.digest_of(self.policy(iteration - 1)), "data": data, "engine": config.engine.kind}
@@ -90,7 +88,7 @@ class Layout:
             if config.objective is not None:
                 own["objective"] = config.objective
             if config.actor.sft_weight:
-                own["demonstrations"] = [config.data.task, config.data.template, config.sft.model_dump()]
+                own["demonstrations"] = _supervised(config)
             return common | own | {"dtype": config.model.dtype}
         data = config.data.model_dump(include={"task", "heldout", "heldout_limit", "template", "system_prompt"})
         own = {"policy": self.digest_of(self.trained(iteration)), "data": data, "engine": config.engine.kind}
@@ -131,6 +129,12 @@ class Layout:
     def digest_of(self, policy: Path) -> str:
         """The digest of the stage that made ``policy``, or its name where it is not of this run."""
         return self.upstream(policy.parent) if (policy.parent / "stage.json").exists() else f"model {policy}"
+
+
+def _supervised(config: Config) -> dict[str, Any]:
+    """What decides which traces are imitated, and their tokens."""
+    data = config.data.model_dump(include={"task", "template", "system_prompt"})
+    return data | {"sft": config.sft.model_dump()}
 
 
 def wait_for_rank_0(path: Path, there: Callable[[], bool], seconds: float = 60.0) -> None:

@@ -86,10 +86,8 @@ def measure_model(what: Measurement, config: Config, out_dir: str | Path) -> dic
 def _settings(what: Measurement, config: Config) -> dict[str, Any]:
     """What decides the result. A critic only reads what was sampled, so any number may, one after another."""
     settings = {key: value for key, value in asdict(what).items() if key != "critic"}
-    settings |= {"stage": "evaluate", "template": config.data.template, "seed": config.seed}
-    settings["evaluate"] = config.evaluate.model_dump()
-    if config.data.system_prompt is not None:
-        settings["system_prompt"] = config.data.system_prompt
+    settings |= {"stage": "evaluate", "seed": config.seed, "evaluate": config.evaluate.model_dump()}
+    settings |= config.data.model_dump(include={"template", "system_prompt"})
     if config.engine.kind != "in_process":  # left out where it is, as in results from before there was another
         settings["engine"] = config.engine.kind
     return settings if config.reward is None else settings | {"reward": config.reward}
