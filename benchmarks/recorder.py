@@ -7,12 +7,11 @@ import json
 import os
 import platform
 import re
-import subprocess
 from pathlib import Path
 
 import torch
 
-from dapo_fast.environment import cpu
+from dapo_fast.environment import commit_of, cpu, said
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -27,24 +26,14 @@ def machine() -> dict:
     facts = {"cpu": cpu(), "cores": os.cpu_count(), "gpu": None, "driver": None, "python": platform.python_version()}
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()
-        facts["driver"] = _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]
+        asked = "--query-gpu=driver_version", "--format=csv,noheader"
+        facts["driver"] = said("nvidia-smi", *asked, at=RESULTS).split("\n")[0]
     return facts | {"libraries": {name: _version(name) for name in LIBRARIES if _version(name)}}
 
 
 def commit() -> str:
     """The commit of this checkout, and whether its code has been changed since."""
-    head = _said("git", "rev-parse", "--short", "HEAD")
-    changed = _said("git", "status", "--porcelain", "--", "benchmarks", "dapo_fast", "kernels", ":!benchmarks/results")
-    return (head or "unknown") + (", changed" if changed else "")
-
-
-def _said(*command: str) -> str:
-    """What a program says about this checkout or machine; nothing where it is not installed or fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=RESULTS.parent.parent, check=False)
-    except OSError:
-        return ""
-    return done.stdout.strip()
+    return commit_of(RESULTS.parent.parent, "benchmarks", "dapo_fast", "kernels", ":!benchmarks/results") or "unknown"
 
 
 def _version(library: str) -> str | None:

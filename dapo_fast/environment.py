@@ -47,14 +47,23 @@ def cpu() -> str:
 
 def commit() -> str:
     """The commit of the checkout that this code is in, and whether it has been changed since; "" outside of one."""
-    if not _git("ls-files", "--error-unmatch", "__init__.py"):  # installed: the repository around it is another
+    here = Path(__file__).parent
+    if not said("git", "ls-files", "--error-unmatch", "__init__.py", at=here):  # installed: around it is another
         return ""
-    return _git("rev-parse", "--short", "HEAD") + (", changed" if _git("status", "--porcelain", "--", ".") else "")
+    return commit_of(here, ".")
 
 
-def _git(*words: str) -> str:
+def commit_of(checkout: Path, *paths: str) -> str:
+    """The commit of ``checkout``, and whether ``paths`` in it have been changed since; "" where it is none."""
+    head = said("git", "rev-parse", "--short", "HEAD", at=checkout)
+    changed = head and said("git", "status", "--porcelain", "--", *paths, at=checkout)
+    return f"{head}, changed" if changed else head
+
+
+def said(*command: str, at: Path) -> str:
+    """What a program that is run in ``at`` prints; nothing where it is not installed or fails."""
     try:
-        done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=at, check=False)
     except OSError:
         return ""
     return done.stdout.strip()

@@ -27,7 +27,7 @@ def test_a_line_a_process_that_says_something_new(tmp_path, monkeypatch):
 
 def test_the_commit_is_of_our_own_checkout(tmp_path, monkeypatch):
     said = {"ls-files": "__init__.py", "rev-parse": "abc1234", "status": ""}
-    monkeypatch.setattr(environment, "_git", lambda *words: said[words[0]])
+    monkeypatch.setattr(environment, "said", lambda *command, at: said[command[1]])
     assert environment.commit() == "abc1234"
     said["status"] = " M dapo_fast/api.py"
     assert environment.commit() == "abc1234, changed"
