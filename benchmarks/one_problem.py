@@ -1,18 +1,21 @@
 """One problem from prompt to updated policy, with the numbers of a run: the blocks of docs/one-problem.md.
 
-``python -m benchmarks.one_problem RUN`` takes a problem of a finished run of the built-in task and writes what stood in
+``python benchmarks/one_problem.py RUN`` takes a problem of a finished run of the built-in task and writes what stood in
 its files to results/one-problem/tree.json; ``benchmarks/readme.py`` makes the blocks from it. What follows from the
 stored values (Q, advantages, the pack, targets, losses) is computed by the library each time.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from study.tables import markdown as table
 
 from dapo_fast.advantages import critic_advantages, set_q
 from dapo_fast.config import load_config
@@ -23,12 +26,6 @@ from dapo_fast.report.trees import Scores, gap
 from dapo_fast.tasks import get_task
 
 STORED = Path(__file__).parent / "results" / "one-problem" / "tree.json"
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(row) + " |" for row in [header, *rows]]
-    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
 
 
 # The stored problem -------------------------------------------------------------------------------------------------
@@ -219,11 +216,17 @@ class Page:
         return f"{table(['candidate step', 'Â', 'probability before', 'after'], rows)}\n\n{said}"
 
 
-def blocks() -> dict[str, str]:
-    """The generated blocks of the page, by name."""
-    page = Page(json.loads(STORED.read_text()))
-    names = ("prompt", "drawing", "values", "evidence", "pack", "loss", "policy")
-    return {name: getattr(page, name)() for name in names}
+BLOCKS = ("prompt", "drawing", "values", "evidence", "pack", "loss", "policy")
+
+
+def block(name: str) -> str:
+    """One of ``BLOCKS`` of the page."""
+    return str(getattr(_page(), name)())
+
+
+@functools.cache
+def _page() -> Page:
+    return Page(json.loads(STORED.read_text()))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,14 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import one_problem
 import roofline
 from study import pretrained
 from study import tables as study_tables
+from study.tables import markdown as table
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -26,12 +28,6 @@ def results(suite: str) -> list[dict]:
     files = sorted(RESULTS.glob("*.json"), key=lambda path: ("-quick" in path.stem, path.name))
     found = ((path.name, json.loads(path.read_text())["suites"].get(suite)) for path in files)
     return [measured | {"file": name} for name, measured in found if measured]
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def machine(found: dict) -> str:
@@ -220,7 +216,7 @@ BLOCKS: dict[Path, dict[str, Block]] = {
     ROOT / "README.md": {"study": lambda: study(study_summary)},
     DOCS / "benchmarks.md": {"results": end_to_end, "cost": cost, "benchmarks": benchmarks},
     DOCS / "kernels.md": {"roofline": counted},
-    DOCS / "one-problem.md": {name: lambda block=block: block for name, block in one_problem.blocks().items()},
+    DOCS / "one-problem.md": {name: partial(one_problem.block, name) for name in one_problem.BLOCKS},
     DOCS / "study.md": {
         "methods": lambda: study(lambda rows: study_tables.compared(rows, "methods", declared=declared("methods"))),
         "iterations": lambda: study(study_tables.iterations),
