@@ -190,15 +190,15 @@ class DAPO:
         Raises:
             InputError: with a critic: it is none, or nothing is held out or sampled.
         """
-        from dapo_fast.best_of import choose_by_critic
-        from dapo_fast.rollout.loading import check_model_directory
-        from dapo_fast.step_values import StepValues
-
         if iteration is None:
             iteration = self._pipeline.layout.newest()
             log.info("evaluate: the policy after iteration %d", iteration)
         if critic is None:
             return self._do("evaluate", iteration)
+        from dapo_fast.best_of import choose_by_critic
+        from dapo_fast.rollout.loading import check_model_directory
+        from dapo_fast.step_values import StepValues
+
         check_model_directory("critic", Path(critic))
         config = self.config.at(iteration)
         if not config.evaluate.samples:

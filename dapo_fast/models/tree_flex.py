@@ -18,13 +18,13 @@ import torch._dynamo
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from dapo_fast.data.pack import Pack
+from dapo_fast.data.pack import ROW_BLOCK, Pack
 from dapo_fast.errors import InputError, first_line
 from dapo_fast.models.variants import PLAIN, Variant
 
 log = logging.getLogger("dapo_fast.attention")
 
-BLOCK = 128
+BLOCK = ROW_BLOCK["cuda"]
 FLASH = {"BACKEND": "FLASH"}
 
 

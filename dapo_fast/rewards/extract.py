@@ -149,12 +149,7 @@ def _after_phrase(text: str) -> str | None:
         if display:
             return display.group(2).strip()
         line = rest.splitlines()[0] if rest else ""
-        line = (
-            re.split(r"(?<!\b[ap]\.m)(?<!!)(?<!\.\.)\.(?=\s|\*|\Z)(?!\s*m\b)|(?i:\s*i hope it)", line)[0]
-            .strip()
-            .strip("*")
-            .strip()
-        )
+        line = _SENTENCE_END.split(line)[0].strip().strip("*").strip()
         if line:
             return _settle(line)
     return None

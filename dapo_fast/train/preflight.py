@@ -50,16 +50,11 @@ def check_training(config: Config, policy: Path | None) -> None:
             try_backbone(causal_lm_skeleton(policy, attention), policy)
         for settings in of_policy:
             source = _trained_from(policy, settings)
-            model = causal_lm_skeleton(source, attention)
-            if shared:
-                check_shared(model)
-            _check(model, settings, source, sharded)
+            _check(causal_lm_skeleton(source, attention), settings, source, shared, by_ranks=sharded)
     start = policy if init in ("actor", "scratch") else Path(init)
     if has_critic and start is not None:
         model = value_model_skeleton(start, attention).model
-        if shared:
-            check_shared(model)
-        _check(model, config.critic, start, sharded and init != "scratch")
+        _check(model, config.critic, start, shared, by_ranks=sharded and init != "scratch")
         if start != policy:
             try_backbone(value_model_skeleton(start, attention).model, start)
 
@@ -74,8 +69,11 @@ def _trained_from(policy: Path, settings: OptimSettings) -> Path:
     return policy / MASTER
 
 
-def _check(model: PreTrainedModel, settings: OptimSettings, source: Path, by_ranks: bool) -> None:
-    """Whether ``model`` can be trained and exported, and its files in ``source`` read ``by_ranks``, each its rows."""
+def _check(model: PreTrainedModel, settings: OptimSettings, source: Path, shared: bool, by_ranks: bool) -> None:
+    """Whether ``model`` can be trained, on packs that are ``shared``, and exported, and its files in ``source`` read
+    ``by_ranks``, each its rows."""
+    if shared:
+        check_shared(model)
     if settings.router_aux:
         routers(model)
     if settings.lora_rank:

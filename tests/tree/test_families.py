@@ -31,7 +31,7 @@ from dapo_fast.rollout.in_process import InProcessEngine
 from dapo_fast.train.cost import Lengths, iteration_cost
 from dapo_fast.train.export import check_export, export
 from dapo_fast.train.memory import estimate
-from dapo_fast.train.parallel import ALONE, World
+from dapo_fast.train.parallel import ALONE
 from dapo_fast.train.preflight import try_backbone
 from dapo_fast.train.weights import add_lora
 
@@ -67,8 +67,7 @@ def test_a_tree_reads_and_trains_as_its_sequences(family):
 def test_transformers_reloads_the_export(family, tmp_path):
     model = model_of(family)
     (tmp_path / "source").mkdir()
-    world = World(0, 1, torch.device("cpu"), torch.float32, None)
-    export(model, tmp_path / "model", tmp_path / "source", torch.float32, world)
+    export(model, tmp_path / "model", tmp_path / "source", torch.float32, ALONE)
     check_export(model, tmp_path)
     try_backbone(causal_lm_skeleton(tmp_path / "model"), tmp_path / "model")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32, attn_implementation="eager")
