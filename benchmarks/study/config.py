@@ -41,7 +41,7 @@ class Variant(Section):
     label: str
     trains: Trains = "advantages"
     settings: dict[str, Any] = {}
-    grid: list[dict[str, float | str]] = []
+    grid: list[dict[str, bool | float | str]] = []
 
 
 class Truth(Section):
@@ -130,9 +130,9 @@ def load_study(path: Path) -> Study:
 
 
 def config_of(study: Study, cell: Cell, tuned: dict[str, Any]) -> Config:
-    """The run's settings: the preset, the study's, the tuned ones, the cell's."""
+    """The run's settings: the preset, the study's, the cell's, the tuned ones."""
     settings = merge(merge(study.settings, study.tasks[cell.task]), {"seed": cell.seed})
-    settings = merge(merge(settings, {"actor": tuned}), cell.settings)
+    settings = merge(merge(settings, cell.settings), {"actor": tuned})
     base = preset_values(study.preset)
     if "by_iteration" in settings:  # given whole, not merged: an empty one takes the preset's away
         base["by_iteration"] = {}
