@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/arithmetic
 SEED ?= 0
+JOBS ?= 2
 ARGS ?=
 BIN := $(VENV)/bin
 
@@ -18,10 +19,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 train: $(VENV)/.installed
 	$(BIN)/dapo-fast run $(RUN) --preset arithmetic seed=$(SEED)
 
+# JOBS processes side by side, each with whole files of tests, whose fixtures are made once; the longest come first.
 test: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=20
 
 # `make bench ARGS=--quick` takes minutes on two CPU cores.
 bench: $(VENV)/.bench-installed

@@ -1,9 +1,20 @@
 """Shared test settings: one thread, so that tests give the same bits on every machine and can run side by side."""
 
+import gc
+import os
+
 import pytest
 import torch
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports_are_no_garbage():
+    """Runs collect garbage after every stage: half a second each, spent on what imports left for good."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -121,6 +122,7 @@ def _chain(study: Study, cells: list[Cell], root: Path, measure: bool) -> None:
     quiet_libraries()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     for cell in cells:
+        gc.freeze()  # what is there now stays: a stage that collects garbage need not look at it
         log_to(cell.directory(root), quiet=True)
         tuned = tuned_settings(study, cell.task, root).get(cell.method or "", {})
         run_cell(study, cell, root, tuned)

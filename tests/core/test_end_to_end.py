@@ -1,11 +1,8 @@
 """The whole of Algorithm 1 through the command line, small: it learns, resumes, and refuses what it must."""
 
 import json
-import os
+import multiprocessing
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -70,17 +67,29 @@ def test_other_settings_are_refused(finished, capsys):
     assert "actor.beta" in message and "0.3" in message
 
 
-def test_killed_at_random_it_ends_with_the_same_bits(finished, tmp_path):
+# Enough for every stage to have work, and a few checkpoints.
+BRIEF = [
+    *("sft.steps=150", "sft.batch_sequences=32", "data.limit=60", "data.heldout_limit=20", "collect.shard_problems=20"),
+    *("critic.epochs=1", "actor.steps=20", "actor.save_every=5", "advantages.gap=0"),
+]
+# Each is there once a stage is well under way.
+MOMENTS = ("sft/checkpoints/step-*[0-9]", "iter1/collect/shard-00001.parquet", "iter1/actor/metrics.jsonl")
+
+
+def test_killed_in_three_stages_it_ends_with_the_same_bits(tmp_path):
     directory = tmp_path / "killed"
-    command = [sys.executable, "-m", "dapo_fast", "run", str(directory), "--preset", "arithmetic", *SMALL]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    for seconds in (18, 30, 22):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(seconds)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-    assert content(directory) == content(finished)
+    assert run(tmp_path / "whole", *BRIEF) == 0
+    fork = multiprocessing.get_context("fork")  # which spares the imports
+    for moment in MOMENTS:
+        process = fork.Process(target=run, args=(directory, *BRIEF))
+        process.start()
+        while not [*directory.glob(moment)]:
+            assert process.is_alive()
+            time.sleep(0.02)
+        process.kill()
+        process.join()
+    assert run(directory, *BRIEF) == 0
+    assert content(directory) == content(tmp_path / "whole")
 
 
 def test_all_wrong_is_a_clear_message_and_not_a_trained_model(tmp_path, capsys):

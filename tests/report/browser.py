@@ -54,7 +54,7 @@ class Browser:
         self.prefer("dark" if dark else "light")
 
     def _wait_for_driver(self) -> None:
-        for _ in range(200):
+        for _ in range(6000):  # five minutes, on the busiest machine
             try:
                 if self._call("GET", "/status")["ready"]:
                     return

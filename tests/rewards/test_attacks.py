@@ -43,7 +43,7 @@ def processes_of_sandboxes():
 
 def settled_below(before):
     """Processes die asynchronously: wait for it, but not for ever."""
-    for _ in range(200):
+    for _ in range(1200):
         if not processes_of_sandboxes() - before:
             return True
         time.sleep(0.05)

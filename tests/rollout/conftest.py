@@ -17,9 +17,8 @@ SERVER = Path(__file__).with_name("openai_server.py")
 
 @pytest.fixture(scope="module")
 def launcher():
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen([sys.executable, str(SERVER)], env=environment, **pipes) as process:
+    with subprocess.Popen([sys.executable, str(SERVER)], **pipes) as process:
         yield process
         process.kill()
 

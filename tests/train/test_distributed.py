@@ -33,7 +33,7 @@ def base(tmp_path_factory):
 
 def environment():
     path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "kernels"), os.environ.get("PYTHONPATH", "")])
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return os.environ | {"PYTHONPATH": path}
 
 
 def start(processes, base, jobs, log):
@@ -142,12 +142,12 @@ def test_sigterm_under_torchrun_and_resume_in_one_process(base):
     with open(base / "log-term", "w+") as log:
         process = start(2, base, [{"stage": "actor", "out": "term", "changes": changes}], log)
         metrics = base / "term" / "metrics.jsonl"
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) != 0
+        assert process.wait(600) != 0
         log.seek(0)
         assert "SIGTERM; saved step" in log.read()
     assert len(list((base / "term" / "checkpoints").glob("step-*"))) == 1
@@ -163,7 +163,7 @@ def test_a_rank_that_dies_stops_the_others_with_one_message(base):
         2, base, [{"stage": "actor", "out": "dies", "dies": {"rank": 1, "call": 4}}], base / "log-dies"
     )
     for process in processes:
-        process.join(120)
+        process.join(600)
     assert [process.exitcode for process in processes] == [1, -signal.SIGKILL]
     text = (base / "log-dies").read_text()
     assert text.count("another process of this training died or hangs") == 1
@@ -176,7 +176,7 @@ def test_a_rank_that_hangs_stops_the_others(base, monkeypatch):
     monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.2)
     job = {"stage": "actor", "out": "hangs", "dies": {"rank": 1, "call": 4, "by": int(signal.SIGSTOP)}}
     processes = cases.jobs_forked(2, base, [job], base / "log-hangs")
-    processes[0].join(120)
+    processes[0].join(600)
     assert processes[0].exitcode == 1
     processes[1].kill()
     processes[1].join()

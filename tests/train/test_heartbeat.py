@@ -173,7 +173,7 @@ def test_a_rank_that_raises_is_missed_though_its_process_lives_on(tmp_path, monk
             time.sleep(600)
 
     processes = cases.forked(2, rank, tmp_path / "log")
-    processes[0].join(60)
+    processes[0].join(600)
     code = processes[0].exitcode
     for process in processes:
         process.kill()

@@ -133,7 +133,7 @@ def load_all(base):
 def found(base):
     processes = cases.forked(2, lambda: load_all(base), base / "log")
     for process in processes:
-        process.join(300)
+        process.join(600)
     assert [process.exitcode for process in processes] == [0, 0], (base / "log").read_text()
     ranks = [json.loads((base / f"found-{rank}.json").read_text()) for rank in range(2)]
     assert ranks[0] == ranks[1]

@@ -19,13 +19,13 @@ SETTINGS = ["--preset", "arithmetic", "parallel.processes=2", "sft.steps=4000", 
 def start(run, log, *more):
     path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "kernels"), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "dapo_fast", "run", str(run), *SETTINGS, *more]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    environment = os.environ | {"PYTHONPATH": path}
     return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
 def until_it_trains(process, run):
     metrics = run / "sft" / "metrics.jsonl"
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
@@ -55,7 +55,7 @@ def test_a_polite_stop_saves_the_step_and_a_killed_parent_keeps_its_lock(run, tm
         process = start(run, log)
         until_it_trains(process, run)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(120) == 128 + signal.SIGTERM
+        assert process.wait(600) == 128 + signal.SIGTERM
         assert "SIGTERM; saved step" in (tmp_path / "log").read_text()
         assert len(list((run / "sft" / "checkpoints").glob("step-*"))) == 1
         assert not processes_of(run)
@@ -66,7 +66,7 @@ def test_a_polite_stop_saves_the_step_and_a_killed_parent_keeps_its_lock(run, tm
         killed.kill()
         killed.wait()
         second = start(run, log)
-        assert second.wait(120) == 2
+        assert second.wait(600) == 2
         assert "another process is working in this run directory" in (tmp_path / "log").read_text()
         assert len(processes_of(run)) >= 3  # torchrun and its two ranks, undisturbed
 
@@ -91,5 +91,5 @@ def test_the_exit_code_is_the_reason_and_not_what_it_led_to():
 
 def test_bad_input_of_a_rank_is_bad_input_of_the_run(run, tmp_path):
     with open(tmp_path / "log", "w+") as log:
-        assert start(run, log, "sft.data=none.jsonl").wait(120) == 2
+        assert start(run, log, "sft.data=none.jsonl").wait(600) == 2
     assert "sft.data none.jsonl" in (tmp_path / "log").read_text()

@@ -192,7 +192,7 @@ def launch(size: int, base: Path, jobs: list[dict]) -> None:
     log = base / f"log-{size}"
     processes = jobs_forked(size, base, jobs, log)
     for process in processes:
-        process.join(300)
+        process.join(600)
     assert [process.exitcode for process in processes] == [0] * size, log.read_text()
 
 
