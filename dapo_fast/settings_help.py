@@ -1,4 +1,4 @@
-"""Every setting with its default and what it means, read off ``config.py``: the list that ``--help`` ends with."""
+"""Every setting with its default and what it means, read off ``config``: the list that ``--help`` ends with."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def make_run(path, model):
     """A run of two iterations, done: a few tokens and steps of everything."""
     with pytest.MonkeyPatch.context() as patch:
         # What has no right response trains nobody, and random weights give none.
-        patch.setattr("dapo_fast.rollout.collect.verify_many", lambda pairs, verify: [True] * len(pairs))
+        patch.setattr("dapo_fast.rollout.shard.verify_many", lambda pairs, verify: [True] * len(pairs))
         assert main(["run", str(path), *PRESET, f"model.path={model}", *SMALL]) == 0
     for figure in [*path.rglob("*.png"), *path.rglob("events.out*")]:  # large, and nobody reads them
         figure.unlink()
