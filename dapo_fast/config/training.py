@@ -101,6 +101,7 @@ class ParallelSettings(Section):
     processes: int = Field(1, ge=1)  # ranks that `run` starts through torchrun to train, and for the critic's Q
     replicas: int = Field(1, ge=1)  # hybrid sharding: groups that each hold a whole copy
     context_parallel_degree: int = Field(1, ge=1)  # ranks that share each pack: trunks too long for one device
+    tensor_parallel_degree: int = Field(1, ge=1)  # ranks that hold each layer together, by transformers' plan
     activation_checkpointing: Literal["none", "selective", "full"] = "none"  # recompute in the backward pass
     reshard_after_forward: bool = True  # false: weights stay gathered for the packs of a step; a whole copy a rank
     defer_reduction: bool = False  # add gradients up over ranks once a step, not once a pack; a whole fp32 copy a rank

@@ -23,6 +23,12 @@ PROVED = ("llama", "qwen2", "qwen3", "mistral")  # model types that are not trie
 UNREADABLE = {"rwkv": "its weights change where it is read without training (rescale_every)"}
 
 
+def check_proved(config: PreTrainedConfig, setting: str) -> None:
+    """InputError where ``setting`` is for the families of ``PROVED`` and ``config``, of a text model, is of another."""
+    if config.model_type not in PROVED:
+        raise InputError(f"{setting}: not for this {config.model_type} model, only for {', '.join(PROVED)}")
+
+
 def check_supported(config: PreTrainedConfig, source: str) -> None:
     """Refuse a model that is not causal, or whose attention is not softmax attention as packs know it.
 

@@ -41,7 +41,7 @@ from dapo_fast.data.dealing import in_rounds
 from dapo_fast.data.pack import Pack, Split
 from dapo_fast.errors import InputError
 from dapo_fast.models.attention import Attend, choose_backend, heads_of, requested_backend
-from dapo_fast.models.checks import PROVED
+from dapo_fast.models.checks import check_proved
 from dapo_fast.models.tree_flex import BLOCK, flex_error
 from dapo_fast.models.variants import windows_of
 
@@ -141,11 +141,12 @@ def check_shared(model: PreTrainedModel) -> None:
         InputError: naming the setting and what stands in the way.
     """
     config = model.config.get_text_config()
-    kind = f"parallel.context_parallel_degree: not for this {config.model_type} model, "
-    if config.model_type not in PROVED:
-        raise InputError(f"{kind}only for {', '.join(PROVED)}")
+    check_proved(config, "parallel.context_parallel_degree")
     if windows_of(config) or set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
-        raise InputError(f"{kind}whose attention is not full in every layer")
+        raise InputError(
+            f"parallel.context_parallel_degree: not for this {config.model_type} model, whose attention is not full in "
+            "every layer"
+        )
 
 
 def try_shared(model: PreTrainedModel, device: torch.device) -> None:

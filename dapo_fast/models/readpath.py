@@ -20,12 +20,14 @@ from dapo_kernels import (
     linear_value_loss,
 )
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel
 
 from dapo_fast.data.pack import Pack
 from dapo_fast.models.attention import backbone_inputs
 from dapo_fast.models.context import Context
 from dapo_fast.models.padded import by_token
+from dapo_fast.models.tensor import plain
 from dapo_fast.models.value import ValueModel
 
 # A pack and the GLOBAL number of steps of its batch → an objective of linear_segment_loss over the pack's steps.
@@ -51,9 +53,11 @@ class _Reader(nn.Module):
 
     Attributes:
         context: The ranks that share packs with this one; None: packs come whole.
+        vocabulary: The ranks that divide a causal LM's head; None: each has the whole.
     """
 
     context: Context | None = None
+    vocabulary: ProcessGroup | None = None
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -98,7 +102,7 @@ class PolicyReader(_Reader):
         """
         head = hidden_states_and_weight(self.model, **self._inputs(pack))
         hidden, weight = self._whole(head.hidden, pack), head.weight
-        options = head.options | {"rows": pack.hidden_rows}
+        options = head.options | {"rows": pack.hidden_rows, "process_group": self.vocabulary}
         if objective == "direct_advantage":
             out = linear_direct_advantage_loss(
                 hidden,
@@ -156,16 +160,16 @@ class ValueReader(_Reader):
                 ``pack.value_weights``; ``"mse"``: squared error; ``"values"``: no loss.
         """
         hidden = self._whole(self.model.base_model(**self._inputs(pack)).last_hidden_state, pack)
-        head = self.model.score
+        weight, bias = (None if p is None else plain(p) for p in (self.model.score.weight, self.model.score.bias))
         if objective == "values":
             rows = hidden.index_select(0, pack.value_rows)
             # In fp32, as the loss reads it.
-            logits = nn.functional.linear(rows.float(), head.weight.float(), _float(head.bias))
+            logits = nn.functional.linear(rows.float(), weight.float(), _float(bias))
             return ValueOutput(None, logits[:, 0].sigmoid().detach())
         out = linear_value_loss(
             hidden,
-            head.weight,
-            head.bias,
+            weight,
+            bias,
             pack.value_rows,
             pack.value_targets,
             normalizer,

@@ -43,7 +43,7 @@ class Batch:
     """One optimizer step's packs.
 
     Attributes:
-        ranks: The packs of every rank, as many on each; the same on every rank.
+        ranks: The packs of every rank, or group of ranks that reads the same, as many for each; the same on every rank.
         count: What the loss's sum is divided by: items over all ranks.
     """
 
@@ -179,16 +179,17 @@ def _accumulate(
     if balance:
         balance.measure(batch.ranks)
     values = torch.zeros(sum(task.items(pack) for pack in batch.packs), dtype=torch.float64, device=world.device)
-    place = sum(task.items(pack) for rank in batch.ranks[: world.rank] for pack in rank)
+    place = sum(task.items(pack) for rank in batch.ranks[: world.reader] for pack in rank)
     total = torch.zeros((), dtype=torch.float64, device=world.device)
-    mine = batch.ranks[world.rank]
+    mine = batch.ranks[world.reader]
     for index, pack in enumerate(mine):
         last_of_batch(root, index == len(mine) - 1, parallel)
         with balance.listening() if balance else nullcontext() as heard:
             loss, found = task.loss(pack.to(world.device, non_blocking=True), batch.count)
         (loss + balance.loss(heard, index) if balance else loss).backward()
-        total += loss.detach()
-        values[place : place + found.numel()] = found
+        if world.counts:
+            total += loss.detach()
+            values[place : place + found.numel()] = found
         place += found.numel()
     return total, values
 

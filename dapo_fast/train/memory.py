@@ -18,8 +18,9 @@ from dapo_fast.config import Config, OptimSettings
 from dapo_fast.models.loading import device_bytes, load_config_of, new_causal_lm
 from dapo_fast.models.value import ValueModel
 from dapo_fast.models.variants import head_size, largest
+from dapo_fast.train.blocks import blocks
 from dapo_fast.train.optim import INT8_BLOCK
-from dapo_fast.train.parallel import blocks, check_divides
+from dapo_fast.train.parallel import check_divides
 from dapo_fast.train.weights import add_lora
 
 GIB = 2**30
@@ -152,6 +153,7 @@ def _count(
     half = dtype == "bfloat16" or (dtype == "auto" and device == "cuda")
     sharded = half or processes > 1 or parallel.cpu_offload
     shards = processes // parallel.replicas
+    holding = parallel.tensor_parallel_degree
     width = 2 if half else 4  # bytes of what is computed in
     body = blocks(model)
     block = max(sum(p.numel() for p in b.parameters()) for b in body)
@@ -170,22 +172,23 @@ def _count(
     if sharded:
         # Two blocks are gathered at a time, one computing and one arriving; embedding, head and norm all through.
         gathered = 2 * block + rest if parallel.reshard_after_forward else trainable + frozen
-        fixed.append(("gathered weights", width * gathered))
+        fixed.append(("gathered weights", width * gathered / holding))
         if parallel.defer_reduction:
-            fixed.append(("gradients of all packs, fp32", 4 * trainable))
+            fixed.append(("gradients of all packs, fp32", 4 * trainable / holding))
         if not settings.lora_rank:
             # Gradients as they are made, and their fp32 copy on its way into the reduction.
-            fixed.append(("gradients before reduction", (width + 4) * max(2 * block, rest)))
+            fixed.append(("gradients before reduction", (width + 4) * max(2 * block, rest) / holding))
     text = model.config.get_text_config()
     if hasattr(model, "lm_head"):
-        rows = sizes(None, text.vocab_size, torch.device(device)).piece
-        chunk = (width + 4) * rows * text.vocab_size
+        words = -(-text.vocab_size // holding)
+        rows = sizes(None, words, torch.device(device)).piece
+        chunk = (width + 4) * rows * words
         fixed.append((f"logits, {rows} rows at a time", chunk))
         if not settings.lora_rank:
-            fixed.append(("gradient of the head, fp32", 4 * text.vocab_size * text.hidden_size))
-    per_token = len(body) * _kept(text, parallel.activation_checkpointing, width)
+            fixed.append(("gradient of the head, fp32", 4 * words * text.hidden_size))
+    per_token = len(body) * _kept(text, parallel.activation_checkpointing, width, holding)
     if parallel.activation_checkpointing != "none":
-        per_token += _kept(text, "none", width)  # the block that is being computed again
+        per_token += _kept(text, "none", width, holding)  # the block that is being computed again
     per_token += 6 * width * text.hidden_size + 64  # embedding, final norm, their gradients; indices
     if parallel.context_parallel_degree > 1:
         layers = 1 if parallel.activation_checkpointing == "full" else len(body)
@@ -219,18 +222,19 @@ def _gathered(config: PreTrainedConfig, layers: int, width: int) -> float:
     return width * (layers + 1) * pair + 2 * width * config.hidden_size + 4 * max(pair, config.hidden_size)
 
 
-def _kept(config: object, checkpointing: str, width: int) -> float:
-    """Bytes a token that one decoder block keeps for its backward.
+def _kept(config: object, checkpointing: str, width: int, holding: int) -> float:
+    """Bytes a token that one of ``holding`` ranks keeps of a decoder block for its backward.
 
     Without checkpointing: the inputs of both norms and what they give, q, k, v, the attention's result, gate, up and
     their product. Selective: the block's input, the attention's result, and every second matrix product (q, v, gate,
     down). Full: the block's input.
     """
     hidden = config.hidden_size
-    heads = largest(config, "num_attention_heads") or 0
+    heads = (largest(config, "num_attention_heads") or 0) / holding
     queries = heads * head_size(config)
-    keys = (largest(config, "num_key_value_heads") or heads) * head_size(config)
-    inner = largest(config, "intermediate_size") or 4 * hidden
+    pairs = largest(config, "num_key_value_heads")
+    keys = pairs / holding * head_size(config) if pairs else queries
+    inner = (largest(config, "intermediate_size") or 4 * hidden) / holding
     if checkpointing == "full":
         return width * hidden
     if checkpointing == "selective":

@@ -7,11 +7,10 @@ use is that of keeping fp32 weights behind a bf16 computation.
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -22,13 +21,12 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.rendezvous import rendezvous
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from dapo_fast.config import ModelSettings, ParallelSettings
 from dapo_fast.errors import InputError, first_line
 from dapo_fast.models.attention import choose_backend
 from dapo_fast.models.context import Context
-from dapo_fast.models.tree_flex import allow_recompiles
+from dapo_fast.train.blocks import blocks
 from dapo_fast.train.heartbeat import Heart, is_lost_peer
 
 log = logging.getLogger("dapo_fast.train")
@@ -46,6 +44,7 @@ class World:
         dtype: Of the computation; weights and optimizer states are fp32.
         mesh: None where the model is not sharded.
         context: The ranks that share packs with this one; None: each takes whole packs.
+        tensor: The ranks that hold every layer together with this one, and read the same packs; None: it is alone.
     """
 
     rank: int
@@ -54,6 +53,26 @@ class World:
     dtype: torch.dtype
     mesh: DeviceMesh | None
     context: Context | None = None
+    tensor: DeviceMesh | None = None
+
+    @property
+    def _holding(self) -> int:
+        return 1 if self.tensor is None else self.tensor.size()
+
+    @property
+    def readers(self) -> int:
+        """How many ranks, or groups of ranks that hold a model together, read packs of their own."""
+        return self.size // self._holding
+
+    @property
+    def reader(self) -> int:
+        """Which of them this rank is, or is of."""
+        return self.rank // self._holding
+
+    @property
+    def counts(self) -> bool:
+        """Whether what this rank reads is to be counted: of ranks that read the same packs, the first one's is."""
+        return self.rank % self._holding == 0
 
     @property
     def sharing(self) -> int:
@@ -98,10 +117,15 @@ ALONE = World(0, 1, torch.device("cpu"), torch.float32, None)
 
 def check_divides(size: int, parallel: ParallelSettings) -> None:
     """InputError where ``size`` processes cannot be laid out as ``parallel`` says."""
-    for name in ("replicas", "context_parallel_degree"):
+    for name in ("replicas", "context_parallel_degree", "tensor_parallel_degree"):
         groups = getattr(parallel, name)
         if size % groups:
             raise InputError(f"parallel.{name} {groups}: does not divide the {size} processes")
+    both = parallel.replicas * parallel.tensor_parallel_degree
+    if size % both:
+        raise InputError(
+            f"parallel.replicas × parallel.tensor_parallel_degree {both}: does not divide the {size} processes"
+        )
 
 
 def check_world(size: int, model: ModelSettings, parallel: ParallelSettings) -> tuple[str, torch.dtype]:
@@ -118,6 +142,14 @@ def check_world(size: int, model: ModelSettings, parallel: ParallelSettings) -> 
         if parallel.compile:
             raise InputError("parallel.context_parallel_degree: not with parallel.compile")
         choose_backend(model.attention, torch.device(kind), flat=False, shared=True)
+    if parallel.tensor_parallel_degree > 1:
+        untried = {
+            "context_parallel_degree": parallel.context_parallel_degree > 1,
+            "compile": parallel.compile,
+            "cpu_offload": parallel.cpu_offload,
+        }
+        for other in (name for name, used in untried.items() if used):
+            raise InputError(f"parallel.tensor_parallel_degree: not with parallel.{other}")
     name = ("bfloat16" if kind == "cuda" else "float32") if model.dtype == "auto" else model.dtype
     return kind, getattr(torch, name)
 
@@ -157,12 +189,17 @@ def open_world(model: ModelSettings, parallel: ParallelSettings) -> Iterator[Wor
         backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=parallel.timeout_s)
     )
     degree = parallel.context_parallel_degree
-    mesh = init_device_mesh(kind, (parallel.replicas, size // parallel.replicas), mesh_dim_names=("replicate", "shard"))
+    holding = parallel.tensor_parallel_degree
+    shards = size // parallel.replicas // holding
+    # What divides a parameter first comes last: neighbours hold a layer together.
+    mesh = init_device_mesh(kind, (parallel.replicas, shards, holding), mesh_dim_names=("replicate", "shard", "tensor"))
     if rank == 0:
-        shape = f"{parallel.replicas} × {size // parallel.replicas}" if parallel.replicas > 1 else str(size)
+        shape = f"{parallel.replicas} × {shards}" if parallel.replicas > 1 else str(shards)
         log.info("FSDP2 over %s processes on %s, computing in %s", shape, kind, str(dtype).removeprefix("torch."))
         if degree > 1:
             log.info("context parallelism: %d processes share each pack", degree)
+        if holding > 1:
+            log.info("tensor parallelism: %d processes hold each layer together", holding)
     context = None
     if degree > 1:
         laid = init_device_mesh(kind, (size // degree, degree), mesh_dim_names=("data", "context"))
@@ -170,7 +207,8 @@ def open_world(model: ModelSettings, parallel: ParallelSettings) -> Iterator[Wor
     # A connection of its own: a wait of this rank in the store is not to silence its heart.
     heart = Heart(dist.PrefixStore("heart", store.clone()), rank, size)
     try:
-        yield World(rank, size, device, dtype, mesh if parallel.replicas > 1 else mesh["shard"], context)
+        sharded = mesh["replicate", "shard"] if parallel.replicas > 1 else mesh["shard"]
+        yield World(rank, size, device, dtype, sharded, context, mesh["tensor"] if holding > 1 else None)
     except BaseException as error:
         in_order = size == 1 or isinstance(error, SystemExit | InputError)
         heart.stop(in_order)
@@ -183,60 +221,6 @@ def open_world(model: ModelSettings, parallel: ParallelSettings) -> Iterator[Wor
     dist.barrier()
     heart.stop()
     dist.destroy_process_group()
-
-
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """The decoder blocks: the longest module list of the model."""
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
-    return list(max(lists, key=len)) if lists else []
-
-
-def prepare_blocks(model: nn.Module, settings: ParallelSettings) -> None:
-    """Activation checkpointing and ``torch.compile``, block by block, in place; parameter names stay."""
-    if settings.compile:
-        allow_recompiles()
-    for block in blocks(model):
-        if settings.activation_checkpointing != "none":
-            context = _keep_matmuls if settings.activation_checkpointing == "selective" else None
-            block.forward = _checkpointed(block.forward, context)  # type: ignore[method-assign]
-        if settings.compile:
-            block.compile()
-
-
-def _checkpointed(forward: Callable, context: Callable | None) -> Callable:
-    options: dict[str, Any] = {"use_reentrant": False}
-    if context is not None:
-        options["context_fn"] = context
-
-    @functools.wraps(forward)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(forward, *args, **options, **kwargs)
-
-    return run
-
-
-def _keep_matmuls() -> tuple:
-    """Selective checkpointing: keep what costs most to redo (attention, every second matrix product)."""
-    aten = torch.ops.aten
-    attention = {
-        aten._scaled_dot_product_flash_attention.default,
-        aten._scaled_dot_product_efficient_attention.default,
-        aten._scaled_dot_product_cudnn_attention.default,
-        aten._scaled_dot_product_flash_attention_for_cpu.default,
-        torch.ops.higher_order.flex_attention,  # within a block that is compiled
-    }
-    if hasattr(torch.ops.higher_order, "inductor_compiled_code"):
-        attention.add(torch.ops.higher_order.inductor_compiled_code)  # FlexAttention, compiled by itself
-    products = {aten.mm.default, aten.addmm.default}
-    seen = {False: 0, True: 0}
-
-    def policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-        if op in products:
-            seen[context.is_recompute] += 1
-        keep = op in attention or (op in products and seen[context.is_recompute] % 2 == 1)
-        return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
-
-    return create_selective_checkpoint_contexts(policy)
 
 
 def shard(root: nn.Module, model: nn.Module, world: World, settings: ParallelSettings) -> None:

@@ -8,17 +8,19 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from dapo_fast.config import Config, OptimSettings
+from dapo_fast.config import Config, OptimSettings, ParallelSettings
 from dapo_fast.errors import InputError
 from dapo_fast.models.attention import choose_backend
 from dapo_fast.models.checks import PROVED, backbone_error, check_reading
 from dapo_fast.models.context import check_shared
 from dapo_fast.models.loading import causal_lm_skeleton, load_config_of, value_model_skeleton
 from dapo_fast.models.padded import reads_padded
+from dapo_fast.models.tensor import check_divided
 from dapo_fast.train.balance import routers
+from dapo_fast.train.blocks import blocks
 from dapo_fast.train.export import check_export
 from dapo_fast.train.optim import check_optimizer
-from dapo_fast.train.parallel import blocks, check_world, is_sharded
+from dapo_fast.train.parallel import check_world, is_sharded
 from dapo_fast.train.weights import MASTER, add_lora, match_files, stale_master
 
 
@@ -50,11 +52,11 @@ def check_training(config: Config, policy: Path | None) -> None:
             try_backbone(causal_lm_skeleton(policy, attention), policy)
         for settings in of_policy:
             source = _trained_from(policy, settings)
-            _check(causal_lm_skeleton(source, attention), settings, source, shared, by_ranks=sharded)
+            _check(causal_lm_skeleton(source, attention), settings, source, parallel, by_ranks=sharded)
     start = policy if init in ("actor", "scratch") else Path(init)
     if has_critic and start is not None:
         model = value_model_skeleton(start, attention).model
-        _check(model, config.critic, start, shared, by_ranks=sharded and init != "scratch")
+        _check(model, config.critic, start, parallel, by_ranks=sharded and init != "scratch")
         if start != policy:
             try_backbone(value_model_skeleton(start, attention).model, start)
 
@@ -69,11 +71,15 @@ def _trained_from(policy: Path, settings: OptimSettings) -> Path:
     return policy / MASTER
 
 
-def _check(model: PreTrainedModel, settings: OptimSettings, source: Path, shared: bool, by_ranks: bool) -> None:
-    """Whether ``model`` can be trained, on packs that are ``shared``, and exported, and its files in ``source`` read
+def _check(
+    model: PreTrainedModel, settings: OptimSettings, source: Path, parallel: ParallelSettings, by_ranks: bool
+) -> None:
+    """Whether ``model`` can be trained as ``parallel`` lays it, and exported, and its files in ``source`` read
     ``by_ranks``, each its rows."""
-    if shared:
+    if parallel.context_parallel_degree > 1:
         check_shared(model)
+    if parallel.tensor_parallel_degree > 1:
+        check_divided(model, parallel.tensor_parallel_degree, settings)
     if settings.router_aux:
         routers(model)
     if settings.lora_rank:

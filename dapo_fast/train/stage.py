@@ -28,11 +28,13 @@ from dapo_fast.models.loading import (
 )
 from dapo_fast.models.padded import reads_padded
 from dapo_fast.models.readpath import PolicyReader, ValueReader
+from dapo_fast.models.tensor import check_divided, divide
 from dapo_fast.rundir import read_metrics, read_state, write_json
 from dapo_fast.state import Done
+from dapo_fast.train.blocks import prepare_blocks
 from dapo_fast.train.export import export
 from dapo_fast.train.loop import Batch
-from dapo_fast.train.parallel import World, prepare_blocks, reshard, shard
+from dapo_fast.train.parallel import World, reshard, shard
 from dapo_fast.train.trees import TREES
 from dapo_fast.train.weights import add_lora, has_adapters, load_sharded, reset_adapters, trained_from
 
@@ -108,6 +110,10 @@ def _dress(
             if not parameter.requires_grad:
                 # Nothing is ever added to a frozen weight: what it computes in is precise enough to hold it.
                 parameter.data = parameter.data.to(world.dtype)
+    if world.tensor is not None:
+        check_divided(model, world.tensor.size(), settings)
+        divide(model, world.tensor)
+        reader.vocabulary = world.tensor.get_group()
     prepare_blocks(model, parallel)
     shard(reader, model, world, parallel)
     if source is not None:
@@ -158,7 +164,7 @@ class Dealer:
         self._lengths = pad_lengths(self._most, world.device, sharing)
         busy = min(pack_tokens, BUSY_TOKENS[world.device.type]) * sharing
         config = model.config.get_text_config()
-        self._ranks = Ranks(world.size // sharing, busy, config.hidden_size, reads_padded(config))
+        self._ranks = Ranks(world.readers // sharing, busy, config.hidden_size, reads_padded(config))
         self._said = False
 
     def packs(self, pack: Callable[..., list[Pack]], *what: Any) -> list[Pack]:
@@ -221,11 +227,12 @@ def read_values(
     """
     width = [pack.steps if isinstance(reader, PolicyReader) else pack.value_rows.numel() for pack in batch.packs]
     values = torch.zeros(sum(width), dtype=torch.float32, device=world.device)
-    mine = batch.ranks[world.rank]
-    place = sum(width[: world.rank * len(mine)])
+    mine = batch.ranks[world.reader]
+    place = sum(width[: world.reader * len(mine)])
     for pack in mine:
         found = read(pack.to(world.device, non_blocking=True))
-        values[place : place + found.numel()] = found
+        if world.counts:
+            values[place : place + found.numel()] = found
         place += found.numel()
     reshard(reader)
     return world.all_sum(values).cpu()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from dapo_fast.config import OptimSettings
@@ -82,16 +82,16 @@ def reset_adapters(model: nn.Module) -> None:
 
 
 def _fill(tensor: Tensor, rows: Callable[[slice], Tensor]) -> bool:
-    """Copy into ``tensor`` the rows of the whole that this rank owns; ``rows`` gives a slice of them.
+    """Copy into ``tensor`` the part of the whole that this rank owns; ``rows`` gives a slice of its rows.
 
     Returns:
         Whether all of them are finite.
     """
     with torch.no_grad():
         if isinstance(tensor, DTensor):
-            start, stop = owned_rows(tensor)
+            first, *others = owned(tensor)
             tensor = tensor.to_local()
-            tensor.copy_(rows(slice(start, stop)))
+            tensor.copy_(rows(first)[(slice(None), *others)])
         else:
             tensor.copy_(rows(slice(None)))
         return is_finite(tensor)
@@ -159,14 +159,17 @@ def stored_buffers(model: nn.Module) -> dict[str, Tensor]:
     return {name.replace(".base_layer.", "."): b for name, b in model.named_buffers() if name in stored}
 
 
-def owned_rows(parameter: DTensor) -> tuple[int, int]:
-    """First and one past the last row that this rank owns of a parameter sharded by rows: FSDP2's even chunks."""
-    mesh, placements = parameter.device_mesh, parameter.placements
-    axis = next(i for i, placement in enumerate(placements) if isinstance(placement, Shard))
-    rows, ranks = parameter.shape[0], mesh.size(axis)
-    chunk = -(-rows // ranks)
-    start = min(rows, chunk * mesh.get_local_rank(axis))
-    return start, min(rows, start + chunk)
+def owned(parameter: DTensor) -> tuple[slice, ...]:
+    """What this rank owns of a parameter, by dimension: even chunks, of the mesh's last axis first, as FSDP2 does."""
+    mesh = parameter.device_mesh
+    parts = [slice(0, size) for size in parameter.shape]
+    for axis, placement in reversed(list(enumerate(parameter.placements))):
+        if not placement.is_replicate():
+            part = parts[placement.dim]
+            chunk = -(-(part.stop - part.start) // mesh.size(axis))
+            start = min(part.stop, part.start + chunk * mesh.get_local_rank(axis))
+            parts[placement.dim] = slice(start, min(part.stop, start + chunk))
+    return tuple(parts)
 
 
 def trained_from(directory: Path, world: World, adapting: bool) -> Path:

@@ -13,7 +13,7 @@ from dapo_fast.data.packing import pack_actor, pack_sequences
 from dapo_fast.models.loading import new_causal_lm
 from dapo_fast.models.readpath import PolicyReader
 from dapo_fast.models.tree_flex import allow_recompiles, compiled_region
-from dapo_fast.train.parallel import blocks, prepare_blocks
+from dapo_fast.train.blocks import blocks, prepare_blocks
 
 CONFIG = LlamaConfig(**(SMALL | {"vocab_size": 1000}), pad_token_id=0)
 

@@ -58,6 +58,9 @@ def test_what_saves_memory_saves_memory(seven):
     )
     shared = [total(f"parallel.context_parallel_degree={n}", processes=8).per_token for n in (1, 2, 4)]
     assert shared == sorted(set(shared))  # what is gathered of the others' rows
+    held = [total(f"parallel.tensor_parallel_degree={n}", processes=8) for n in (1, 2, 4)]
+    for taken in ([one.per_token for one in held], [one.total(0) for one in held]):
+        assert taken == sorted(set(taken), reverse=True)
     full, selective = (total(f"parallel.activation_checkpointing={k}").per_token for k in ("full", "selective"))
     assert full < selective < plain.per_token
     lora = total("actor.lora_rank=16")

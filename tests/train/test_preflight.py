@@ -3,7 +3,7 @@
 import pytest
 import train_cases as cases
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from dapo_fast.config import load_config
 from dapo_fast.errors import InputError
@@ -30,6 +30,7 @@ ZAMBA = {
 
 
 SHARED = ["parallel.processes=2", "parallel.context_parallel_degree=2"]
+HELD = ["parallel.processes=2", "parallel.tensor_parallel_degree=2"]
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,14 @@ def test_what_an_export_would_lose_is_refused(models, monkeypatch):
         (["model.attention=varlen"], "model.attention: 'varlen' reads flat packs only"),
         ([*SHARED[1:], "parallel.processes=3"], "parallel.context_parallel_degree 2: does not divide the 3 processes"),
         ([*SHARED, "parallel.compile=true"], "parallel.context_parallel_degree: not with parallel.compile"),
+        ([HELD[1], "parallel.processes=3"], "parallel.tensor_parallel_degree 2: does not divide the 3 processes"),
+        (
+            [*HELD, "parallel.replicas=2"],
+            "parallel.replicas × parallel.tensor_parallel_degree 4: does not divide the 2",
+        ),
+        ([*HELD, SHARED[1]], "parallel.tensor_parallel_degree: not with parallel.context_parallel_degree"),
+        ([*HELD, "parallel.compile=true"], "parallel.tensor_parallel_degree: not with parallel.compile"),
+        ([*HELD, "parallel.cpu_offload=true"], "parallel.tensor_parallel_degree: not with parallel.cpu_offload"),
         ([*SHARED, "model.attention=tree_sdpa"], "model.attention: 'tree_sdpa' is not for parallel.context_parallel"),
     ],
 )
@@ -149,6 +158,37 @@ def test_models_that_cannot_share_packs(tmp_path, family, changes, said):
     check(tmp_path, "parallel.processes=2")
     with pytest.raises(InputError, match=f"parallel.context_parallel_degree: not for this {said}"):
         check(tmp_path, *SHARED)
+
+
+EVEN = {"num_key_value_heads": 2}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 16}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "settings", "said"),
+    [
+        ("qwen3_moe", EXPERTS, [], ": not for this qwen3_moe model, only for llama, qwen2, qwen3, mistral"),
+        ("llama", {}, [], " 2: does not divide the model's num_key_value_heads of 1"),
+        ("llama", {"num_attention_heads": 1}, [], " 2: does not divide the model's num_attention_heads of 1"),
+        ("llama", EVEN | {"intermediate_size": 63}, [], " 2: does not divide the model's intermediate_size of 63"),
+        ("llama", EVEN, ["actor.lora_rank=2"], ": not with lora_rank"),
+        ("llama", EVEN, ["critic.optimizer_state=bfloat16"], ": not with optimizer_state bfloat16"),
+    ],
+)
+def test_models_that_ranks_cannot_hold_together(tmp_path, family, changes, settings, said):
+    cases.write_model(tmp_path, family=family, **changes)
+    check(tmp_path, "parallel.processes=2")
+    with pytest.raises(InputError, match=f"parallel.tensor_parallel_degree{said}"):
+        check(tmp_path, *HELD, *settings)
+
+
+def test_a_plan_that_asks_for_more(tmp_path, monkeypatch):
+    cases.write_model(tmp_path, family="llama", **EVEN)
+    check(tmp_path, *HELD)
+    plan = LlamaConfig.base_model_tp_plan | {"layers.*.mlp.up_proj": "packed_colwise"}
+    monkeypatch.setattr(LlamaConfig, "base_model_tp_plan", plan)
+    with pytest.raises(InputError, match=r"tensor_parallel_degree: not for this llama model, whose .* packed_colwise"):
+        check(tmp_path, *HELD)
 
 
 def test_a_critic_is_needed_only_where_it_says_q(models, monkeypatch):
