@@ -91,6 +91,40 @@ SAME = {
         ("3.14", r"\approx 3.14"),
     ],
     "braces": [("{\\frac{1}{2}}", "1/2"), ("1/2", r"{\frac{1}{2}}")],
+    "options": [
+        (r"\text{(A)}\ 5", "(A)"),
+        (r"\text{(A)}\ 5", "A"),
+        (r"\text{(A)}\ 5", "5"),
+        (r"\textbf{(D)}\ 12", r"\text{(D) }12"),
+        ("A", r"\text{Option A}"),
+    ],
+    "degrees by a raised letter": [
+        ("60", r"60^{\text{o}}"),
+        (r"60^\circ", r"60^\text{o}"),
+        (r"60^{\text{o}}", "60"),
+        ("60^{o}", "60°"),
+    ],
+    "bases in words": [("101_2", r"101_{\text{two}}"), ("44_5", r"44_{\text{five}}"), ("1A_{16}", "1a_{16}")],
+    "typesetting": [
+        ("5", r"\color{red}{5}"),
+        ("5", r"\textcolor{blue}{5}"),
+        ("5", r"\large 5"),
+        ("3", r"\phantom{0}3"),
+        ("1/2", r"{1 \over 2}"),
+        (r"1.2 \times 10^{-4}", "1.2*10^-4"),
+        (r"\ln 2", r"\log_e 2"),
+        (r"\cos x", "cos x"),
+        ("5", '"5"'),
+        ("5", r"\boxed{5}"),
+    ],
+    "Chinese": [
+        ("1,2", "1、2"),
+        ("1或2", "x=1或x=2"),
+        ("8千米", "8"),
+        ("6", "6 个苹果"),
+        ("20 cm²", "20平方厘米"),
+    ],
+    "more units": [("5", r"5\text{ N}"), ("15", "15¢"), ("3:2", "3 to 2")],
 }
 DIFFERENT = {
     "ratios": [("1:2", "2:1"), ("1:2", "1/3"), ("2:1", "2"), ("1:2:3", "1/2"), ("10:30", "1/3"), ("6:20", "3:10")],
@@ -176,6 +210,18 @@ DIFFERENT = {
         (r"a\mid b", r"b\mid a"),
         ("2,4,6,...", "2,4,8,..."),
     ],
+    "options": [
+        (r"\text{(A)}\ 5", "(B)"),
+        (r"\text{(A)}\ 5", "(A) 6"),
+        (r"\text{(A)}\ 5", "6"),
+        ("A", "(A) or (B)"),
+        ("A", r"\text{(A)}, \text{(B)}"),
+    ],
+    "degrees by a raised letter": [("60", "60^{0}"), ("60", "60^{o}x"), (r"60^{\text{o}}", "6"), ("60", "60^{oz}")],
+    "bases in words": [("101_2", r"101_{\text{three}}"), ("1A_{16}", "1b_{16}")],
+    "typesetting": [("5", r"\color{5}{6}"), ("1/2", r"{2 \over 1}"), ("2", "2 cos x"), ("12", "1、2")],
+    "Chinese": [("5米", "5厘米"), ("5元", "5角"), ("5天", "5小时"), ("2", "1或2"), ("3", "3千")],
+    "more units": [(r"30^\circ", "30 radians"), ("3", "3 to 2")],
 }
 # kind: (reference, response)
 RIGHT = {
@@ -197,6 +243,22 @@ RIGHT = {
     ],
     "ratios": [("1:2", "So the ratio is 1/2.")],
     "asides": [("12", "The answer is 12 (since 5+7=12)."), ("15", "The answer is 15 because 3*5=15.")],
+    "roots and pi": [
+        (r"\sqrt{2}", "The length is √2."),
+        ("√2", "So x = √2."),
+        (r"2\pi", "The area is 2π."),
+        (r"\frac{\sqrt{3}}{2}", "So it is √3/2"),
+    ],
+    "ends of sentences": [
+        (r"60^{\text{o}}", "The angle is 60°."),
+        ("18", "She makes $18 a day."),
+        ("1/2", "So it's 1/2."),
+        ("no", "No."),
+        ("no", "The answer is No, since 3 > 2."),
+        ("5", "The answer is __5__."),
+        ("5", "The answer is\n\\begin{align*} x &= 2+3 \\\\ &= 5 \\end{align*}"),
+    ],
+    "choices": [("A", "故选A"), ("A", "故选：A．"), (r"\text{(A)}\ 5", "The answer is (A).")],
 }
 WRONG = {
     "tags": [("5", "<answer>6</answer>"), ("5", "The answer is 5. <answer>6</answer>")],
@@ -213,6 +275,16 @@ WRONG = {
     "relations": [("5", "So a^2 + b^2 = 5."), ("2", "So the length is √2.")],
     "several": [("13", "The answer is 12 and 13."), ("3", "So x = 2 or x = 3.")],
     "percent": [("10", "The answer is 1000%.")],
+    "roots and pi": [("2", "The area is 2π."), (r"\sqrt{2}", "So it is 1+√2."), (r"\sqrt{2}", "So a+b = √2.")],
+    "ends of sentences": [
+        ("5", "It cannot be 5."),
+        ("5", "So it isn't 5."),
+        ("5", "So x ≠ 5."),
+        ("5", "So 1,5"),
+        ("5", "x=4或x=5"),
+        ("2", "So ±2"),
+    ],
+    "choices": [("A", "故选B"), (r"\text{(A)}\ 5", "The answer is (B).")],
 }
 
 
