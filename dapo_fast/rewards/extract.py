@@ -17,7 +17,7 @@ _LONGEST_LINE = 2_000
 _JOINED = re.compile(r"(?:[ \t\n$,;]|\\[()\[\]]|\\quad|\\qquad|\\text\{|\}|and|or|\\,)*")
 _PHRASE = re.compile(
     r"(?i)(?:\b(?:answer|correct (?:option|choice))s?\b\**\s*(?:(?:is|are|was|equals|becomes|=|:)\s*)+|"
-    r"答案\s*[是为:：]+|选(?:项|择)?\s*[是为:：]*\s*(?=[(（]?[A-HＡ-Ｈ](?![A-Za-z])))"
+    r"答案\s*[是为:：】]+|选(?:项|择)?\s*[是为:：]*\s*(?=[(（]?[A-HＡ-Ｈ](?![A-Za-z])))"
     r"(?:(?:option|choice)\s+(?=\W{0,3}[A-Z]\b))?"
     r"(therefore|thus|simply|just)?"
 )
@@ -36,12 +36,12 @@ _UNIT_IN_DOLLARS = re.compile(
 )
 _UNIT_APART = re.compile(r"(\d)\s*\$\s*\$\s*(\^|\\%|\\(?:text|mathrm|mbox|rm)\b)")
 _NUMBER = re.compile(
-    r"(?<![\w.])(?<!\d,)[-−]?\s?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+\s\d+(?=/\d)|\d+)(?:\.\d+)?(?:/\d+)?(?:\s?%)?|(?<![\w.])[-−]?\.\d+"
+    r"(?<![A-Za-z0-9_.])(?<!\d,)[-−]?\s?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+\s\d+(?=/\d)|\d+)(?:\.\d+)?(?:/\d+)?(?:\s?%)?|(?<![A-Za-z0-9_.])[-−]?\.\d+"
 )
 _SEVERAL = re.compile(r"\d\s*(?:,\s|,?\s*\band\b|\bor\b|[或和、])\s*(?:[A-Za-z]\s*=\s*)?[-−]?\d")
 _ITEM = r"(?<![\w.,/])(?:[A-Za-z](?:_\d)?\s*=\s*)?[-−]?\d[\d./]*(?:,\d{3})*(?!\w)"
 _LIST_OR_POINT_OR_RATIO = re.compile(
-    rf"(?:{_ITEM}(?:\s*(?:,|,?\s+and|,?\s+or)\s+{_ITEM})+|(?<!\w)[A-Z]?[(\[][^()\[\]]*,[^()\[\]]*[)\]]|(?<![\w.,:])\d[\d.]*(?:\s?:\s?\d+)+)"
+    rf"(?:{_ITEM}(?:\s*(?:,|,?\s+and|,?\s+or)\s+{_ITEM})+|(?<!\w)[A-Z]?[(\[][^()\[\]]*,[^()\[\]]*[)\]]|(?<![\w.,:])\d[\d.]*(?:(?:\s?:\s?\d+)+(?:\s?[AaPp]\.?\s?[Mm]\b)?|\s+to\s+\d+))"
     r"\s*\.?\Z"
 )
 _LATEX = re.compile(r"\\[A-Za-z]|[_^]")
@@ -51,8 +51,17 @@ _ASIDE = re.compile(
 _ROOT_OR_PI = re.compile(
     r"(?<![\w.,√])[-−]?(?:\d[\d.]*(?:/\d+)?\s?)?(?:(?:√|\bsqrt)(?:\(\d+\)|\d+)|π)(?:/\d+)?\s*\.?\Z"
 )
+_TERMS = r"(?:[-+*/^()√π²³.\d\s]|(?<![A-Za-z])[A-Za-z](?![A-Za-z]))+"
+# "y = 2x + 1", "-1 < x < 3"; what is but a number on its right side is read as that number.
+_RELATION = re.compile(
+    rf"(?:\A|(?<=\s))({_TERMS}(?:=(?!\s*[-−]?[\d.,/%]+\s*\.?\Z){_TERMS}|(?:(?:[<>]=?|[≤≥]){_TERMS})+))\.?\Z"
+)
+_CHOSEN = re.compile(
+    r"(?:\A\W*|\b(?i:option|choice)\s+\W{0,3})([A-H])\W*\Z|"
+    r"(?:\A|[\s(*])([A-H])\W{0,3}\s+is\s+(?:the\s+)?(?:correct|right|best)\b"
+)
 _QUALIFIED = re.compile(
-    r"(?i)\b(?:(?:is|can|could|was)(?:n['’]t|\s?not)(?:\s+be)?|not|log|ln|sqrt|sin|cos|tan|mod|modulo|minus|negative|between)\W*\Z"
+    r"(?i)\b(?:(?:is|can|could|was)(?:n['’]t|\s?not)(?:\s+be)?|not|log|ln|sqrt|sin|cos|tan|mod|modulo|minus|negative|between|\d+\s+(?:out\s+)?of)\W*\Z|(?:[大小]于|不是|负|第)\s*\Z"
 )
 _BOUNDED = re.compile(r"(?i)\b(?:least|most|than|not)\s*\Z")
 _LEFT_SIDE = re.compile(r"(?:(?<![A-Za-z])[A-Za-z](?![A-Za-z])|[-+*/^²³|()<>\d.\s])*=\s*\Z")
@@ -179,6 +188,8 @@ def _of_last_line(text: str) -> str | None:
         return _ALIGNED.sub(" ", displays[-1].group(1)).replace("\n", " ").strip()
     for line in reversed(ending.splitlines()[-3:]):
         line = line[-_LONGEST_LINE:].strip().strip("*").strip()
+        if chosen := _CHOSEN.search(line):
+            return chosen[1] or chosen[2]
         if _INLINE.search(line) or _NUMBER.search(line):
             return _settle(line, last=True)
     return None
@@ -232,10 +243,13 @@ _KINDS = {
 
 def _number_of(line: str, last: bool) -> str:
     """The first or last number of plain words; the line itself where the number is only a part of something."""
+    line = line.replace(r"\$", "$")
     if last and (ending := _LIST_OR_POINT_OR_RATIO.search(line)):
         return ending.group()
     if last and (ending := _ROOT_OR_PI.search(line)) and not _is_part(line[: ending.start()], last):
         return ending.group()
+    if last and (ending := _RELATION.search(line)):
+        return ending.group(1)
     numbers = list(_NUMBER.finditer(line))
     if not numbers or (not last and as_number(normalise(line)) is not None):
         return line
@@ -249,7 +263,9 @@ def _number_of(line: str, last: bool) -> str:
     minus = number[0] in "-−" and re.search(r"[\w)]\s*\Z", before)
     if several or part or (minus and not re.search(r"[A-Za-z]{2}\s*\Z", before)):
         return line
-    if mark := re.match(r"!\s*[.,;]|\.\.\.|…", after):  # a factorial, not an exclamation; digits that go on
+    if mark := re.match(
+        r"!\s*[.,;]|!(?=\s+[a-z])|\.\.\.|…", after
+    ):  # a factorial, not an exclamation; digits that go on
         return number + mark.group()
     return number if re.match(r"°?[\s.,;:!?*)]*\Z|[.,;:!?)]\s", after) or is_unit(after) else line
 
@@ -262,7 +278,7 @@ def _is_part(before: str, last: bool) -> bool:
         return bool(re.search(r"[^\s\w,'’]|\b[b-zB-Z]\s", before) or _BOUNDED.search(before))
     left = _LEFT_SIDE.search(before)
     equation = left and re.search("[A-Za-z]", left.group()) and re.search(r"[-+*/^²³|<>]", left.group())
-    return bool(equation or re.search(r"[-+*/^(<>\\√≠≤≥±∓]\s*\Z|(?<!['’])\b[b-hj-zB-HJ-Z]\s*\Z", before))
+    return bool(equation or re.search(r"[-+*/^(<>\\√≠≤≥±∓·×÷]\s*\Z|(?<!['’])\b[b-hj-zB-HJ-Z]\s*\Z", before))
 
 
 def _value(calculation: str) -> Fraction | None:

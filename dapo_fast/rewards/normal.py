@@ -39,7 +39,7 @@ _SPELLINGS = [
          lambda match: f"_{{{_BASES[match[1]]}}}"),
         (r"\\log\s*_\s*\{?\s*e\s*\}?(?![A-Za-z])", r"\\ln "),
         (r"(?<![A-Za-z\\])(sin|cos|tan|cot|csc|ln|log)(?=\s*[\^(]|\s+\\|\s+\d*[a-z](?![A-Za-z]))", r"\\\1"),
-        (r"\^\s*(-\d+)", r"^{\1}"),
+        (r"\^\s*(-\d+)", r"^{\1}"), (r"\\(sin|cos|tan)\s*\^\s*\{-1\}", r"\\arc\1 "),
         (r"\A\s*(\d+)\s*(?:\\text\s*\{\s*to\s*\}|\bto\b)\s*(\d+)\s*\Z", r"\1:\2"),
         (r"(?<=\d)(\s*(?:\\(?:text|mathrm)\s*\{\s*)?)([AaPp])\.?\s?[Mm](?![A-Za-z])\.?",
          lambda match: f"{match[1]}{match[2].lower()}m"),
@@ -78,7 +78,7 @@ _SPELLINGS = [
         (r"\\overrightarrow(?![A-Za-z])|\\hat(?=\s*\{?\s*[ijk](?![A-Za-z]))", r"\\vec"),
         # A point's name: P(2,3).
         (r"((?:\A|,|\band\b)\s*)([A-Z])\s*(\([^()=,]{1,99}(?:,[^()=,]{1,99}){1,9}\))(?=\s*(?:\Z|,|and\b))", r"\1\2=\3"),
-        (r"\\[pb]?mod(?![A-Za-z])|(?<![A-Za-z\\])mod(?![A-Za-z])", r"\\mod "),
+        (r"\\(?:text|mathrm)\s*\{\s*mod\s*\}|\\[pb]?mod(?![A-Za-z])|(?<![A-Za-z\\])mod(?![A-Za-z])", r"\\mod "),
         (r"\(\s*\\mod\s*([^()]*)\)|\\mod\s*\{([^{}]*)\}", r"\\mod \1\2"),
         (r"\\frac\{\\(?:text|mathrm)\{([^{}]*)\}\}\{\\(?:text|mathrm)\{([^{}]*)\}(\^\d)?\}", r"\\text{ \1/\2}\3"),
         (r"\\(?:lor|vee)(?![A-Za-z])\s*(?=[^\\]{1,9}(?:[=<>]|\\[lgn]e(?![A-Za-z])))", "or "),
@@ -91,7 +91,7 @@ _SPELLINGS = [
         (r"\\?%|\\text\{\s*percent\s*\}|\bpercent\b", "%"),
         (r"\\\$|[$€£¥]|\\(?:pounds|euro)\b", ""),
         # Thousands: 10{,}000 and 11,\!111, 10\,000; a wider blank between digits says that they are two numbers.
-        (r"\{,\}", ","),
+        (r"\{([,:])\}", r"\1"), (r"(?<=illion)\s+dollars?\b", ""),
         (r"(?<=\d),\\!\s*(?=\d{3})", ","),
         (r"(?<=\d)\s*\\[,!]\s*(?=\d{3}(?!\d))", ""),
         (r"(?<!\\)\\(?:[,;:!> ]|(?:quad|qquad|thinspace|displaystyle|textstyle|limits|nolimits)(?![A-Za-z])"
@@ -104,7 +104,7 @@ _NUMBER_WORDS = (
 )
 _NO_UNIT = re.compile(
     rf"\b(?:{_NUMBER_WORDS}|and|or|if|for|when|where|to|pi|sin|cos|tan|cot|sec(?=\s+\S)|csc|log|exp|sqrt|mod|choose|factorial|"
-    r"plus|minus|times?(?=\s+\S)(?!\s+as\b)|over|below|under|above|negative|not|abc|less|than|least|most|between|with|except|[ieknxyz])\b",
+    r"plus|minus|times?(?=\s+\S)(?!\s+as\b)|over|below|under|above|negative|not|abc|less|than|least|most|between|with|except|(?:more|fewer|greater|smaller|larger)(?=\s+than)|[ieknxyz])\b",
     re.I,
 )
 _WORD = (
@@ -113,7 +113,7 @@ _WORD = (
 _UNITS = re.compile(rf"(?<=[\d.}}%)])(?:\s+|-)(?:{_WORD}\b\.?\s*(?:\^\{{?[23]\}}?)?(?:[\s/*]+|\Z))+\Z", re.I)
 _GLUED = (
     r"cm|mm|km|kg|mg|lbs?|ft|mph|ml|"
-    r"\s?(?![和或到至分百万亿十半成折]|千(?![米克瓦卡]))[\u4e00-\u9fff]{1,4}(?![\u4e00-\u9fff])"
+    r"\s?(?![和或到至百万亿十半成折以多余]|分之|千(?![米克瓦卡]))[\u4e00-\u9fff]{1,4}(?![\u4e00-\u9fff])"
 )
 _GLUED_UNIT = re.compile(rf"(?<=\d)(?:{_GLUED})(?:\^\{{?[23]\}}?)?\Z")
 _TEXT_UNIT = re.compile(
@@ -197,12 +197,12 @@ def is_unit(text: str) -> bool:
 def _without_stop(text: str) -> str:
     if re.search(rf"\d\.\d+{_DOTS}\Z", text):
         return text
-    bare = text.rstrip(" .,;:。．")
-    return (text[: len(bare) + 1] if bare.endswith("\\") else bare).strip()
+    return text.rstrip(" .,;:。．\\").strip()
 
 
 def _arguments(text: str) -> str:
     r"""``\frac12`` and ``\frac 1{2}`` to ``\frac{1}{2}``, ``\sqrt2`` and ``\sqrt(2)`` to ``\sqrt{2}``."""
+    text = re.sub(r"\\frac\s*\\pi(?![A-Za-z])", r"\\frac{\\pi}", text)
     text = re.sub(r"\\(frac|binom)\s*([0-9a-zA-Z])\s*([0-9a-zA-Z])", r"\\\1{\2}{\3}", text)
     text = re.sub(r"\\(frac|binom)\s*([0-9a-zA-Z])\s*\{", r"\\\1{\2}{", text)
     text = re.sub(rf"\\(frac|binom)\s*({_BRACES})\s*([0-9a-zA-Z])", r"\\\1\2{\3}", text)

@@ -68,6 +68,7 @@ def units_differ(left: str, right: str) -> bool:
 
 def _unit(text: str) -> str:
     """``m/s^2`` of "3 meters per square second"; empty where no unit ends the text."""
+    text = re.sub(r"\\\$\s*(\d[\d.,]*)", r"\1 dollar", text)
     text = _SPELT.sub(lambda found: _CHINESE.get(found[0], "degree"), text)
     match = _UNIT.search(_TYPESETTING.sub(" ", text))
     if match is None:

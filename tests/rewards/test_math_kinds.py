@@ -125,6 +125,16 @@ SAME = {
         ("20 cm²", "20平方厘米"),
     ],
     "more units": [("5", r"5\text{ N}"), ("15", "15¢"), ("3:2", "3 to 2")],
+    "holes": [
+        (r"x>0\text{ and }x\neq1", r"(0,1)\cup(1,\infty)"),
+        (r"\{x\mid x\in\mathbb{R},x\neq2\}", r"(-\infty,2)\cup(2,\infty)"),
+    ],
+    "remainders in text": [(r"x\equiv 3 \pmod 7", r"x \equiv 3\ (\text{mod } 7)")],
+    "times and money": [("3:30 PM", r"3{:}30\text{ pm}"), (r"\$3 million", r"3\text{ million dollars}")],
+    "columns": [(r"\begin{pmatrix}1\\2\end{pmatrix}", r"\left(\begin{array}{c}1\\2\end{array}\right)")],
+    "inverse functions": [(r"\tan^{-1}(1)", r"\frac\pi4")],
+    "roots": [(r"\sqrt[4]{x^3}", "x^{3/4}"), ("(-1)^{n+1}", "(-1)^{n-1}")],
+    "dangling": [("5", "5\\\\"), ("5", r"5.\ ")],
 }
 DIFFERENT = {
     "ratios": [("1:2", "2:1"), ("1:2", "1/3"), ("2:1", "2"), ("1:2:3", "1/2"), ("10:30", "1/3"), ("6:20", "3:10")],
@@ -222,6 +232,16 @@ DIFFERENT = {
     "typesetting": [("5", r"\color{5}{6}"), ("1/2", r"{2 \over 1}"), ("2", "2 cos x"), ("12", "1、2")],
     "Chinese": [("5米", "5厘米"), ("5元", "5角"), ("5天", "5小时"), ("2", "1或2"), ("3", "3千")],
     "more units": [(r"30^\circ", "30 radians"), ("3", "3 to 2")],
+    "holes": [
+        (r"x>0\text{ and }x\neq1", r"(0,\infty)"),
+        (r"x>0\text{ and }x\neq1", r"(0,2)\cup(2,\infty)"),
+        (r"(0,1)\cup(1,\infty)", r"x>0\text{ and }x\neq-1"),
+    ],
+    "remainders in text": [(r"x\equiv 3 \pmod 7", r"x \equiv 3\ (\text{mod } 8)")],
+    "times and money": [("3:30 PM", r"3{:}30\text{ am}"), (r"\$5", "5 cents")],
+    "inverse functions": [(r"\tan^{-1}x", r"\frac{1}{\tan x}"), (r"\sin^{-1}x", r"\tan^{-1}x")],
+    "roots": [(r"\sqrt[4]{x^3}", "x^{4/3}"), ("(-1)^{n+1}", "(-1)^n"), (r"\sqrt{x}", r"\sqrt{-x}")],
+    "Chinese bounds": [("5", "5以上"), ("5", "大于5")],
 }
 # kind: (reference, response)
 RIGHT = {
@@ -259,6 +279,16 @@ RIGHT = {
         ("5", "The answer is\n\\begin{align*} x &= 2+3 \\\\ &= 5 \\end{align*}"),
     ],
     "choices": [("A", "故选A"), ("A", "故选：A．"), (r"\text{(A)}\ 5", "The answer is (A).")],
+    "plain relations": [
+        ("y=2x+1", "The equation is y = 2x + 1."),
+        ("x>3", "Therefore x > 3."),
+        ("(-1,3)", "So -1 < x < 3."),
+        ("15", "He needs 5 x 3 = 15"),
+    ],
+    "times and ratios": [("3:30 PM", "He arrives at 3:30 PM."), ("2:3", "The ratio is 2 to 3.")],
+    "money": [("12.50", r"It costs \$12.50 in total.")],
+    "letters": [("B", "**(B)**"), ("B", "So option B is correct."), ("B", "Therefore, B is the correct answer.")],
+    "Chinese sentences": [("12", "答：一共有12个苹果。"), ("C", "【答案】C")],
 }
 WRONG = {
     "tags": [("5", "<answer>6</answer>"), ("5", "The answer is 5. <answer>6</answer>")],
@@ -285,6 +315,16 @@ WRONG = {
         ("2", "So ±2"),
     ],
     "choices": [("A", "故选B"), (r"\text{(A)}\ 5", "The answer is (B).")],
+    "plain relations": [("1", "The equation is y = 2x + 1."), ("5", "So n = 5k."), ("5", "So n < 5.")],
+    "times and ratios": [("3", "The ratio is 2 to 3."), ("30", "He arrives at 3:30 PM."), ("6", "So 5 to 6.")],
+    "letters": [("A", "A is wrong."), ("A", "A and B"), ("B", "So option B is not correct.")],
+    "Chinese sentences": [("5", "所以x大于5。"), ("5", "答：5或6个。"), ("5", "答：15个。")],
+    "parts": [
+        ("7", "So 5 out of 7."),
+        ("6", "There are 6! ways."),
+        ("5", "So 3·5"),
+        ("5", "The answer is 5 more than x."),
+    ],
 }
 
 
