@@ -32,6 +32,10 @@ _PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}[,.]?\s+\$?[A-Za-z]{2,}")
 _ARROW = re.compile(r"\\vec\s*\{?\s*([A-Za-z]{1,2})\s*\}?")
 _RATIO = re.compile(":")
 _FRACTION = re.compile(r"(\d+)/(\d+)|\\frac\{(\d+)\}\{(\d+)\}")
+_OPTION = re.compile(
+    r"\\(?:text|textbf|mathrm|mbox)\s*\{\s*\(([A-H])\)\s*\}(?:\\[ ,;:]|~|\\q?quad|\s)*((?!\\c[au]p)[\w\\$.-].*)", re.S
+)
+_LETTER = re.compile(r"\(?([A-H])(?:\)?\Z|[).:]+\s*(.*))", re.S)
 _TIME = re.compile(r"\d{1,2}:[0-5]\d")
 
 
@@ -56,6 +60,8 @@ def _same(given: str, reference: str, depth: int) -> bool:
     real = real_set(left), real_set(right)
     if real[0] and real[1]:
         return _matched(*real, lambda found, wanted: _same_interval(found, wanted, depth))
+    if option := _OPTION.fullmatch(strip_math(reference)):
+        return _same_option(left, *option.groups(), depth)
     sides = _sides(left), _sides(right)
     if len(sides[0]) == len(sides[1]) > 1:
         return _same_relation(left, right, *sides, depth)
@@ -74,6 +80,14 @@ def _same(given: str, reference: str, depth: int) -> bool:
         if structured is not None:
             return structured
     return max(len(left_value), len(right_value)) <= LONGEST_ANSWER and same_by_algebra(left_value, right_value)
+
+
+def _same_option(given: str, letter: str, value: str, depth: int) -> bool:
+    """Of ``(A) 5``, the letter alone, the value alone, or both."""
+    found = _LETTER.match(given)
+    if found is None:
+        return _same(given, value, depth + 1)
+    return found[1] == letter and (not found[2] or _same(found[2], value, depth + 1))
 
 
 # Names, chains, relations ------------------------------------------------------------------------------------------

@@ -14,14 +14,18 @@ _LONGEST_ANSWER = 20_000
 _TAIL = 200_000
 _LONGEST_LINE = 2_000
 
-_JOINED = re.compile(r"(?:[\s$,;.]|\\[()\[\]]|\\quad|\\qquad|\\text\{|\}|and|or|\\,)*")
+_JOINED = re.compile(r"(?:[ \t\n$,;]|\\[()\[\]]|\\quad|\\qquad|\\text\{|\}|and|or|\\,)*")
 _PHRASE = re.compile(
     r"(?i)(?:\b(?:answer|correct (?:option|choice))s?\b\**\s*(?:(?:is|are|was|equals|becomes|=|:)\s*)+|"
-    r"答案\s*[是为:：]+)"
+    r"答案\s*[是为:：】]+|选(?:项|择)?\s*[是为:：]*\s*(?=[(（]?[A-HＡ-Ｈ](?![A-Za-z])))"
     r"(?:(?:option|choice)\s+(?=\W{0,3}[A-Z]\b))?"
     r"(therefore|thus|simply|just)?"
 )
-_DISPLAY = re.compile(r"(?:\\\[|\$\$)((?:(?!\\\[|\$\$).){1,2000}?)(?:\\\]|\$\$)", re.S)
+_DISPLAY = re.compile(
+    r"(?:\\\[|\$\$|\\begin\{(?:align|gather|equation)\*?\})((?:(?!\\\[|\$\$).){1,2000}?)"
+    r"(?:\\\]|\$\$|\\end\{(?:align|gather|equation)\*?\})",
+    re.S,
+)
 _INLINE = re.compile(r"(?<!\\)\$((?:\\\$|[^$\n])+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 _ALIGNED = re.compile(r"\\(?:begin|end)\{(?:aligned|align\*?|gathered|split)\}|&|\\\\")
 _END_TOKEN = re.compile(r"(?:</s>|<\|\w{1,20}\|>)\Z")
@@ -32,19 +36,33 @@ _UNIT_IN_DOLLARS = re.compile(
 )
 _UNIT_APART = re.compile(r"(\d)\s*\$\s*\$\s*(\^|\\%|\\(?:text|mathrm|mbox|rm)\b)")
 _NUMBER = re.compile(
-    r"(?<![\w.])[-−]?\s?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+\s\d+(?=/\d)|\d+)(?:\.\d+)?(?:/\d+)?(?:\s?%)?|(?<![\w.])[-−]?\.\d+"
+    r"(?<![A-Za-z0-9_.])(?<!\d,)[-−]?\s?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+\s\d+(?=/\d)|\d+)(?:\.\d+)?(?:/\d+)?(?:\s?%)?|(?<![A-Za-z0-9_.])[-−]?\.\d+"
 )
-_SEVERAL = re.compile(r"\d\s*(?:,\s|,?\s*\band\b|\bor\b)\s*(?:[A-Za-z]\s*=\s*)?[-−]?\d")
+_SEVERAL = re.compile(r"\d\s*(?:,\s|,?\s*\band\b|\bor\b|[或和、])\s*(?:[A-Za-z]\s*=\s*)?[-−]?\d")
 _ITEM = r"(?<![\w.,/])(?:[A-Za-z](?:_\d)?\s*=\s*)?[-−]?\d[\d./]*(?:,\d{3})*(?!\w)"
 _LIST_OR_POINT_OR_RATIO = re.compile(
-    rf"(?:{_ITEM}(?:\s*(?:,|,?\s+and|,?\s+or)\s+{_ITEM})+|(?<!\w)[A-Z]?[(\[][^()\[\]]*,[^()\[\]]*[)\]]|(?<![\w.,:])\d[\d.]*(?:\s?:\s?\d+)+)"
+    rf"(?:{_ITEM}(?:\s*(?:,|,?\s+and|,?\s+or)\s+{_ITEM})+|(?<!\w)[A-Z]?[(\[][^()\[\]]*,[^()\[\]]*[)\]]|(?<![\w.,:])\d[\d.]*(?:(?:\s?:\s?\d+)+(?:\s?[AaPp]\.?\s?[Mm]\b)?|\s+to\s+\d+))"
     r"\s*\.?\Z"
 )
 _LATEX = re.compile(r"\\[A-Za-z]|[_^]")
 _ASIDE = re.compile(
     r",?\s+(?:which|because|since|i\.e\.|that is)\s|(?<=[\w$%])\s+\((?=[^()]*[A-Za-z]{3})(?!\\?[bp]?mod\b)[^()]*\)"
 )
-_QUALIFIED = re.compile(r"(?i)\b(?:not|log|ln|sqrt|sin|cos|tan|mod|modulo|minus|negative|between)\W*\Z")
+_ROOT_OR_PI = re.compile(
+    r"(?<![\w.,√])[-−]?(?:\d[\d.]*(?:/\d+)?\s?)?(?:(?:√|\bsqrt)(?:\(\d+\)|\d+)|π)(?:/\d+)?\s*\.?\Z"
+)
+_TERMS = r"(?:[-+*/^()√π²³.\d\s]|(?<![A-Za-z])[A-Za-z](?![A-Za-z]))+"
+# "y = 2x + 1", "-1 < x < 3"; what is but a number on its right side is read as that number.
+_RELATION = re.compile(
+    rf"(?:\A|(?<=\s))({_TERMS}(?:=(?!\s*[-−]?[\d.,/%]+\s*\.?\Z){_TERMS}|(?:(?:[<>]=?|[≤≥]){_TERMS})+))\.?\Z"
+)
+_CHOSEN = re.compile(
+    r"(?:\A\W*|\b(?i:option|choice)\s+\W{0,3})([A-H])\W*\Z|"
+    r"(?:\A|[\s(*])([A-H])\W{0,3}\s+is\s+(?:the\s+)?(?:correct|right|best)\b"
+)
+_QUALIFIED = re.compile(
+    r"(?i)\b(?:(?:is|can|could|was)(?:n['’]t|\s?not)(?:\s+be)?|not|log|ln|sqrt|sin|cos|tan|mod|modulo|minus|negative|between|\d+\s+(?:out\s+)?of)\W*\Z|(?:[大小]于|不是|负|第)\s*\Z"
+)
 _BOUNDED = re.compile(r"(?i)\b(?:least|most|than|not)\s*\Z")
 _LEFT_SIDE = re.compile(r"(?:(?<![A-Za-z])[A-Za-z](?![A-Za-z])|[-+*/^²³|()<>\d.\s])*=\s*\Z")
 _SENTENCE_END = re.compile(r"(?<!\b[ap]\.m)(?<!!)(?<!\.\.)\.(?=\s|\*|\Z)(?!\s*m\b)|(?i:\s*i hope it)")
@@ -80,19 +98,19 @@ def _braced(text: str, start: int) -> str | None:
     return None
 
 
-def boxed_run(text: str) -> str | None:
-    r"""All boxes of the last sentence that boxes several: ``\boxed{1}`` and ``\boxed{2}`` → ``1, 2``; else None."""
+def boxed_run(text: str) -> list[str] | None:
+    r"""All boxes of the last sentence that boxes several: ``\boxed{1}`` and ``\boxed{2}`` → 1 and 2; else None."""
     found: list[str] = []
     end = None
     for match in list(_BOX.finditer(text))[-_MOST_BOXES:]:
         content = _braced(text, match.end())
-        if content is None:
+        if content is None or (end is not None and match.start() < end):  # one within another
             continue
         if end is not None and not _JOINED.fullmatch(text[end : match.start()][:80]):
             found = []
         found.append(content.strip())
         end = match.end() + len(content) + 2
-    return ", ".join(found) if len(found) > 1 else None
+    return found if len(found) > 1 else None
 
 
 def extract_answer(response: str) -> str | None:
@@ -101,6 +119,8 @@ def extract_answer(response: str) -> str | None:
     boxed = last_boxed(tail)
     if boxed is not None:
         return boxed
+    if _BOX.search(tail):  # one that was cut off
+        return None
     for find in (_after_hashes, _after_phrase, _of_last_line):
         answer = find(tail)
         if answer:
@@ -110,7 +130,7 @@ def extract_answer(response: str) -> str | None:
 
 def states(response: str, answer: str) -> bool:
     """Whether a response without a box ends in ``answer`` as written: after ``####``, "answer is" or in its lines."""
-    wanted = compact(strip_math(answer))
+    wanted = _spelt(answer)
     tail = _ended(response)[-4 * len(answer) - _LONGEST_LINE :]
     if not wanted or len(answer) > _LONGEST_ANSWER or _BOX.search(tail):
         return False
@@ -119,7 +139,12 @@ def states(response: str, answer: str) -> bool:
     if not starts:
         lines = answer.strip().count("\n") + 1
         starts = [len(tail) - len("\n".join(tail.split("\n")[-lines:]))]
-    return any(compact(strip_math(tail[start:])) == wanted for start in starts)
+    return any(_spelt(tail[start:]) == wanted for start in starts)
+
+
+def _spelt(text: str) -> str:
+    text = compact(strip_math(text))
+    return text.casefold() if text.isalpha() and len(text) > 1 else text
 
 
 def _ended(text: str) -> str:
@@ -145,11 +170,10 @@ def _after_phrase(text: str) -> str | None:
     matches = list(_PHRASE.finditer(text))
     for match in reversed(matches[-8:]):
         rest = text[match.end() : match.end() + _LONGEST_LINE].lstrip(" \t*_:\n")
-        display = re.match(r"(\$\$|\\\[)(.+?)(\$\$|\\\])", rest, re.S)
-        if display:
-            return display.group(2).strip()
+        if display := _DISPLAY.match(rest):
+            return _ALIGNED.sub(" ", display.group(1)).strip()
         line = rest.splitlines()[0] if rest else ""
-        line = _SENTENCE_END.split(line)[0].strip().strip("*").strip()
+        line = _SENTENCE_END.split(line)[0].strip().strip("*").removesuffix("__").strip()
         if line:
             return _settle(line)
     return None
@@ -164,6 +188,8 @@ def _of_last_line(text: str) -> str | None:
         return _ALIGNED.sub(" ", displays[-1].group(1)).replace("\n", " ").strip()
     for line in reversed(ending.splitlines()[-3:]):
         line = line[-_LONGEST_LINE:].strip().strip("*").strip()
+        if chosen := _CHOSEN.search(line):
+            return chosen[1] or chosen[2]
         if _INLINE.search(line) or _NUMBER.search(line):
             return _settle(line, last=True)
     return None
@@ -217,8 +243,13 @@ _KINDS = {
 
 def _number_of(line: str, last: bool) -> str:
     """The first or last number of plain words; the line itself where the number is only a part of something."""
+    line = line.replace(r"\$", "$")
     if last and (ending := _LIST_OR_POINT_OR_RATIO.search(line)):
         return ending.group()
+    if last and (ending := _ROOT_OR_PI.search(line)) and not _is_part(line[: ending.start()], last):
+        return ending.group()
+    if last and (ending := _RELATION.search(line)):
+        return ending.group(1)
     numbers = list(_NUMBER.finditer(line))
     if not numbers or (not last and as_number(normalise(line)) is not None):
         return line
@@ -232,9 +263,11 @@ def _number_of(line: str, last: bool) -> str:
     minus = number[0] in "-−" and re.search(r"[\w)]\s*\Z", before)
     if several or part or (minus and not re.search(r"[A-Za-z]{2}\s*\Z", before)):
         return line
-    if mark := re.match(r"!\s*[.,;]|\.\.\.|…", after):  # a factorial, not an exclamation; digits that go on
+    if mark := re.match(
+        r"!\s*[.,;]|!(?=\s+[a-z])|\.\.\.|…", after
+    ):  # a factorial, not an exclamation; digits that go on
         return number + mark.group()
-    return number if re.match(r"[\s.,;:!?*)]*\Z|[.,;:!?)]\s", after) or is_unit(after) else line
+    return number if re.match(r"°?[\s.,;:!?*)]*\Z|[.,;:!?)]\s", after) or is_unit(after) else line
 
 
 def _is_part(before: str, last: bool) -> bool:
@@ -245,7 +278,7 @@ def _is_part(before: str, last: bool) -> bool:
         return bool(re.search(r"[^\s\w,'’]|\b[b-zB-Z]\s", before) or _BOUNDED.search(before))
     left = _LEFT_SIDE.search(before)
     equation = left and re.search("[A-Za-z]", left.group()) and re.search(r"[-+*/^²³|<>]", left.group())
-    return bool(equation or re.search(r"[-+*/^(<>\\√]\s*\Z|\b[b-hj-zB-HJ-Z]\s*\Z", before))
+    return bool(equation or re.search(r"[-+*/^(<>\\√≠≤≥±∓·×÷]\s*\Z|(?<!['’])\b[b-hj-zB-HJ-Z]\s*\Z", before))
 
 
 def _value(calculation: str) -> Fraction | None:

@@ -13,7 +13,10 @@ _REALS = re.compile(r"\\mathbb\s*\{?R\}?|R|ℝ|[Aa]ll (?:the )?real(?: number)?s
 _HALF = re.compile(
     r"(?:\\mathbb\s*\{?R\}?|ℝ)\s*(?:\^\s*\{?\s*([+-])\s*\}?|_\s*\{?\s*([<>]|\\[lg]e(?![A-Za-z]))\s*0\s*\}?)"
 )
-_BUILDER = re.compile(r"\\\{\s*([A-Za-z])\s*(?:\\in\s*(?:\\mathbb\s*\{?R\}?|R|ℝ)\s*)?[|:,]((?:(?!\\\}).)*)\\\}\Z", re.S)
+_BUILDER = re.compile(
+    r"\\\{\s*([A-Za-z])\s*(?:\\in\s*(?:\\mathbb\s*\{?R\}?|R|ℝ)\s*)?[|:,]\s*(?:\1\s*\\in\s*\\mathbb\s*\{?R\}?\s*,)?((?:(?!\\\}).)*)\\\}\Z",
+    re.S,
+)
 _WITHOUT = re.compile(rf"(?:{_REALS.pattern})\s*(?:\\setminus|\\backslash|-)\s*\\\{{(.*)\\\}}")
 _SIZE = re.compile(r"\|\s*([A-Za-z])\s*\|")
 _MEMBER = re.compile(r"([A-Za-z])\s*\\in(?![A-Za-z])(.*)\Z", re.S)
@@ -69,6 +72,9 @@ def _part(text: str) -> list[Interval] | None:
         return None
     if len(bounds) == 1:
         return bounds[0]
+    if len(bounds) == 2 and sorted(map(len, bounds)) == [1, 2] and "\\ne" in text:
+        (bound,), (left, right) = sorted(bounds, key=len)
+        return _with_a_hole(bound, left.end) if left.end == right.start and left.name == bound.name else None
     if len(bounds) == 2 and all(len(bound) == 1 for bound in bounds) and bounds[0][0].name == bounds[1][0].name:
         low, high = sorted((bounds[0][0], bounds[1][0]), key=lambda bound: bound.start == r"-\infty")
         if low.end == r"\infty" and high.start == r"-\infty":
@@ -77,6 +83,19 @@ def _part(text: str) -> list[Interval] | None:
                 return [high, low] if "," in text else None
             return [Interval(low.brackets[0] + high.brackets[1], low.start, high.end, low.name)]
     return None
+
+
+def _with_a_hole(bound: Interval, point: str) -> list[Interval] | None:
+    """``x > 0 and x \\ne 1``."""
+    low, place, high = (as_number(text) for text in (bound.start, point, bound.end))
+    below = bound.start == r"-\infty" or (low is not None and place is not None and low < place)
+    above = bound.end == r"\infty" or (high is not None and place is not None and place < high)
+    if not (below and above):
+        return None
+    return [
+        bound._replace(brackets=bound.brackets[0] + ")", end=point),
+        bound._replace(brackets="(" + bound.brackets[1], start=point),
+    ]
 
 
 def _without(points: list[str]) -> list[Interval] | None:

@@ -21,10 +21,12 @@ def verify(response: str, answer: str) -> bool:
     """
     # Null bytes and lone surrogates survive neither regular expressions about text nor a pipe.
     response = response.encode("utf-8", "replace").decode("utf-8").replace("\x00", "")
+    run = boxed_run(response)
+    if run is not None and "," in answer and equivalent(", ".join(run), answer):
+        return True
+    if run is not None and not all(equivalent(box, answer) for box in run):
+        return False  # one of several is no way to hedge
     given = extract_answer(response)
     if given is not None and equivalent(given, answer):
-        return True
-    run = boxed_run(response)
-    if run is not None and "," in answer and equivalent(run, answer):
         return True
     return states(response, answer)

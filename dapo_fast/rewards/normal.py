@@ -18,7 +18,11 @@ def _plain(match: re.Match) -> str:
     return unicodedata.normalize("NFKC", match[0])
 
 
-_DEGREES = r"\^\s*\{?\s*\\?(?:circ|degree)(?![A-Za-z])\s*\}?|\\(?:degree|circ)(?![A-Za-z])|°|º"
+_DEGREES = (
+    r"\^\s*\{?\s*\\?(?:circ|degree)(?![A-Za-z])\s*\}?|\\(?:degree|circ)(?![A-Za-z])|°|º|"
+    r"(?<=\d)\s*\^\s*\{?\s*(?:\\(?:text|mathrm)\s*\{\s*o\s*\}|o(?![A-Za-z]))\s*\}?"
+)
+_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "twelve": 12}
 # Spellings, in order. Sizes and spaces that only typesetting needs, signs with several names, numbers said in words.
 _SPELLINGS = [
     (re.compile(pattern), ours)
@@ -27,7 +31,16 @@ _SPELLINGS = [
         (r"[²³¹⁰⁴-⁹⁻ⁿ]+", lambda match: f"^{{{_plain(match)}}}"),
         (r"[₀-₉]+", lambda match: f"_{{{_plain(match)}}}"),
         (r"[！-～]", _plain),
+        (r"\\(?:text)?color\s*\{[^{}]*\}|\\[hv]?phantom\s*\{[^{}]*\}|\\(?:[lL]arge|LARGE|[hH]uge|small|tiny|bf)(?![A-Za-z])",
+         ""),
         (r"\A\s*(?:\\approx(?![A-Za-z])|≈)", ""),
+        (r"、", ","), (r"或", " or "), (r"¢", " cents"),
+        (rf"_\s*\{{\s*\\(?:text|mathrm)\s*\{{\s*({'|'.join(_BASES)})\s*\}}\s*\}}",
+         lambda match: f"_{{{_BASES[match[1]]}}}"),
+        (r"\\log\s*_\s*\{?\s*e\s*\}?(?![A-Za-z])", r"\\ln "),
+        (r"(?<![A-Za-z\\])(sin|cos|tan|cot|csc|ln|log)(?=\s*[\^(]|\s+\\|\s+\d*[a-z](?![A-Za-z]))", r"\\\1"),
+        (r"\^\s*(-\d+)", r"^{\1}"), (r"\\(sin|cos|tan)\s*\^\s*\{-1\}", r"\\arc\1 "),
+        (r"\A\s*(\d+)\s*(?:\\text\s*\{\s*to\s*\}|\bto\b)\s*(\d+)\s*\Z", r"\1:\2"),
         (r"(?<=\d)(\s*(?:\\(?:text|mathrm)\s*\{\s*)?)([AaPp])\.?\s?[Mm](?![A-Za-z])\.?",
          lambda match: f"{match[1]}{match[2].lower()}m"),
         (r"\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?", r"\\overline{\1\2\3}"),
@@ -41,9 +54,7 @@ _SPELLINGS = [
         (r"≤|<=|\\leqslant(?![A-Za-z])|\\leq(?![A-Za-z])", r"\\le "),
         (r"≥|>=|\\geqslant(?![A-Za-z])|\\geq(?![A-Za-z])", r"\\ge "),
         (r"≠|(?<=\s)!=|\\neq(?![A-Za-z])", r"\\ne "),
-        (r"\\colon(?![A-Za-z])", ":"),
-        (r"\\lt(?![A-Za-z])", "<"),
-        (r"\\gt(?![A-Za-z])", ">"),
+        (r"\\colon(?![A-Za-z])", ":"), (r"\\lt(?![A-Za-z])", "<"), (r"\\gt(?![A-Za-z])", ">"),
         (r"≡", r"\\equiv "),
         (r"≈|~=|\\(?:approxeq|simeq|doteq)(?![A-Za-z])", r"\\approx "),
         (r"∪|\\bigcup(?![A-Za-z])|(?<=[)\]])\s*U\s*(?=[(\[])", r"\\cup "),
@@ -55,19 +66,19 @@ _SPELLINGS = [
          r"(?:\s*\\right\s*\.)?",
          lambda match: match[1].strip().removesuffix("\\\\").replace("\\\\", ",")),
         (r"\s*\(\s*([a-z]\s*\\in\s*\\mathbb\s*\{?[A-Z]\}?)\s*\)\s*\Z", r", \1"),
-        (r"\\lbrace(?![A-Za-z])", r"\\{"),
-        (r"\\rbrace(?![A-Za-z])", r"\\}"),
+        (r"\\lbrace(?![A-Za-z])", r"\\{"), (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\\[lr]vert(?![A-Za-z])|\\mid(?![A-Za-z])|\\vert(?![A-Za-z])", "|"),
         (r"\\(?:varnothing|oslash)(?![A-Za-z])|∅|\\\{\s*\\\}", r"\\emptyset "),
         (r"\\(?:left|right|middle|[bB]igg?[lr]?)(?![A-Za-z])\s*\.?", ""),
         # ]1,2[ is open.
         (r"([\[\]])([^\[\],]+,[^\[\],]+)([\[\]])", lambda m: "[("[m[1] == "]"] + m[2] + "])"[m[3] == "["]),
         (r"\\[dtc](frac|binom)(?![A-Za-z])", r"\\\1"),
-        (r"(?:\{|\A)([^{}]*?)\\choose(?![A-Za-z])([^{}]*?)(?:\}|\Z)", r"\\binom{\1}{\2}"),
+        (r"(?:\{|\A)([^{}]*?)\\(choose|over)(?![A-Za-z])([^{}]*?)(?:\}|\Z)",
+         lambda match: rf"\{'binom' if match[2] == 'choose' else 'frac'}{{{match[1].strip()}}}{{{match[3].strip()}}}"),
         (r"\\overrightarrow(?![A-Za-z])|\\hat(?=\s*\{?\s*[ijk](?![A-Za-z]))", r"\\vec"),
         # A point's name: P(2,3).
         (r"((?:\A|,|\band\b)\s*)([A-Z])\s*(\([^()=,]{1,99}(?:,[^()=,]{1,99}){1,9}\))(?=\s*(?:\Z|,|and\b))", r"\1\2=\3"),
-        (r"\\[pb]?mod(?![A-Za-z])|(?<![A-Za-z\\])mod(?![A-Za-z])", r"\\mod "),
+        (r"\\(?:text|mathrm)\s*\{\s*mod\s*\}|\\[pb]?mod(?![A-Za-z])|(?<![A-Za-z\\])mod(?![A-Za-z])", r"\\mod "),
         (r"\(\s*\\mod\s*([^()]*)\)|\\mod\s*\{([^{}]*)\}", r"\\mod \1\2"),
         (r"\\frac\{\\(?:text|mathrm)\{([^{}]*)\}\}\{\\(?:text|mathrm)\{([^{}]*)\}(\^\d)?\}", r"\\text{ \1/\2}\3"),
         (r"\\(?:lor|vee)(?![A-Za-z])\s*(?=[^\\]{1,9}(?:[=<>]|\\[lgn]e(?![A-Za-z])))", "or "),
@@ -80,7 +91,7 @@ _SPELLINGS = [
         (r"\\?%|\\text\{\s*percent\s*\}|\bpercent\b", "%"),
         (r"\\\$|[$€£¥]|\\(?:pounds|euro)\b", ""),
         # Thousands: 10{,}000 and 11,\!111, 10\,000; a wider blank between digits says that they are two numbers.
-        (r"\{,\}", ","),
+        (r"\{([,:])\}", r"\1"), (r"(?<=illion)\s+dollars?\b", ""),
         (r"(?<=\d),\\!\s*(?=\d{3})", ","),
         (r"(?<=\d)\s*\\[,!]\s*(?=\d{3}(?!\d))", ""),
         (r"(?<!\\)\\(?:[,;:!> ]|(?:quad|qquad|thinspace|displaystyle|textstyle|limits|nolimits)(?![A-Za-z])"
@@ -93,14 +104,17 @@ _NUMBER_WORDS = (
 )
 _NO_UNIT = re.compile(
     rf"\b(?:{_NUMBER_WORDS}|and|or|if|for|when|where|to|pi|sin|cos|tan|cot|sec(?=\s+\S)|csc|log|exp|sqrt|mod|choose|factorial|"
-    r"plus|minus|times?(?=\s+\S)(?!\s+as\b)|over|below|under|above|negative|not|abc|less|than|least|most|between|with|except|[ieknxyz])\b",
+    r"plus|minus|times?(?=\s+\S)(?!\s+as\b)|over|below|under|above|negative|not|abc|less|than|least|most|between|with|except|(?:more|fewer|greater|smaller|larger)(?=\s+than)|[ieknxyz])\b",
     re.I,
 )
 _WORD = (
     r"(?:(?=[a-z]{0,19}[aeiouy])[a-z]{3,20}|as|in|ft|yds?|mi|mph|[ckm]m|[km]g|lbs?|oz|ml|hrs?|sq|cu|of|[ap]m|[mgshl])"
 )
 _UNITS = re.compile(rf"(?<=[\d.}}%)])(?:\s+|-)(?:{_WORD}\b\.?\s*(?:\^\{{?[23]\}}?)?(?:[\s/*]+|\Z))+\Z", re.I)
-_GLUED = r"cm|mm|km|kg|mg|lbs?|ft|mph|ml|(?![和或到至分百千万亿十半成折])[\u4e00-\u9fff]{1,4}(?![\u4e00-\u9fff])"
+_GLUED = (
+    r"cm|mm|km|kg|mg|lbs?|ft|mph|ml|"
+    r"\s?(?![和或到至百万亿十半成折以多余]|分之|千(?![米克瓦卡]))[\u4e00-\u9fff]{1,4}(?![\u4e00-\u9fff])"
+)
 _GLUED_UNIT = re.compile(rf"(?<=\d)(?:{_GLUED})(?:\^\{{?[23]\}}?)?\Z")
 _TEXT_UNIT = re.compile(
     r"(?:(?<=[\d.})%])|(?<=\\pi)|(?<=\\pi ))\s*"
@@ -121,6 +135,9 @@ _MIXED = re.compile(r"([-+]?)\((\d+)\+\\frac\{(\d+)\}\{(\d+)\}\)\Z")
 _THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?!\d)")
 
 
+_QUOTES = (('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"), ("__", "__"))
+
+
 def strip_math(text: str) -> str:
     r"""Without surrounding ``$``, ``\( \)``, ``\[ \]``, Markdown emphasis and final punctuation."""
     text = text.strip()
@@ -128,7 +145,7 @@ def strip_math(text: str) -> str:
         before = text
         text = text.strip().strip("*`_" if text.startswith(("*", "`", "_")) else "*`").strip()
         text = _without_stop(text)
-        for left, right in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), (r"{", "}")):
+        for left, right in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("{", "}"), *_QUOTES):
             inside = text[len(left) : len(text) - len(right)]
             if (
                 len(text) > len(left) + len(right)
@@ -151,7 +168,7 @@ def normalise(text: str) -> str:
         text = pattern.sub(ours, text)
     text = _numbers(_arguments(text))
     unit = _TEXT_UNIT.search(text)
-    if unit and unit.end() == len(text) and not _NO_UNIT.search(re.sub(r"\b[kxy]\b", "", unit.group(1))):
+    if unit and unit.end() == len(text) and not _NO_UNIT.search(re.sub(r"\b[kxyA-Z]\b", "", unit.group(1))):
         text = text[: unit.start()]
     for _ in range(4):
         unwrapped = _WRAPPER.sub(lambda match: match.group(1)[1:-1], text)
@@ -173,19 +190,19 @@ def normalise(text: str) -> str:
 
 def is_unit(text: str) -> bool:
     """Whether what follows a number in a sentence is plain words that only say what is counted."""
-    word = re.match(rf"(?:\s+|-)({_WORD})\b|(?:{_GLUED})\b", text, re.I)
+    word = re.match(rf"(?:\s+(?:an?\s+)?|-)({_WORD})\b|(?:{_GLUED})\b", text, re.I)
     return word is not None and not _NO_UNIT.match(text.lstrip(" -"))
 
 
 def _without_stop(text: str) -> str:
     if re.search(rf"\d\.\d+{_DOTS}\Z", text):
         return text
-    bare = text.rstrip(" .,;:。")
-    return (text[: len(bare) + 1] if bare.endswith("\\") else bare).strip()
+    return text.rstrip(" .,;:。．\\").strip()
 
 
 def _arguments(text: str) -> str:
     r"""``\frac12`` and ``\frac 1{2}`` to ``\frac{1}{2}``, ``\sqrt2`` and ``\sqrt(2)`` to ``\sqrt{2}``."""
+    text = re.sub(r"\\frac\s*\\pi(?![A-Za-z])", r"\\frac{\\pi}", text)
     text = re.sub(r"\\(frac|binom)\s*([0-9a-zA-Z])\s*([0-9a-zA-Z])", r"\\\1{\2}{\3}", text)
     text = re.sub(r"\\(frac|binom)\s*([0-9a-zA-Z])\s*\{", r"\\\1{\2}{", text)
     text = re.sub(rf"\\(frac|binom)\s*({_BRACES})\s*([0-9a-zA-Z])", r"\\\1\2{\3}", text)

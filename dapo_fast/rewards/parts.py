@@ -68,7 +68,7 @@ def _plus_minus(text: str) -> list[str]:
 def cells(text: str) -> list[list[str]] | None:
     """The cells of a matrix, with the factor before it in each."""
     factor, begin, matrix = text.partition(r"\begin")
-    if not factor.strip(" ["):
+    if not factor.strip(" [("):
         return _rows(text)
     rows = _rows(begin + matrix) if not re.search(r"[-+=,]", factor[1:]) else None
     return rows and [[f"({factor})({cell})" for cell in row] for row in rows]
@@ -77,7 +77,7 @@ def cells(text: str) -> list[list[str]] | None:
 def _rows(text: str) -> list[list[str]] | None:
     """The cells of a text that is one matrix, in brackets or not; None otherwise."""
     text = text.strip()
-    if text.startswith(r"[\begin{array}") and text.endswith(r"\end{array}]"):
+    if re.match(r"[(\[]\\begin\{array\}", text) and text.endswith((r"\end{array}]", r"\end{array})")):
         text = text[1:-1]
     match = _ENVIRONMENT.fullmatch(text.strip())
     if match is None or "\\begin" in match.group(2):

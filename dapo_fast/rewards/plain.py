@@ -8,7 +8,9 @@ from fractions import Fraction
 from dapo_fast.rewards.normal import as_number, tolerance_between
 from dapo_fast.rewards.parts import BETWEEN, split_top_level
 
-_CHOICE = re.compile(r"\(?([A-Za-z])\)?(?:[.:)].*)?\Z", re.S)
+_CHOICE = re.compile(
+    r"(?:(?i:option|choice)\s+)?\(?([A-Za-z])(?:\)?\Z|[.:)](?!\s*(?:or\b|and\b|[,;&/+]|\(?[A-H]\b)).*\Z)", re.S
+)
 _CHOICES = re.compile(r"(?:(?:\s|,|;|and|&)*\(?[A-H]\)?){2,9}")
 _BASE = re.compile(r"\(?(-?[0-9A-Fa-f.]+)\)?_\{?(\d+)\}?\Z")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z\s.,'’-]+\Z")
@@ -47,14 +49,14 @@ def _same_base(left: str, right: str) -> bool | None:
         return None
     found = _BASE.match(left.replace(" ", ""))
     if found:
-        return found.groups() == wanted.groups()
+        return [part.casefold() for part in found.groups()] == [part.casefold() for part in wanted.groups()]
     return left.replace(" ", "").casefold() == wanted.group(1).casefold()
 
 
 def _is_words(reference: str, right: str) -> bool:
     if re.fullmatch(r"\\(?:text|mathrm|textbf|mbox)\{[^{}]*\}", reference):
         return True
-    if re.fullmatch(r"\(?[A-H]\)?", right):
+    if re.fullmatch(r"\(?[A-H]\)?|(?i:no)", right):
         return True
     return bool(_WORDS.match(right)) and len(re.sub(r"[^A-Za-z]", "", right)) > 2
 

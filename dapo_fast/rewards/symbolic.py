@@ -92,7 +92,9 @@ def _same_value(left: Any, right: Any, tolerance: float) -> bool:
             return False
         if _finite(a) and _finite(b):
             if not _close(a, b, tolerance or 10.0 ** (-_DIGITS // 2)):
-                return False
+                if _is_real(a) or _is_real(b) or left.has(sympy.I) or right.has(sympy.I):
+                    return False
+                continue  # which root of what is negative, and which power, is a convention
             met += 1
     return met >= _POINTS // 2
 

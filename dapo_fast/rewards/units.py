@@ -34,12 +34,21 @@ _NAMES = {
         "radian",
         "unit",
         "pair",
+        "dm",
+        "yuan",
+        "jiao",
         "am",
         "pm",
     )
     for name in names.split()
 }
 _KNOWN = set(_NAMES.values())
+_CHINESE = {
+    **{"平方": "sq ", "立方": "cu ", "毫米": "mm", "厘米": "cm", "分米": "dm", "千米": "km", "公里": "km", "米": "m"},
+    **{"千克": "kg", "公斤": "kg", "克": "g", "元": "yuan", "角": "jiao", "小时": "h", "分钟": "min", "秒": "s"},
+    **{"天": "day", "周": "week", "月": "month", "年": "year"},
+}
+_SPELT = re.compile("|".join([r"\^\{?\\?circ\}?|°", *_CHINESE]))
 _TYPESETTING = re.compile(r"\\(?:text|mathrm|mbox|textrm|rm)(?![A-Za-z])|\\[,;! ]|[{}$~*]")
 _WORD = r"(?:(?:square|cubic|sq|cu)\s+)?[A-Za-z][A-Za-z.]*(?:\s*\^\s*-?\d|[²³])?"
 _UNIT = re.compile(rf"[\d.)]\s*({_WORD}(?:\s*(?:/|per\b)\s*{_WORD})*)\s*\Z")
@@ -59,6 +68,8 @@ def units_differ(left: str, right: str) -> bool:
 
 def _unit(text: str) -> str:
     """``m/s^2`` of "3 meters per square second"; empty where no unit ends the text."""
+    text = re.sub(r"\\\$\s*(\d[\d.,]*)", r"\1 dollar", text)
+    text = _SPELT.sub(lambda found: _CHINESE.get(found[0], "degree"), text)
     match = _UNIT.search(_TYPESETTING.sub(" ", text))
     if match is None:
         return ""

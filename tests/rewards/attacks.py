@@ -455,6 +455,95 @@ class Int(int):
     def __int__(self): return 2
 def f(x): return Int(0)
 """,
+    "a file with a hole": """
+import os
+def f(x):
+    file = os.open('/tmp/hole', os.O_RDWR | os.O_CREAT)
+    os.ftruncate(file, 1 << 40)
+    return x + 1
+""",
+    "files that have no name any more": """
+import tempfile
+def f(x):
+    files = []
+    for _ in range(100):
+        files.append(tempfile.TemporaryFile())
+        files[-1].write(bytes(1 << 20))
+        files[-1].flush()
+    return x + 1
+""",
+    "blocks that are reserved": """
+import os
+def f(x):
+    for number in range(20):
+        os.posix_fallocate(os.open(f'/tmp/{number}', os.O_RDWR | os.O_CREAT), 0, 15 << 20)
+    return x + 1
+""",
+    "many names of one file": """
+import os
+def f(x):
+    open('/tmp/a', 'w').close()
+    for number in range(10000):
+        os.link('/tmp/a', f'/tmp/{number}')
+    return x + 1
+""",
+    "attributes of a file": """
+import os
+def f(x):
+    open('/tmp/a', 'w').close()
+    for number in range(10000):
+        os.setxattr('/tmp/a', f'user.{number}', bytes(60000))
+    return x + 1
+""",
+    "memory of a page that all share": """
+import mmap, os, time
+def f(x):
+    block = mmap.mmap(-1, 100 << 20, flags=mmap.MAP_SHARED)
+    for _ in range(4):
+        if os.fork() == 0:
+            block[:] = b'x' * (100 << 20)
+            time.sleep(1000)
+    return x + 1
+""",
+    "memory in grandchildren": """
+import os, time
+def f(x):
+    ready, tell = os.pipe()
+    for _ in range(6):
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                block = bytearray(b'x') * (100 << 20)
+                os.write(tell, b'.')
+                time.sleep(1000)
+            os._exit(0)
+    for _ in range(6):
+        os.read(ready, 1)
+    time.sleep(1)
+    return x + 1
+""",
+    "children that end at once": """
+import os
+def f(x):
+    while True:
+        if os.fork() == 0:
+            os._exit(0)
+""",
+    "a bomb of a shell's": "import os\ndef f(x): return os.system('while true; do sleep 1000 & done')",
+    "asleep in small parts": "import time\ndef f(x):\n    while True: time.sleep(0.001)",
+    "every descriptor closed": """
+import os
+def f(x):
+    os.closerange(0, 1000)
+    return x + 1
+""",
+    "a number that is equal to everything": """
+class Real(float):
+    def __eq__(self, other): return True
+    def hex(self): return '0x1p1'
+    __hash__ = float.__hash__
+def f(x): return Real(0)
+""",
 }
 
 # Of programs that print: what looks like 6, or comes too late, or stays.
@@ -464,6 +553,15 @@ PRINTS = {
     "a null byte": "print('6\\x00')",
     "bytes that are no text": "import sys\nsys.stdout.buffer.write(b'\\xff6')",
     "a sign": "print('+6')",
+    "digits of Arabic": "print('٦')",
+    "a raised digit": "print('⁶')",
+    "a blank that is none": "print('\\u00a06')",
+    "an underscore": "print('0_6')",
+    "a power of ten": "print('6e0')",
+    "overwritten on a terminal": "print('7\\r6')",
+    "written on the errors": "import sys\nprint(6, file=sys.stderr)",
+    "an answer of an orphan": "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(0.2)\n"
+    "    print(6, flush=True)\n    os._exit(0)\nos._exit(1)",
     "zeros": "print('06')",
     "a thread that does not end": "from threading import Thread\nfrom time import sleep\n"
     "Thread(target=sleep, args=(1000,)).start()\nprint(6)",

@@ -607,12 +607,15 @@ def test_last_box():
     assert last_boxed(r"\boxed{\{1, 2\}}") == r"\{1, 2\}"
     assert last_boxed(r"\boxed{1} then \boxed{2") == "1"  # the last one was cut off
     assert last_boxed("none") is None
-    assert boxed_run(r"$\boxed{1}$ and $\boxed{2}$") == "1, 2"
+    assert boxed_run(r"$\boxed{1}$ and $\boxed{2}$") == ["1", "2"]
     assert boxed_run(r"\boxed{1} is wrong, so \boxed{2}") is None
 
 
 def test_several_boxes_are_no_way_to_hedge():
     assert not verify(r"$\boxed{1}$ or $\boxed{2}$", "1")
+    assert not verify(r"$\boxed{1}$ or $\boxed{2}$", "2")
+    assert verify("$\\boxed{2}$\n\n$\\boxed{2.0}$", "2")
+    assert not verify(r"The answer is $\boxed{2", "2")  # it was cut off, and may have gone on
     assert verify(r"$\boxed{1}$ or $\boxed{2}$", "1, 2")
 
 

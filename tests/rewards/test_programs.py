@@ -71,6 +71,27 @@ SCRIPTS = {
         "import io, sys\nsys.stdout = io.StringIO()\nprint(int(input()) + int(input()))\n"
         "sys.__stdout__.write(sys.stdout.getvalue())"
     ),
+    "recursion by generators": (
+        "from types import GeneratorType\ndef bootstrap(f, stack=[]):\n    def wrapped(*args):\n        if stack:\n"
+        "            return f(*args)\n        to = f(*args)\n        while True:\n"
+        "            if type(to) is GeneratorType:\n                stack.append(to)\n                to = next(to)\n"
+        "            else:\n                stack.pop()\n                if not stack:\n                    return to\n"
+        "                to = stack[-1].send(to)\n    return wrapped\n@bootstrap\ndef f(n):\n    if n == 0:\n"
+        "        yield 0\n    yield 1 + (yield f(n - 1))\nassert f(20000) == 20000\n" + SUM
+    ),
+    "a timer": "import threading\nthreading.Timer(0.01, lambda: print(int(input()) + int(input()))).start()",
+    "a limit that is not given": (
+        "import resource\ntry:\n    resource.setrlimit(resource.RLIMIT_STACK, (resource.RLIM_INFINITY,) * 2)\n"
+        "except (OSError, ValueError):\n    pass\n" + SUM
+    ),
+    "shared value": (
+        "import multiprocessing\ndef work(value, x):\n    with value.get_lock():\n        value.value += int(x)\n"
+        "if __name__ == '__main__':\n    value = multiprocessing.Value('i', 0)\n"
+        "    workers = [multiprocessing.Process(target=work, args=(value, input())) for _ in range(2)]\n"
+        "    for worker in workers:\n        worker.start()\n    for worker in workers:\n        worker.join()\n"
+        "    print(value.value)"
+    ),
+    "match": "match [int(input()), int(input())]:\n    case [a, b]:\n        print(a + b)",
 }
 FUNCTIONS = {
     "changed in place": ("def f(a):\n    a.sort()", ["a = [3, 1]\nf(a)\nassert a == [1, 3]"]),
@@ -130,6 +151,16 @@ FUNCTIONS = {
         "def f(x):\n    return x + 1",
         {"entry_point": "f", "prompt": "def f(x):\n", "test": "def check(c):\n    assert c(1) == 2"},
     ),
+    "LeetCode, cached": (
+        "class Solution:\n    def climb(self, n: int) -> int:\n        @cache\n        def f(i):\n"
+        "            return 1 if i < 2 else f(i - 1) + f(i - 2)\n        return f(n)",
+        {"fn_name": "climb", "inputs": [[5]], "outputs": [8]},
+    ),
+    "main guard that reads": (
+        "def f(x):\n    return x\nif __name__ == '__main__':\n    print(f(int(input())))",
+        ["assert f(1) == 1"],
+    ),
+    "closure": ("def f(n):\n    return lambda x: x + n", ["assert f(2)(3) == 5"]),
     "LeetCode": (
         "class Solution:\n    def f(self, a: List[int]) -> int:\n        return max(Counter(a).values())",
         {"fn_name": "f", "inputs": [[[1, 1, 2]]], "outputs": [2]},
