@@ -55,6 +55,8 @@ def check_training(config: Config, policy: Path | None) -> None:
     if has_critic and start is not None:
         model = value_model_skeleton(start, attention).model
         _check(model, config.critic, start, shared, by_ranks=sharded and init != "scratch")
+        if init != "scratch" and not sharded:
+            match_files(model, start, fresh_head=True)
         if start != policy:
             try_first_layers(value_model_skeleton(start, attention).model, start, dtype)
 

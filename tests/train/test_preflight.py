@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config
 
 from dapo_fast.config import load_config
 from dapo_fast.errors import InputError
-from dapo_fast.models.loading import causal_lm_skeleton
+from dapo_fast.models.loading import causal_lm_skeleton, load_value_model
 from dapo_fast.pipeline import Pipeline
 from dapo_fast.rundir import RunDirectory
 from dapo_fast.train import export as exports
@@ -190,5 +190,8 @@ def test_a_model_of_several_models_is_refused(tmp_path):
 
 
 def test_a_family_whose_classifier_has_a_head_of_its_own_kind_gets_ours(tmp_path):
+    """Its files call the policy's head "embed_out", which a critic leaves out."""
     cases.write_model(tmp_path, family="gpt_neox")
-    check(tmp_path)
+    for settings in ([], ["parallel.processes=2"]):
+        check(tmp_path, *settings)
+    assert load_value_model(tmp_path, init="causal_lm").value_head.out_features == 1
