@@ -17,7 +17,7 @@ from dapo_fast import __version__
 from dapo_fast.api import DAPO
 from dapo_fast.config import Config, load_config, preset_names
 from dapo_fast.errors import InputError, NonFiniteError, from_outside, one_line
-from dapo_fast.rundir import check_run_path, log_to
+from dapo_fast.rundir import check_run_path, log_to, saved_config
 from dapo_fast.signals import handled
 from dapo_fast.train.torchrun import is_first_rank, tell_exit_code
 
@@ -110,7 +110,7 @@ def _open_run(args: argparse.Namespace) -> DAPO:
     check_run_path(args.run)
     saved = Path(args.run) / "config.yaml"
     if args.config is None and args.preset is None and saved.exists():
-        return DAPO(load_config(saved, None, args.overrides), args.run)
+        return DAPO(saved_config(saved, args.overrides), args.run)
     return DAPO(_config(args), args.run)
 
 

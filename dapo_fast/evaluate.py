@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dapo_fast.checked import json_line, without_sum
 from dapo_fast.config import EvaluateSettings
 from dapo_fast.data.problems import Problem, content_digest
 from dapo_fast.errors import InputError, blaming
@@ -144,7 +145,7 @@ def _run(
             )
             new = _measure(batch, engine, params, prompts, verify, _Advance(bar, mode.samples))
             # ASCII JSON: a lone surrogate in a response is written as its escape, and read back as it was.
-            file.write("".join(json.dumps(row) + "\n" for row in new))
+            file.write("".join(map(json_line, new)))
             file.flush()
             os.fsync(file.fileno())
             add_seconds(out, time.monotonic() - began)
@@ -229,7 +230,7 @@ def _resume(path: Path, problems: Sequence[Problem], batch: int, samples: int) -
             if len(rows) == len(problems):
                 raise InputError(f"{path}:{len(rows) + 1}: more lines than there are problems")
             with blaming(f"{path}:{len(rows) + 1}", "not a line that an evaluation writes"):
-                row = json.loads(line)
+                row = without_sum(json.loads(line), path)
                 MeasuredProblem.model_validate(row)
             if row["id"] != problems[len(rows)].id or len(row["responses"]) != samples:
                 raise InputError(f"{path}:{len(rows) + 1}: of another problem, or another number of samples")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dapo_fast.checked import json_line
 from dapo_fast.environment import commit, cpu, version_of
 from dapo_fast.rewards.cores import usable_cores
 from dapo_fast.rundir import read_lines
@@ -25,7 +25,7 @@ def record(run: Path) -> None:
     if before and before[-1] | {"date": ""} == facts | {"date": ""}:
         return
     with open(run / FILE, "a", encoding="utf-8") as file:
-        file.write(json.dumps(facts) + "\n")
+        file.write(json_line(facts))
 
 
 def read_provenance(run: Path) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from dapo_fast import state
+from dapo_fast.checked import check_last_line, with_last_line, with_sum, without_sum
 from dapo_fast.config import Config, load_config, wrong_keys
 from dapo_fast.errors import InputError, blaming, refuse_pipe
 from dapo_fast.hashing import digest
@@ -31,11 +32,11 @@ _SAID = {"config.yaml", "run.log", "server.log", "server.pid", ".lock", "tensorb
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Publish JSON atomically: a reader sees the whole file or the one before."""
+    """Publish JSON atomically, with its sum: a reader sees the whole file or the one before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w") as file:
-        json.dump(value, file, indent=1)
+        json.dump(with_sum(value), file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -58,10 +59,10 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Read a file that ``write_json`` made; InputError names one that is not JSON."""
+    """Read a file that ``write_json`` made; InputError names one that is not JSON, or is damaged."""
     text = read_text(path)
     with blaming(path):
-        return json.loads(text)
+        return without_sum(json.loads(text), path)
 
 
 def read_state(path: Path, shape: type[BaseModel] | None = None) -> dict[str, Any]:
@@ -94,7 +95,7 @@ def read_lines(path: Path, shape: type[BaseModel]) -> list[dict[str, Any]]:
     for number, line in enumerate(read_text(path).split("\n")[:-1], 1):
         where = f"{path}, line {number}"
         with blaming(where, "not JSON"):
-            row = json.loads(line)
+            row = without_sum(json.loads(line), where)
         rows.append(_fitting(where, shape, row))
     return rows
 
@@ -130,6 +131,12 @@ def check_run_path(path: str | Path) -> Path:
     return Path(path)
 
 
+def saved_config(path: Path, overrides: list[str] | None = None) -> Config:
+    """The settings that ``save_config`` wrote to ``path``; InputError where they are damaged."""
+    check_last_line(read_text(path), path)
+    return load_config(path, None, overrides)
+
+
 class RunDirectory:
     """One run: its config, its lock, and the directories of its stages.
 
@@ -148,7 +155,7 @@ class RunDirectory:
         if config is None:
             if not saved.exists():
                 raise InputError(f"{self.path}: no config.yaml here; start the run with --config FILE or --preset NAME")
-            config = load_config(saved)
+            config = saved_config(saved)
         self.config = config
         self._lock: IO[str] | None = None
 
@@ -156,7 +163,7 @@ class RunDirectory:
         """Write the settings in force to ``config.yaml``."""
         self.path.mkdir(parents=True, exist_ok=True)
         temporary = self.path / "config.yaml.tmp"
-        temporary.write_text(yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
+        temporary.write_text(with_last_line(yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)))
         os.replace(temporary, self.path / "config.yaml")
 
     def lock(self) -> None:

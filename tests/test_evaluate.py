@@ -13,6 +13,7 @@ from dapo_fast.data.problems import Problem
 from dapo_fast.errors import InputError
 from dapo_fast.evaluate import evaluate
 from dapo_fast.rollout.engine import Sample
+from dapo_fast.rundir import read_state
 from dapo_fast.statistics import pass_at_k, summarise, wilson_interval
 
 
@@ -83,7 +84,7 @@ def test_results(tmp_path):
     assert sampled["samples"] == 4 and sampled["pass@1"] == pytest.approx(sampled["accuracy"])
     assert sampled["pass@1"] <= sampled["pass@2"] <= sampled["pass@4"]
     assert sampled["low"] < sampled["accuracy"] < sampled["high"]
-    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert read_state(tmp_path / "summary.json") == summary
     rows = [json.loads(line) for line in (tmp_path / "greedy.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [problem.id for problem in PROBLEMS]
     assert rows[1]["responses"] == [{"text": "right \ud800", "correct": True, "finished": True, "tokens": 3}]

@@ -141,6 +141,8 @@ def _attention(
 ) -> tuple[Tensor, None]:
     if dapo_attention is None:
         return without_plan(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    if attention_mask is not None and attention_mask.numel() > 1:  # not ``already_4d`` any more: Doge adds scores to it
+        raise InputError(f"{type(module).__name__}: its attention makes a mask of its own, which packs do not honour")
     if dropout:
         raise InputError(f"{type(module).__name__}: attention dropout of {dropout} is on; packs are read without it")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -11,7 +11,7 @@ from dapo_kernels import hidden_states_and_weight, linear_token_logprobs
 from torch import Tensor
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
-from dapo_fast.errors import InputError, first_line
+from dapo_fast.errors import InputError, blaming, first_line
 from dapo_fast.models.attention import already_4d
 from dapo_fast.models.dense import Dense
 from dapo_fast.models.padded import padded_error, reads_padded
@@ -61,6 +61,8 @@ def check_plugged_in(model: PreTrainedModel, source: str) -> None:
         InputError: naming ``source`` and what stands in the way.
     """
     name = type(model).__name__
+    if model.config.get_text_config() is not model.config:
+        raise InputError(f"{source}: {name} is made of several models (images and text, say), not of one of text")
     if not reads_padded(model.config) and not getattr(model, "_supports_attention_backend", False):
         raise InputError(
             f"{source}: {name} does not use transformers' attention interface, so tree attention cannot be plugged in"
@@ -82,8 +84,9 @@ def check_reading(model: PreTrainedModel, source: str, dtype: torch.dtype, error
     if model.config.get_text_config().model_type in PROVED:
         return
     name = type(model).__name__
-    error = error_of()
-    limit = 1e-3 if dtype in (torch.float32, torch.float64) else 0.1
+    with blaming(source, f"{name} cannot read a small pack"):
+        error = error_of()
+    limit = 2e-4 if dtype in (torch.float32, torch.float64) else 0.1
     log.info("%s: a small pack differs from its sequences by %.1e", name, error)
     if not error <= limit:
         trouble = "does not read padded rows" if reads_padded(model.config) else "does not honour tree attention"

@@ -213,10 +213,13 @@ def _of_head(model: PreTrainedModel, name: str) -> bool:
 
 
 def _head_of_causal_lm(model: PreTrainedModel) -> set[str]:
-    """Names of what the causal LM of ``model``'s config has on its backbone."""
+    """Names, its own and the hub's, of what the causal LM of ``model``'s config has on its backbone."""
+    from dapo_fast.models.hub import as_stored  # late: it reads files with this module
+
     with torch.device("meta"):
         causal_lm = AutoModelForCausalLM.from_config(model.config)
-    return {name for name in causal_lm.state_dict() if _of_head(causal_lm, name)}
+    head = {name: tensor for name, tensor in causal_lm.state_dict().items() if _of_head(causal_lm, name)}
+    return head.keys() | {name for parts in as_stored(causal_lm, head).values() for name in parts}
 
 
 @contextlib.contextmanager

@@ -82,7 +82,8 @@ def load_causal_lm(
     device, dtype, name = _resolved(device, dtype, attention, _config_of_policy(directory))
     model = read_pretrained(AutoModelForCausalLM, directory, dtype=dtype, attn_implementation=name)
     head = model.get_output_embeddings()
-    if model.config.tie_word_embeddings and head is not None and head.weight is not model.get_input_embeddings().weight:
+    tied = getattr(model.config, "tie_word_embeddings", False)
+    if tied and head is not None and head.weight is not model.get_input_embeddings().weight:
         _say_untied(directory, model.config)
     return _ready(model, directory, device)
 
@@ -110,7 +111,7 @@ def causal_lm_skeleton(directory: Path, attention: str = "auto") -> PreTrainedMo
     """
     config = _config_of_policy(directory)
     options = {"dtype": torch.float32, "attn_implementation": _implementation(config, attention)}
-    with _parameters_on_meta():
+    with _parameters_on_meta(), blaming(directory, f"no causal LM can be built of this {config.model_type} config"):
         model = AutoModelForCausalLM.from_config(config, **options)
         stored = stored_tensors(directory)
         if untied_in_files(model, stored) is not None:
@@ -126,13 +127,14 @@ def value_model_skeleton(directory: Path, attention: str = "auto") -> ValueModel
     """The value model on the backbone of a directory, as ``causal_lm_skeleton``."""
     config = load_config_of(directory)
     name = _implementation(config, attention)
-    with _parameters_on_meta():
+    with _parameters_on_meta(), blaming(directory, f"no critic can be built of this {config.model_type} config"):
         value_model = ValueModel.from_config(config, 0, torch.float32, attn_implementation=name)
     _bare(value_model.model, directory)
     return value_model
 
 
 def _bare(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
+    _name_backbone(model)
     check_plugged_in(model, str(directory))
     for parameter in model.parameters():
         parameter.data = parameter.data.float()  # some families make a few of another type whatever is asked for
@@ -222,9 +224,16 @@ def _implementation(config: PreTrainedConfig, attention: str) -> str | None:
 
 def _ready(model: PreTrainedModel, source: str | Path, device: torch.device) -> PreTrainedModel:
     model.eval()  # some have dropout that no setting of ours turns off
+    _name_backbone(model)
     check_plugged_in(model, str(source))
     use_liger(model, device)
     return model.to(device)
+
+
+def _name_backbone(model: PreTrainedModel) -> None:
+    # Llama 4's says that it is called "language_model", which it has not: transformers then finds none.
+    if model.base_model is model and isinstance(getattr(model, "model", None), PreTrainedModel):
+        model.base_model_prefix = "model"
 
 
 def use_liger(model: PreTrainedModel, device: torch.device) -> None:

@@ -25,8 +25,11 @@ _LEAST = 2  # tokens of a row: some families take a single one for a step of dec
 
 
 def reads_padded(config: PreTrainedConfig) -> bool:
-    """Whether a model of ``config`` reads padded rows: some layer mixes tokens otherwise than by attention."""
+    """Whether a model of ``config`` reads padded rows: some layer mixes tokens otherwise than by attention, or counts
+    them by their rows."""
     config = config.get_text_config()
+    if getattr(config, "attn_temperature_tuning", False):  # Llama 4's queries, scaled by the row
+        return True
     if set(getattr(config, "layer_types", None) or []) - set(LAYER_TYPES):
         return True
     family = type(config)
@@ -54,7 +57,7 @@ def choose_padded(kind: str, requested: str) -> None:
 
 @functools.cache
 def _say(kind: str) -> None:
-    log.info("%s keeps a state from token to token: one padded row a sequence, no prefix shared, slower", kind)
+    log.info("%s cannot read trees: one padded row a sequence, no prefix shared, slower", kind)
 
 
 def _places(pack: Pack) -> tuple[int, int, Tensor]:

@@ -95,15 +95,16 @@ def token_classifier(config: type[PreTrainedConfig]) -> type[PreTrainedModel]:
     Raises:
         InputError: a family without a backbone of its own.
     """
-    if config in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
-        return MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING[config]
+    known = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING.get(config, None)
+    if known is not None and issubclass(known, GenericForTokenClassification):  # GPT-NeoX's has a head of its own kind
+        return known
     if config not in MODEL_MAPPING:
         raise InputError(f"{config.model_type}: transformers has no backbone for this family, so no critic can be made")
     backbone = MODEL_MAPPING[config]
     family = next(base for base in backbone.__mro__ if base.__name__.endswith("PreTrainedModel"))
     name = backbone.__name__.removesuffix("Model") + "ForTokenClassification"
     # For a class from elsewhere transformers does not compute buffers that no file holds (Falcon-H1's multipliers).
-    parts = {"__module__": backbone.__module__, "base_model_prefix": family.base_model_prefix}
+    parts = {"__module__": backbone.__module__, "base_model_prefix": family.base_model_prefix or "model"}
     return type(name, (GenericForTokenClassification, family), parts)
 
 

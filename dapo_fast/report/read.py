@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from dapo_fast.config import Config, load_config
+from dapo_fast.config import Config
 from dapo_fast.errors import InputError
-from dapo_fast.rundir import read_metrics, read_rows, read_state
+from dapo_fast.rundir import read_metrics, read_rows, read_state, saved_config
 from dapo_fast.state import Decision, Heldout, Measured, Timing
 
 
@@ -118,7 +118,7 @@ def read_run(path: str | Path) -> Run:
 def _read_config(path: Path) -> Config:
     if not path.exists():
         raise InputError(f"{path.parent}: no config.yaml here, so not a run directory")
-    return load_config(path)
+    return saved_config(path)
 
 
 def _read_stopped(path: Path) -> dict[int, str]:

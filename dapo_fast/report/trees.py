@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dapo_fast.data.store import scan_trees
+from dapo_fast.data.tables import read_table
 from dapo_fast.data.tree import State, Tree, is_heldout
-from dapo_fast.errors import InputError, refuse_pipe
+from dapo_fast.errors import InputError
 from dapo_fast.report.read import Iteration
 
 BINS = 40  # of advantages, on [-1, 1], where every advantage lies since Q is in [0, 1]
@@ -155,13 +154,7 @@ class Scores:
         self._path = path
         if not path.exists():
             return
-        refuse_pipe(path)
-        columns = ["tree", "state", "candidate", "ref_logp", "logp_after"]
-        try:
-            table = pq.read_table(path, columns=columns, page_checksum_verification=True)
-            rows = {name: table[name].to_numpy() for name in columns}
-        except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-            raise InputError(f"{path}: not a table of step log-probs ({error})") from error
+        rows, _ = read_table(path, ("tree", "state", "candidate", "ref_logp", "logp_after"))
         order = np.argsort(rows["tree"], kind="stable")
         self._rows = {name: values[order] for name, values in rows.items()}
 

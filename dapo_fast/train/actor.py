@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -19,8 +16,9 @@ from dapo_fast.data.batches import Group, actor_batches, actor_groups
 from dapo_fast.data.mapped import MappedTrees
 from dapo_fast.data.pack import Pack
 from dapo_fast.data.packing import pack_actor
+from dapo_fast.data.tables import read_table, write_table
 from dapo_fast.data.tree import Tree
-from dapo_fast.errors import InputError, first_line, refuse_pipe
+from dapo_fast.errors import InputError
 from dapo_fast.models.readpath import PackObjective, PolicyReader
 from dapo_fast.targets import beta_of, log_partition
 from dapo_fast.train.demonstrations import Demonstrated, Demonstrations
@@ -214,16 +212,13 @@ def _fill_reference(
 
 def _read_reference(path: Path, digest: str) -> tuple[np.ndarray, np.ndarray]:
     """Tree, state and candidate indices ``(n, 3)`` and their log π_ref(a|s) ``(n,)``."""
-    refuse_pipe(path)
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
-        places = np.stack([table.column(name).to_numpy() for name in _PLACE], axis=1).astype(np.int64)
-        logps = table.column("ref_logp").to_numpy()
-    except (OSError, pa.ArrowException, KeyError) as error:
-        raise InputError(f"{path}: damaged ({first_line(error)}); remove it, it is computed again") from error
-    if (table.schema.metadata or {}).get(b"digest") != digest.encode():
+        columns, of = read_table(path, (*_PLACE, "ref_logp"))
+    except InputError as error:
+        raise InputError(f"{error}; remove it, it is computed again") from error
+    if of != digest:
         raise InputError(f"{path}: made with other settings; use a new run directory")
-    return places, logps
+    return np.stack([columns[name] for name in _PLACE], axis=1).astype(np.int64), columns["ref_logp"]
 
 
 def _write_scores(path: Path, trees: Sequence[Tree], reader: PolicyReader, dealer: Dealer, world: World) -> None:
@@ -234,13 +229,5 @@ def _write_scores(path: Path, trees: Sequence[Tree], reader: PolicyReader, deale
 
 
 def _write_table(path: Path, keys: Tensor, columns: dict[str, Tensor], digest: str) -> None:
-    arrays = {name: pa.array(keys[:, i].to(torch.int32).numpy()) for i, name in enumerate(_PLACE)}
-    arrays |= {name: pa.array(column.float().numpy()) for name, column in columns.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        table = pa.table(arrays).replace_schema_metadata({"digest": digest})
-        pq.write_table(table, file, write_page_checksum=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    arrays = {name: keys[:, i].to(torch.int32).numpy() for i, name in enumerate(_PLACE)}
+    write_table(path, arrays | {name: column.float().numpy() for name, column in columns.items()}, digest)

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 from dapo_fast.config import Config, OptimSettings, ParallelSettings
 from dapo_fast.errors import InputError
 from dapo_fast.models.attention import choose_backend
-from dapo_fast.models.checks import PROVED, backbone_error, check_reading
+from dapo_fast.models.checks import PROVED, check_reading, reading_error
 from dapo_fast.models.context import check_shared
+from dapo_fast.models.files import tied_groups
 from dapo_fast.models.loading import causal_lm_skeleton, load_config_of, value_model_skeleton
 from dapo_fast.models.padded import reads_padded
 from dapo_fast.models.tensor import check_divided
@@ -48,8 +49,7 @@ def check_training(config: Config, policy: Path | None) -> None:
         check_optimizer(settings)
     attention, init = config.model.attention, config.critic.init
     if policy is not None:
-        if config.engine.kind != "in_process":  # which tries what it loads, before it samples
-            try_backbone(causal_lm_skeleton(policy, attention), policy)
+        try_first_layers(causal_lm_skeleton(policy, attention), policy, dtype)
         for settings in of_policy:
             source = _trained_from(policy, settings)
             _check(causal_lm_skeleton(source, attention), settings, source, parallel, by_ranks=sharded)
@@ -57,8 +57,10 @@ def check_training(config: Config, policy: Path | None) -> None:
     if has_critic and start is not None:
         model = value_model_skeleton(start, attention).model
         _check(model, config.critic, start, parallel, by_ranks=sharded and init != "scratch")
+        if init != "scratch" and not sharded:
+            match_files(model, start, fresh_head=True)
         if start != policy:
-            try_backbone(value_model_skeleton(start, attention).model, start)
+            try_first_layers(value_model_skeleton(start, attention).model, start, dtype)
 
 
 def _trained_from(policy: Path, settings: OptimSettings) -> Path:
@@ -105,11 +107,12 @@ def _check_blocks(model: nn.Module) -> None:
             )
 
 
-def try_backbone(model: PreTrainedModel, source: Path) -> None:
-    """``check_reading`` of a backbone's first layers, up to the last of a new kind: a small part of a large model.
+def try_first_layers(model: PreTrainedModel, source: Path, dtype: torch.dtype = torch.float32) -> None:
+    """``check_reading`` of a model's first layers, up to the last of a new kind: a small part of a large one.
 
     Args:
-        model: Without weights; its backbone gets some of those in ``source``, in place.
+        model: Without weights; it gets some of those in ``source``, in place.
+        dtype: What it will compute in: tried too.
 
     Raises:
         InputError: as ``check_reading`` and ``match_files``.
@@ -122,11 +125,19 @@ def try_backbone(model: PreTrainedModel, source: Path) -> None:
     types = getattr(model.config.get_text_config(), "layer_types", None) or [""] * len(layers)
     kinds = [(kind, *(type(module) for module in layer.modules())) for kind, layer in zip(types, layers, strict=True)]
     del layers[max(kinds.index(kind) for kind in kinds) + 1 :]
-    computed = [(module, name, b) for module in backbone.modules() for name, b in module.named_buffers(recurse=False)]
-    backbone.to_empty(device="cpu")
+    computed = [(module, name, b) for module in model.modules() for name, b in module.named_buffers(recurse=False)]
+    tied = [names for names, _ in tied_groups(model)]
+    model.to_empty(device="cpu")
+    for first, *others in tied:  # which to_empty has parted
+        for module, _, name in (other.rpartition(".") for other in others):
+            setattr(model.get_submodule(module), name, model.get_parameter(first))
     for module, name, buffer in computed:
         setattr(module, name, buffer)
     for name, tensor in model.state_dict().items():
-        if not tensor.is_meta and name in held:
+        if name in held:
             tensor.copy_(held[name].rows(slice(None)))
-    check_reading(model, str(source), torch.float32, lambda: backbone_error(model))
+    check_reading(model, str(source), torch.float32, lambda: reading_error(model))
+    if dtype != torch.float32:
+        for parameter in model.parameters():  # as FSDP2 casts them; buffers stay
+            parameter.data = parameter.data.to(dtype)
+        check_reading(model, str(source), dtype, lambda: reading_error(model))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import os
 import resource
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from dapo_fast.checked import json_line
 from dapo_fast.data.pack import Pack, pack_cost
 from dapo_fast.errors import InputError
 from dapo_fast.events import tell_step
@@ -68,7 +68,7 @@ class Telemetry:
         """Record the metrics of optimizer step ``step`` (the first is 1)."""
         if not self._writing:
             return
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.write(json_line({"step": step, **metrics}))
         self._file.flush()
         self._events.write(step, metrics)
         if self._run is not None:
@@ -100,7 +100,7 @@ class Telemetry:
 def _cut_metrics(path: Path, start: int) -> None:
     if not path.exists():
         return
-    kept = [json.dumps(row) + "\n" for row in read_metrics(path) if row["step"] <= start]
+    kept = [json_line(row) for row in read_metrics(path) if row["step"] <= start]
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(kept))
     os.replace(temporary, path)
@@ -145,7 +145,8 @@ class Meter:
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         self._head = head.weight.numel() if head is not None else 0
         self._body = active_body(model)
-        self._attention = config.num_hidden_layers * largest(config, "num_attention_heads") * head_size(config)
+        heads = largest(config, "num_attention_heads") or 0  # none where all layers are recurrent
+        self._attention = config.num_hidden_layers * heads * head_size(config)
         self._hidden = config.hidden_size
         name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else ""
         self._peak = next((flops for key, flops in _PEAK_FLOPS.items() if key in name), None)

@@ -38,7 +38,8 @@ EXPORTED = f"../{SUMS}"  # among their sums: that of the sums of the model that 
 def add_lora(model: nn.Module, settings: OptimSettings) -> None:
     """Freeze ``model`` and put rank-``settings.lora_rank`` adapters (peft) beside its linear layers, in place.
 
-    Routed experts, one tensor a layer, stay frozen, and so do a head and routers that are tensors of their own.
+    Routed experts, one tensor a layer, stay frozen, and so do a head, routers that are tensors of their own, and the
+    ``dt_proj`` of Mamba, whose weight is read without the layer.
 
     A value head stays trainable: there is nothing pre-trained in it to adapt.
 
@@ -57,7 +58,7 @@ def add_lora(model: nn.Module, settings: OptimSettings) -> None:
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora_dropout=0.0,
-        target_modules=[name for name in layers if name.rpartition(".")[2] not in ("lm_head", "score")],
+        target_modules=[name for name in layers if name.rpartition(".")[2] not in ("lm_head", "score", "dt_proj")],
     )
     inject_adapter_in_model(config, held, adapter_name=ADAPTER)
     if hasattr(model, "score"):

@@ -62,6 +62,8 @@ def hidden_states_and_weight(model: nn.Module, **inputs: Any) -> LinearHead:
     if softcap is not None and temperature != 1.0:
         raise ValueError(f"model: {type(model).__name__} both scales and softcaps its logits; their order is unknown")
     hidden = decoder(**inputs).last_hidden_state
+    if hidden.dtype == torch.float32:  # Mamba's residuals, which its own head rounds to its weight's type
+        hidden = hidden.to(head.weight.dtype)
     return LinearHead(hidden, head.weight, getattr(head, "bias", None), softcap, temperature)
 
 

@@ -12,6 +12,7 @@ from dapo_fast.data.problems import Problem
 from dapo_fast.errors import InputError
 from dapo_fast.models.loading import load_value_model
 from dapo_fast.models.value import ValueModel
+from dapo_fast.rundir import read_state
 from dapo_fast.step_values import StepValues, ValuedStep
 from dapo_fast.tasks import TASKS
 
@@ -88,8 +89,8 @@ def test_what_each_rule_chooses(tmp_path):
     assert found["majority"]["accuracy"] == (0 + 1 + 0.5 + 0) / 4
     assert found["weighted"]["accuracy"] == 2 / 4
     assert found["samples"] == 3 and found["best_of"]["low"] < 0.5 < found["best_of"]["high"]
-    assert json.loads((tmp_path / "critic.json").read_text()) == found
-    shown = json.loads((tmp_path / "steps.json").read_text())
+    assert read_state(tmp_path / "critic.json") == found
+    shown = read_state(tmp_path / "steps.json")
     assert [(row["id"], row["reward"], row["steps"][0]["before"]) for row in shown["responses"]] == [
         ("0", 1, 0.9), ("1", 1, 0.1), ("2", 1, 0.4), ("0", 0, 0.2), ("2", 0, 0.6),
     ]  # fmt: skip

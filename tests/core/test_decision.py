@@ -1,13 +1,11 @@
 """A new policy is kept, unless it is worse than the one before by more than the intervals allow."""
 
-import json
-
 import pytest
 
 from dapo_fast.config import load_config
 from dapo_fast.errors import InputError
 from dapo_fast.pipeline import Pipeline
-from dapo_fast.rundir import RunDirectory, write_json
+from dapo_fast.rundir import RunDirectory, read_rows, read_state, write_json
 
 
 def measured(sampled, greedy=0.9):
@@ -27,7 +25,7 @@ def pipeline(tmp_path):
 
 
 def decide(pipeline, iteration):
-    found = json.loads((pipeline.directory.path / f"iter{iteration}" / "evaluate" / "summary.json").read_text())
+    found = read_state(pipeline.directory.path / f"iter{iteration}" / "evaluate" / "summary.json")
     return pipeline._decide(iteration, found)
 
 
@@ -72,7 +70,7 @@ def test_a_run_that_fails_on_the_way_keeps_the_rows_it_has_not_come_to(pipeline,
     monkeypatch.setattr(pipeline, "iterate", iterate)
     with pytest.raises(InputError, match="corrupt"):
         pipeline.run()
-    assert json.loads(path.read_text()) == [{"iteration": 0, "accepted": True}, {"iteration": 1}, *rows[2:]]
+    assert read_rows(path) == [{"iteration": 0, "accepted": True}, {"iteration": 1}, *rows[2:]]
     path.write_text("[3]")
     with pytest.raises(InputError, match=r"results\.json: not what a stage writes there"):
         pipeline.run()

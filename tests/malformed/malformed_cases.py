@@ -94,8 +94,8 @@ def replace(path, junk):
 
 
 def edited(path, **keys):
-    """Other values for ``keys`` of the JSON object in ``path``; ``...`` leaves one out."""
-    values = json.loads(path.read_text()) | keys
+    """Other values for ``keys`` of the JSON object in ``path``; ``...`` leaves one out, and the sum is."""
+    values = json.loads(path.read_text()) | {"crc32": ...} | keys
     path.write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))
 
 

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from malformed_cases import JUNK, refused, replace, rotated
+from malformed_cases import JUNK, edited, refused, replace, rotated
 
 from dapo_fast.cli import main
 from dapo_fast.errors import InputError
@@ -209,7 +209,7 @@ def test_what_is_missing(missing, command, run, capsys):
 
 def test_a_claim_of_others(run, capsys):
     path = run / "iter1" / "critic" / "stage.json"
-    claim = json.loads(path.read_text())
-    claim["settings"]["critic"]["lr"] = 7.0
-    path.write_text(json.dumps(claim))
+    settings = json.loads(path.read_text())["settings"]
+    settings["critic"]["lr"] = 7.0
+    edited(path, settings=settings)
     refused(capsys, ["critic", run], "critic.lr (7.0, now", keeps=[run])

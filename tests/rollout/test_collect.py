@@ -1,6 +1,5 @@
 """Collection: what a tree holds, what the options do, and that a killed one ends with the same store."""
 
-import json
 import os
 import random
 import signal
@@ -25,6 +24,7 @@ from dapo_fast.rollout.engine import Sample
 from dapo_fast.rollout.grow import Sampled, candidates_of, choose_trunks, decision_point, states_of
 from dapo_fast.rollout.in_process import InProcessEngine
 from dapo_fast.rollout.steps import Splitter, split_steps
+from dapo_fast.rundir import read_state
 from dapo_fast.tasks import get_task
 
 TASK = get_task("arithmetic")
@@ -89,7 +89,7 @@ def gather(engine, out, verify=lenient, problems=6, seed=1, digest="d", encode=e
 def test_trees_are_whole(engine, tmp_path):
     summary, trees = gather(engine, tmp_path)
     assert [t.problem_id for t in trees] == [p.id for p in TASK.problems(6, seed=0)]
-    done = json.loads((tmp_path / "done.json").read_text())
+    done = read_state(tmp_path / "done.json")
     assert {name: shard["trees"] for name, shard in done.pop("shards").items()} == {
         "shard-00000.parquet": 4,
         "shard-00001.parquet": 2,
@@ -465,7 +465,7 @@ def test_killed_again_and_again_it_ends_with_the_same_store(policy, tmp_path):
         if name.endswith(".parquet"):
             assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
             assert read_shard(tmp_path / "cut" / name)
-    counts = [json.loads((tmp_path / d / "done.json").read_text()) for d in ("whole", "cut")]
+    counts = [read_state(tmp_path / d / "done.json") for d in ("whole", "cut")]
     assert {k: v for k, v in counts[0].items() if k != "seconds"} == {
         k: v for k, v in counts[1].items() if k != "seconds"
     }

@@ -81,40 +81,6 @@ def test_every_world_size_gives_what_one_process_gives(base):
 
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 16}
-MIXED = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
-LATENT = {
-    **{"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
-    **{"num_key_value_heads": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
-}
-RECURRENT = {
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 2,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "layer_types": ["linear_attention", "full_attention"],
-    "head_dim": 16,
-}
-FAMILIES = {
-    "mistral": {"sliding_window": 6},
-    "gemma3_text": MIXED | {"head_dim": 16, "tied": True},
-    "qwen3_moe": EXPERTS,
-    "gpt_oss": MIXED | {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
-    "deepseek_v3": LATENT | {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
-    "qwen3_5_text": RECURRENT,
-}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_two_processes_train_windows_and_experts_as_one_does(family, tmp_path):
-    cases.write_model(tmp_path / "policy", family=family, **FAMILIES[family])
-    cases.write_trees(tmp_path / "trees")
-    stages = ("critic", "advantages", "actor")
-    for stage in stages:
-        cases.run(stage, tmp_path, tmp_path / f"{stage}-1", {})
-    launch(2, tmp_path, [{"stage": stage, "out": f"{stage}-2", "changes": {}} for stage in stages])
-    for stage in ("critic", "actor"):
-        assert_same(tmp_path / f"{stage}-2", tmp_path / f"{stage}-1")
-    assert_same_advantages(tmp_path / "advantages-2", tmp_path / "advantages-1")
 
 
 def test_two_processes_balance_experts_as_one_does(tmp_path):

@@ -3,15 +3,15 @@
 import pytest
 import train_cases as cases
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config, LlamaConfig
 
 from dapo_fast.config import load_config
 from dapo_fast.errors import InputError
-from dapo_fast.models.loading import causal_lm_skeleton
+from dapo_fast.models.loading import causal_lm_skeleton, load_value_model
 from dapo_fast.pipeline import Pipeline
 from dapo_fast.rundir import RunDirectory
 from dapo_fast.train import export as exports
-from dapo_fast.train.preflight import check_training, try_backbone
+from dapo_fast.train.preflight import check_training, try_first_layers
 
 MAMBA = {"hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 40, "num_heads": 4, "head_dim": 8, "n_groups": 1}
 
@@ -87,12 +87,12 @@ def test_files_are_compared_where_ranks_read_them(models):
 HTTP = ["engine.kind=http", "engine.urls=[http://localhost:1]"]
 
 
-def test_what_a_server_samples_from_is_tried_before_it_does(models):
-    """In process it is tried as it is loaded; a server takes any model."""
+def test_what_is_to_be_trained_is_tried_before_anything_is_sampled(models):
+    """Whoever samples: a server takes any model."""
     words = "nemotron: Nemotron.* does not honour tree attention: a small pack and its separate sequences differ"
-    for settings in ([], ["parallel.processes=2"], ["actor.lora_rank=2"]):
+    for settings in ([], HTTP, ["parallel.processes=2"], ["actor.lora_rank=2"], ["model.dtype=bfloat16"]):
         with pytest.raises(InputError, match=words):
-            check(models / "nemotron", *HTTP, *settings)
+            check(models / "nemotron", *settings)
     check(models / "dense", *HTTP)
     with pytest.raises(InputError, match=words):  # which no engine loads
         check(models / "dense", f"critic.init={models / 'nemotron'}")
@@ -100,8 +100,8 @@ def test_what_a_server_samples_from_is_tried_before_it_does(models):
 
 def test_of_a_model_that_is_tried_a_layer_of_each_kind_is_read(models):
     model = causal_lm_skeleton(models / "windows")
-    try_backbone(model, models / "windows")
-    assert len(model.model.layers) == 2 and model.lm_head.weight.is_meta
+    try_first_layers(model, models / "windows")
+    assert len(model.model.layers) == 2
 
 
 @pytest.mark.parametrize("stage", ["sft", "critic", "actor"])
@@ -208,3 +208,30 @@ def test_a_run_refuses_before_it_samples(models, tmp_path):
     with pytest.raises(InputError, match=r"parallel\.replicas"):
         Pipeline(RunDirectory(tmp_path / "run", config)).run()
     assert not (tmp_path / "run" / "sft").exists()
+
+
+def test_what_fails_in_bf16_only_is_refused_where_that_is_asked_for(tmp_path):
+    """transformers' own MiniMax adds fp32 states to bf16 ones."""
+    cases.write_model(tmp_path, family="minimax", head_dim=16, layer_types=["linear_attention", "full_attention"])
+    check(tmp_path, "model.dtype=float32")
+    with pytest.raises(InputError, match="MiniMaxForCausalLM cannot read a small pack"):
+        check(tmp_path, "model.dtype=bfloat16")
+
+
+def test_a_model_of_several_models_is_refused(tmp_path):
+    parts = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config=parts | {"vocab_size": 64, "head_dim": 16, "num_key_value_heads": 1},
+        vision_config=parts | {"image_size": 28, "patch_size": 14},
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="made of several models"):
+        check(tmp_path)
+
+
+def test_a_family_whose_classifier_has_a_head_of_its_own_kind_gets_ours(tmp_path):
+    """Its files call the policy's head "embed_out", which a critic leaves out."""
+    cases.write_model(tmp_path, family="gpt_neox")
+    for settings in ([], ["parallel.processes=2"]):
+        check(tmp_path, *settings)
+    assert load_value_model(tmp_path, init="causal_lm").value_head.out_features == 1

@@ -66,6 +66,7 @@ FAMILIES = {
         **_HEADS, **_MIXED, num_local_experts=4, num_experts_per_tok=2, rope_parameters=_YARN
     ),
     "granite": lambda: hf.GraniteConfig(**_SIZES),
+    "granite_swa": lambda: hf.GraniteSWAConfig(**_SIZES, **_MIXED),
     "minicpm3": lambda: hf.MiniCPM3Config(**_LATENT),
     "ministral": lambda: hf.MinistralConfig(**_HEADS, **_MIXED),
     "mistral": lambda: hf.MistralConfig(**_SIZES, **_WINDOW),

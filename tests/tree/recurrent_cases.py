@@ -1,4 +1,4 @@
-"""Tiny configs of families with recurrent states or short convolutions."""
+"""Tiny configs of families that cannot read trees: recurrent states, short convolutions, queries scaled by row."""
 
 import transformers as hf
 
@@ -54,6 +54,15 @@ FAMILIES = {
     ),
     "lfm2": lambda: hf.Lfm2Config(**_HYBRID, **_CONV, block_auto_adjust_ff_dim=False),
     "lfm2_moe": lambda: hf.Lfm2MoeConfig(**_HYBRID, **_CONV, **_EXPERTS, num_dense_layers=1),
+    "llama4_text": lambda: hf.Llama4TextConfig(
+        **_HEADS,
+        intermediate_size_mlp=24,
+        num_local_experts=4,
+        attention_chunk_size=4,
+        layer_types=["chunked_attention", "full_attention"],
+        no_rope_layers=[1, 0],
+        floor_scale=4,
+    ),
     "mamba": lambda: hf.MambaConfig(**_SIZES, state_size=4),
     "mamba2": lambda: hf.Mamba2Config(**_SIZES, state_size=4, head_dim=8, num_heads=4, n_groups=2, chunk_size=4),
     "minimax": lambda: hf.MiniMaxConfig(**_HEADS, layer_types=_DELTA["layer_types"], num_local_experts=4, block_size=4),

@@ -32,7 +32,7 @@ from dapo_fast.train.cost import Lengths, iteration_cost
 from dapo_fast.train.export import check_export, export
 from dapo_fast.train.memory import estimate
 from dapo_fast.train.parallel import ALONE
-from dapo_fast.train.preflight import try_backbone
+from dapo_fast.train.preflight import try_first_layers
 from dapo_fast.train.weights import add_lora
 
 BETA = 0.1
@@ -69,7 +69,7 @@ def test_transformers_reloads_the_export(family, tmp_path):
     (tmp_path / "source").mkdir()
     export(model, tmp_path / "model", tmp_path / "source", torch.float32, ALONE)
     check_export(model, tmp_path)
-    try_backbone(causal_lm_skeleton(tmp_path / "model"), tmp_path / "model")
+    try_first_layers(causal_lm_skeleton(tmp_path / "model"), tmp_path / "model")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32, attn_implementation="eager")
     model.set_attn_implementation("eager")
     ids = torch.tensor([[5, 6, 7, 8, 9, 3, 4, 5]])

@@ -4,10 +4,12 @@ import random
 
 import pytest
 import torch
+import train_cases as cases
 from family_cases import tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from recurrent_cases import FAMILIES
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from tree_cases import (
     assert_same_gradients,
@@ -20,10 +22,11 @@ from tree_cases import (
     shaken,
 )
 
-from dapo_fast.config import load_config
+from dapo_fast.config import ModelSettings, load_config
 from dapo_fast.data.batches import actor_groups, critic_groups
 from dapo_fast.data.dealing import Ranks, by_length
 from dapo_fast.data.packing import pack_actor, pack_critic, pack_sequences
+from dapo_fast.data.store import write_shard
 from dapo_fast.models.loading import causal_lm_skeleton, load_value_model
 from dapo_fast.models.padded import padded_inputs
 from dapo_fast.models.readpath import PolicyReader, ValueReader
@@ -33,7 +36,7 @@ from dapo_fast.train.cost import Lengths, iteration_cost
 from dapo_fast.train.export import check_export, export
 from dapo_fast.train.memory import estimate
 from dapo_fast.train.parallel import ALONE
-from dapo_fast.train.preflight import try_backbone
+from dapo_fast.train.preflight import try_first_layers
 
 BETA = 0.1
 ROWS = Ranks(padded=True)
@@ -85,7 +88,7 @@ def test_transformers_reloads_the_export(family, tmp_path):
     (tmp_path / "source").mkdir()
     export(model, tmp_path / "model", tmp_path / "source", torch.float32, ALONE)
     check_export(model, tmp_path)
-    try_backbone(causal_lm_skeleton(tmp_path / "model"), tmp_path / "model")
+    try_first_layers(causal_lm_skeleton(tmp_path / "model"), tmp_path / "model")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
     ids = torch.tensor([[5, 6, 7, 8, 9, 3, 4, 5]])
     with torch.inference_mode():
@@ -152,3 +155,23 @@ def test_a_critic_reads_a_chain_of_states_in_one_row():
     (tangled,) = pack_actor(TREES, actor_groups(TREES), 10_000)
     with pytest.raises(ValueError, match="a tree, which this model cannot read"):
         padded_inputs(tangled)
+
+
+@pytest.mark.parametrize("family", ["mamba", "falcon_h1", "jamba", "qwen3_5_text", "lfm2"])
+def test_bf16_and_adapters(family, tmp_path, monkeypatch):
+    """A step in bf16 moves fp32 weights, which are kept; adapters move linear layers, and nothing else."""
+    model = shaken(FAMILIES[family]())
+    model.save_pretrained(tmp_path / "policy")
+    write_shard(tmp_path / "trees" / "shard-00000.parquet", TREES)
+    monkeypatch.setattr(cases, "CPU", ModelSettings(device="cpu", dtype="bfloat16"))
+    before = load_file(tmp_path / "policy" / "model.safetensors")
+    cases.run("actor", tmp_path, tmp_path / "bf16", {}, steps=1, warmup_steps=0)
+    master = load_file(tmp_path / "bf16" / "model" / "master" / "model.safetensors")
+    moved = {name: (master[name] - before[name]).abs().max().item() for name in before}
+    assert all(tensor.dtype == torch.float32 for tensor in master.values())
+    assert 0 < max(moved.values()) < 1.1e-3  # the learning rate; weights rounded to bf16 would be off by more
+    cases.run("actor", tmp_path, tmp_path / "lora", {}, steps=1, warmup_steps=0, lora_rank=2)
+    after = load_file(tmp_path / "lora" / "model" / "model.safetensors")
+    changed = {name for name in before if not torch.equal(after[name], before[name].to(after[name].dtype))}
+    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert changed and changed <= {name for name in linear if "dt_proj" not in name and "lm_head" not in name}
