@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dapo_fast.rollout")
 
+# What tokenizers that are not the same one will hardly cut alike.
+PROBE = "Let x = 12345.678;\n\n  then \\frac{x}{2} ≈ 6172.84 — naïve café, 数学 🙂\tend.\n"
+
 MOST_TRUNCATED = 0.1  # share of responses that did not finish, above which accuracy says more of the limit than of them
 
 
@@ -51,6 +54,13 @@ def check_model_directory(setting: str, path: Path, weights: bool = True) -> Non
             AutoModelForCausalLM.from_config(config)
     if weights:
         stored_tensors(path)
+
+
+def check_critic(setting: str, path: Path, ours: PreTrainedTokenizerBase) -> None:
+    """InputError, naming ``setting``, where ``path`` holds no model, or one of another vocabulary than ``ours``."""
+    check_model_directory(setting, path)
+    if load_tokenizer(path)(PROBE)["input_ids"] != ours(PROBE)["input_ids"]:
+        raise InputError(f"{setting} {path}: its tokenizer is not the policy's, whose tokens it would have to read")
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:

@@ -118,6 +118,7 @@ def test_overrides(override, words, here, capsys):
     [
         *("http://h:x", "http://h:99999999", "http://h:0", "http://", "http://:80", "ftp://h", "h:80", "//h", ""),
         *("http://[::1", "http://a b", "http://h\\tx", "http://h:-1", "file:///etc/passwd", "HTTP//h"),
+        *(f"http://{'h' * 64}", "http://a..b"),
     ],
 )
 def test_urls(url, here, capsys):
