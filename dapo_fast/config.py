@@ -39,6 +39,10 @@ Temperature = Annotated[float, Field(ge=1e-3)]  # below, logits over it are no n
 
 _LARGEST = 2**31 - 1  # counts are indices of tensors somewhere
 
+# Of sets of problems and of rewards: sums and quotients of any stay numbers.
+LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6
+Weight = Annotated[float, Field(ge=LEAST_WEIGHT, le=MOST_WEIGHT)]
+
 # Of settings that came later: left out of what is saved while they are off, so that older runs go on.
 _LATER: Any = {"exclude_if": lambda value: not value}
 
@@ -100,7 +104,7 @@ class Source(Section):
     """One of several sets of problems."""
 
     path: str  # JSONL file, benchmark name or hub id
-    weight: float | None = Field(None, gt=0)  # its share of the problems; left out of all: every set is taken whole
+    weight: Weight | None = None  # its share of the problems; left out of all: every set is taken whole
 
 
 class DataSettings(Section):

@@ -37,7 +37,7 @@ class Sampler:
     log: list = []  # noqa: RUF012 - the class is what a run is given
 
     def __init__(self, policy):
-        self.tokenizer = None
+        self.tokenizer, self.context = None, 64
         Sampler.log.append(("opened", policy.name))
 
     def generate(self, prompts, params, progress=None):
@@ -205,7 +205,7 @@ def test_the_directory_is_held_while_something_is_done_and_not_longer(calls, tmp
         ({"reward": "no_such_module:f"}, "reward: no_such_module:f: cannot be imported"),
         ({"reward": "json:decoder"}, "reward: json:decoder: a module, which cannot be called"),
         ({"reward": 5}, "reward: 5 is neither"),
-        ({"reward": {half: -1}}, "a weight is a number above 0"),
+        ({"reward": {half: -1}}, "a weight is a number from"),
         ({"engine": Sampler.__new__(Sampler)}, "engine: give a function"),
         ({"objective": "json:nothing"}, "objective: json:nothing"),
         ({"objective": "json:decoder"}, "objective: json:decoder: a module, which cannot be called"),

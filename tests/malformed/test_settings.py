@@ -106,6 +106,8 @@ def test_numbers_that_nobody_counts_to(name, here, capsys):
         ("data.problems=none.jsonl", "exclude each other"),
         ("data={task: null, problems: p.jsonl}", "model.path"),
         ("data.task=null", "data"),
+        ("reward={math: 1e308, code: 1e308}", "reward={math"),
+        ("data.heldout=[{path: a, weight: 1e-300}, {path: b, weight: 1e300}]", ".0.weight: Input should be"),
     ],
 )
 def test_overrides(override, words, here, capsys):
