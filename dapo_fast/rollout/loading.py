@@ -40,7 +40,11 @@ def check_model_directory(setting: str, path: Path, weights: bool = True) -> Non
     ``weights``: its files of weights are there too, and their headers can be read.
     """
     if not (path / "config.json").is_file():
-        raise InputError(f"{setting} {path}: not a Hugging Face model directory (no config.json)")
+        of_the_hub = len(path.parts) == 2 and not path.is_absolute() and not path.exists()
+        hint = (
+            f"; if it is a model of the hub, give the directory that `hf download {path}` prints" if of_the_hub else ""
+        )
+        raise InputError(f"{setting} {path}: not a Hugging Face model directory (no config.json){hint}")
     for file in path.iterdir():
         refuse_pipe(file)
     with blaming(f"{setting} {path}", "config.json describes no causal language model"):

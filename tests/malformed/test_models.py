@@ -111,6 +111,10 @@ def test_names_of_no_model(name, command, model, inputs, capsys):
     refused(capsys, command(given, inputs), "critic.init" if command is critic_of else "model", keeps=[model])
 
 
+def test_a_name_on_the_hub(here, inputs, capsys):
+    refused(capsys, evaluation("org/name", inputs), "org/name: not a Hugging Face model", "`hf download org/name`")
+
+
 def test_a_model_that_is_only_a_pickle(model, inputs, capsys):
     torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
     (model / "model.safetensors").unlink()
