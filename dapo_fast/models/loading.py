@@ -23,6 +23,8 @@ from dapo_fast.sums import check_model
 
 log = logging.getLogger("dapo_fast.models")
 
+_NOT_BUILT = "config.json describes a model that cannot be built"
+
 
 def resolve_device(device: str) -> torch.device:
     """``"auto"`` is CUDA where there is one."""
@@ -110,7 +112,7 @@ def causal_lm_skeleton(directory: Path, attention: str = "auto") -> PreTrainedMo
     """
     config = _config_of_policy(directory)
     options = {"dtype": torch.float32, "attn_implementation": _implementation(config, attention)}
-    with _parameters_on_meta():
+    with blaming(directory, _NOT_BUILT), _parameters_on_meta():
         model = AutoModelForCausalLM.from_config(config, **options)
         stored = stored_tensors(directory)
         if untied_in_files(model, stored) is not None:
@@ -126,7 +128,7 @@ def value_model_skeleton(directory: Path, attention: str = "auto") -> ValueModel
     """The value model on the backbone of a directory, as ``causal_lm_skeleton``."""
     config = load_config_of(directory)
     name = _implementation(config, attention)
-    with _parameters_on_meta():
+    with blaming(directory, _NOT_BUILT), _parameters_on_meta():
         value_model = ValueModel.from_config(config, 0, torch.float32, attn_implementation=name)
     _bare(value_model.model, directory)
     return value_model
