@@ -181,7 +181,7 @@ class DAPO:
         """Accuracy on the held-out problems after ``iteration``: the newest that is trained, or 0 for before.
 
         Args:
-            critic: Directory of one that also chooses among the ``evaluate.samples`` responses.
+            critic: Directory of one that also chooses among the ``evaluate.samples`` responses, and in a beam search.
 
         Returns:
             As ``dapo_fast.evaluate.evaluate``, with a critic also "chosen", as ``dapo_fast.best_of.choose_by_critic``;
@@ -195,23 +195,20 @@ class DAPO:
             log.info("evaluate: the policy after iteration %d", iteration)
         if critic is None:
             return self._do("evaluate", iteration)
-        from dapo_fast.best_of import choose_by_critic
-        from dapo_fast.rollout.loading import check_model_directory
-        from dapo_fast.step_values import StepValues
+        from dapo_fast.rollout.loading import check_critic
 
-        check_model_directory("critic", Path(critic))
+        check_critic("critic", Path(critic), self._pipeline.parts.tokenizer())
         config = self.config.at(iteration)
         if not config.evaluate.samples:
             raise InputError("evaluate.samples 0: there are no sampled responses to choose among")
-        heldout = self._pipeline.parts.heldout()
-        if not heldout:
+        if not self._pipeline.parts.heldout():
             raise InputError("data.heldout: not set, so there are no responses to choose among")
         measured = self._do("evaluate", iteration)
-        values, out = StepValues.of(critic, config), self._directory.stage(iteration, "evaluate")
-        return measured | {"chosen": choose_by_critic(heldout, out, values, str(critic))}
+        with self.locked():
+            return measured | {"chosen": self._pipeline.choose(iteration, Path(critic))}
 
     def best_of(self, critic: str | Path | None = None, iteration: int | None = None) -> dict[str, Any]:
-        """Accuracy of what a critic chooses among the held-out responses that ``evaluate`` samples.
+        """Accuracy of what a critic chooses: among the held-out responses that ``evaluate`` samples, and step by step.
 
         Args:
             critic: Its directory; None: the newest of this run.

@@ -14,14 +14,16 @@ from dapo_fast.rewards.extract import extract_answer
 from dapo_fast.rewards.normal import as_number, normalise
 from dapo_fast.rundir import read_lines, write_json
 from dapo_fast.state import MeasuredProblem
-from dapo_fast.statistics import reward_of, wilson_interval
+from dapo_fast.statistics import mean_of_problems, reward_of
 from dapo_fast.step_values import StepValues
 from dapo_fast.tasks import TASKS
 
 EXAMPLES = 4  # right responses, and as many wrong ones, whose steps the report shows
 
 
-def choose_by_critic(problems: Sequence[Problem], measured: Path, critic: StepValues, name: str) -> dict[str, Any]:
+def choose_by_critic(
+    problems: Sequence[Problem], measured: Path, critic: StepValues, name: str, searched: Mapping[str, Any]
+) -> dict[str, Any]:
     """Accuracy of the response, or answer, that is chosen among the sampled ones of each problem.
 
     Writes ``measured/critic.json``, and a few responses with the values of their steps to ``measured/steps.json``.
@@ -31,11 +33,13 @@ def choose_by_critic(problems: Sequence[Problem], measured: Path, critic: StepVa
         measured: Directory that ``evaluate`` wrote, with samples.
         critic: Scores responses; those that did not finish are not chosen.
         name: What the file calls the critic.
+        searched: What ``BeamSearch.accuracy`` says of the same policy and critic.
 
     Returns:
         ``best_of``: the response that the critic values most. Where responses have an answer (mathematics, built-in
         tasks) ``majority``: the one given most often, and ``weighted``: the one with the largest sum of values. Each
-        is an accuracy with its 95 % interval ``low`` and ``high``; ties are shared. ``samples`` and ``critic`` too.
+        is an accuracy with its 95 % interval ``low`` and ``high``; ties are shared. ``beam``: what was ``searched``.
+        ``samples`` and ``critic`` too.
 
     Raises:
         InputError: nothing was sampled there.
@@ -52,10 +56,7 @@ def choose_by_critic(problems: Sequence[Problem], measured: Path, critic: StepVa
         for rule, accuracy in _choices(problem, responses, values).items():
             chosen.setdefault(rule, []).append(accuracy)
     result: dict[str, Any] = {"critic": name, "samples": len(rows[0]["responses"])}
-    for rule, accuracies in chosen.items():
-        mean = fmean(accuracies)
-        low, high = wilson_interval(mean * len(accuracies), len(accuracies))
-        result[rule] = {"accuracy": mean, "low": low, "high": high, "n": len(accuracies)}
+    result |= {rule: mean_of_problems(accuracies) for rule, accuracies in chosen.items()} | {"beam": dict(searched)}
     write_json(measured / "steps.json", {"critic": name, "responses": _examples(problems, finished, critic)})
     write_json(measured / "critic.json", result)
     return result

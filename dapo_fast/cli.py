@@ -76,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--benchmark", metavar="NAME|PATH", help="benchmark or task by name, hub id, file")
     sub.add_argument("--out", metavar="DIR", help="where results go; a second run resumes them")
     sub.add_argument("--limit", type=int, metavar="N", help="only the first N problems")
-    choose = "also choose among the evaluate.samples responses by this critic, by majority and by both"
+    choose = "also choose among the evaluate.samples responses by this critic, by majority and by both; and beam search"
     sub.add_argument("--critic", metavar="DIR", help=choose)
     settings(sub)
     sub = command("estimate", "the dry run: memory a rank will need and an iteration's work; loads no weights")
@@ -250,7 +250,7 @@ def _serve_values(args: argparse.Namespace, run: DAPO) -> int:
     from dapo_fast.step_values import StepValues
     from dapo_fast.value_server import value_server
 
-    critic = Path(args.critic or run.critic_model)
+    critic = run.critic_model if args.critic is None else Path(args.critic)
     check_model_directory("critic", critic)
     server = value_server(StepValues.of(critic, run.config), str(critic), args.host, args.port)
     print(f"step values at http://{args.host}:{server.server_address[1]}/values", flush=True)
@@ -368,6 +368,7 @@ def _summary(command: str, result: dict) -> str:
 
 def _chosen(chosen: dict[str, Any]) -> list[str]:
     names = {"best_of": "best by the critic", "majority": "majority", "weighted": "majority weighted by the critic"}
+    names["beam"] = "steps by the critic (beams)"
     known = {rule: name for rule, name in names.items() if rule in chosen}
     return [f"of {chosen['samples']}, {name:<31} {_accuracy(chosen[rule])}" for rule, name in known.items()]
 

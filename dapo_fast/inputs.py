@@ -8,15 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from dapo_fast.config import Config
 from dapo_fast.errors import InputError
 from dapo_fast.layout import Layout
 from dapo_fast.models.loading import resolve_device
 from dapo_fast.parts import Parts
-from dapo_fast.rollout.http import PROBE
-from dapo_fast.rollout.loading import check_model_directory, check_prompts, load_tokenizer
+from dapo_fast.rollout.loading import check_critic, check_model_directory, check_prompts
 from dapo_fast.train.memory import estimate, rank_memory_gib
 from dapo_fast.train.preflight import check_training
 from dapo_fast.train.sft import read_pairs
@@ -54,7 +51,7 @@ def check_inputs(config: Config, parts: Parts, layout: Layout) -> None:
     _check_ranks(configs, parts)
     for its in configs[1:]:
         if its.critic.init not in ("actor", "scratch") and its.advantages.source == "critic":
-            _check_critic_init(Path(its.critic.init), tokenizer)
+            check_critic("critic.init", Path(its.critic.init), tokenizer)
     _check_training(configs[1:])
     tracker = config.parallel.tracker
     if tracker != "none" and importlib.util.find_spec(tracker) is None:
@@ -92,13 +89,6 @@ def warn_of_memory(config: Config) -> None:
         said |= set(estimate(config.model.path, its, processes, room, device.type).warnings())
     for line in sorted(said):
         log.warning("%s", line)
-
-
-def _check_critic_init(path: Path, ours: PreTrainedTokenizerBase) -> None:
-    """A critic reads the policy's tokens: it must have been trained on the same vocabulary."""
-    check_model_directory("critic.init", path)
-    if load_tokenizer(path)(PROBE)["input_ids"] != ours(PROBE)["input_ids"]:
-        raise InputError(f"critic.init {path}: its tokenizer is not the policy's, whose tokens it would have to read")
 
 
 def _by_iteration(config: Config) -> list[Config]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dapo_fast.beam import BeamSearch
 from dapo_fast.best_of import choose_by_critic
 from dapo_fast.config import Config
 from dapo_fast.data.problems import load_problems
@@ -14,7 +15,7 @@ from dapo_fast.data.prompts import format_prompt
 from dapo_fast.errors import InputError
 from dapo_fast.evaluate import evaluate
 from dapo_fast.parts import HELDOUT, Parts
-from dapo_fast.rollout.loading import check_model_directory, check_prompts, load_tokenizer
+from dapo_fast.rollout.loading import check_critic, check_model_directory, check_prompts, load_tokenizer
 from dapo_fast.rollout.server import serving
 from dapo_fast.rundir import RunDirectory, log_to
 from dapo_fast.step_values import StepValues
@@ -55,9 +56,10 @@ def measure_model(what: Measurement, config: Config, out_dir: str | Path) -> dic
         problems = load_problems(what.benchmark, limit=what.limit)
     reward, data = parts.reward(problems), config.data
     check_model_directory("--model", Path(what.model))
-    check_prompts(problems, load_tokenizer(what.model), config.data)
+    tokenizer = load_tokenizer(what.model)
+    check_prompts(problems, tokenizer, config.data)
     if what.critic is not None:
-        check_model_directory("--critic", Path(what.critic))
+        check_critic("--critic", Path(what.critic), tokenizer)
         if not config.evaluate.samples:
             raise InputError("evaluate.samples 0: with --critic, set how many responses it chooses among")
     directory.lock()
@@ -77,10 +79,11 @@ def measure_model(what: Measurement, config: Config, out_dir: str | Path) -> dic
             seed=config.seed,
             digest=digest,
         )
-    if what.critic is None:
-        return summary
-    critic = StepValues.of(what.critic, config)
-    return summary | {"chosen": choose_by_critic(problems, out, critic, what.critic)}
+        if what.critic is None:
+            return summary
+        critic = StepValues.of(what.critic, config)
+        searched = BeamSearch(engine, critic, config).accuracy(problems, reward)
+    return summary | {"chosen": choose_by_critic(problems, out, critic, what.critic, searched)}
 
 
 def _settings(what: Measurement, config: Config) -> dict[str, Any]:

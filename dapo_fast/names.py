@@ -77,10 +77,19 @@ def resolve(setting: str, name: str, given: Mapping[str, Any] | None = None) -> 
     if not separator or not all(part.isidentifier() for part in [*module.split("."), *attribute.split(".")]):
         raise InputError(f"{who}: not a module:attribute that could be imported")
     with blaming(who, "cannot be imported"):
-        found = importlib.import_module(module)
+        found = _imported(module)
         for part in attribute.split("."):
             found = getattr(found, part)
     return found
+
+
+def _imported(module: str) -> types.ModuleType:
+    try:
+        return importlib.import_module(module)
+    except SystemExit as stop:  # of a script that runs when it is imported, but not of a signal
+        if isinstance(stop.code, int) and stop.code > 128:
+            raise
+        raise ImportError(f"it ends the program with {stop.code}") from stop
 
 
 def check_name(name: str, known: Collection[str] = ()) -> None:

@@ -15,6 +15,8 @@ import torch
 
 from dapo_fast import state
 from dapo_fast.advantages import compute_advantages
+from dapo_fast.beam import BeamSearch
+from dapo_fast.best_of import choose_by_critic
 from dapo_fast.config import Config
 from dapo_fast.data.problems import Problem
 from dapo_fast.data.prompts import format_prompt
@@ -27,6 +29,7 @@ from dapo_fast.parts import Parts
 from dapo_fast.rollout.collect import collect
 from dapo_fast.rollout.engine import Engine
 from dapo_fast.rundir import RunDirectory, read_state
+from dapo_fast.step_values import StepValues
 from dapo_fast.tasks import Task
 from dapo_fast.train.actor import train_actor
 from dapo_fast.train.critic import ValueFiller, train_critic
@@ -207,6 +210,15 @@ class Stages:
                 seed=config.seed,
                 digest=digest,
             )
+
+    def choose(self, iteration: int, critic: Path) -> dict[str, Any]:
+        """What ``critic`` chooses among the samples of an evaluation, and in a search with the same policy."""
+        config, problems = self.config.at(iteration), self.parts.heldout()
+        values = StepValues.of(critic, config)
+        with self.engines.open(self.layout.trained(iteration), config) as engine:
+            searched = BeamSearch(engine, values, config).accuracy(problems, self.parts.reward(problems))
+        measured = self.directory.stage(iteration, "evaluate")
+        return choose_by_critic(problems, measured, values, str(critic), searched)
 
     def _encode(self, engine: Engine) -> Callable[[Problem], list[int]]:
         data = self.config.data

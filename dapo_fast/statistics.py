@@ -39,6 +39,13 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return summary
 
 
+def mean_of_problems(rewards: Sequence[float]) -> dict[str, Any]:
+    """Accuracy, its 95 % interval and the number of problems, of which each has one reward."""
+    mean = fmean(rewards)
+    low, high = wilson_interval(mean * len(rewards), len(rewards))
+    return {"accuracy": mean, "low": low, "high": high, "n": len(rewards)}
+
+
 def pass_at_k(n: int, correct: int, k: int) -> float:
     """Unbiased pass@k of one problem: 1 − C(n−c, k) / C(n, k) (arXiv 2107.03374, equation 1)."""
     if not 0 <= correct <= n or not 1 <= k <= n:

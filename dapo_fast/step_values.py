@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +86,7 @@ class StepValues:
         Raises:
             InputError: a template that cannot be filled, or an empty prompt.
         """
-        tree = self._tree(problem, [(response, finished)])
+        tree = self._tree(problem, [self._trunk(response, finished)])
         values = self.of_trees([tree])[0][0]
         trunk = tree.trunks[0]
         starts = [0, *trunk.step_ends]
@@ -105,9 +105,17 @@ class StepValues:
         found: list[list[float]] = []
         for start in range(0, len(responses), _TOGETHER):
             part = responses[start : start + _TOGETHER]
-            trees = [self._tree(problem, [(response, True) for response in given]) for problem, given in part]
-            found += [[values[-1] for values in of_tree] for of_tree in self.of_trees(trees)]
+            found += self.last([(problem, [self._trunk(text, True) for text in given]) for problem, given in part])
         return found
+
+    def last(self, trunks: Sequence[tuple[Problem, Sequence[Trunk]]]) -> list[list[float]]:
+        """V of the last state of each trunk: where it goes on, or in which the step was taken that ended it.
+
+        Args:
+            trunks: Problems, each with any number of responses, whole or not, in this critic's tokens.
+        """
+        trees = [self._tree(problem, given, last=True) for problem, given in trunks]
+        return [[values[-1] for values in of_tree] for of_tree in self.of_trees(trees)]
 
     def of_trees(self, trees: Sequence[Tree]) -> list[list[list[float]]]:
         """V of every state of ``trees``: for each tree, for each trunk, from the prompt on."""
@@ -124,18 +132,19 @@ class StepValues:
             found[tree][trees[tree].states[state].trunk].append(read[tree, state])
         return found
 
-    def _tree(self, problem: Problem | str, responses: Iterable[tuple[str, bool]]) -> Tree:
+    def _tree(self, problem: Problem | str, trunks: Sequence[Trunk], last: bool = False) -> Tree:
+        """``trunks`` with their states, or with the ``last`` of each alone."""
         if isinstance(problem, str):
             problem = Problem("", problem)
-        trunks = [self._trunk(response, finished) for response, finished in responses]
+        # The end of a response is no state: nothing is sampled from there, so the critic has not learnt it.
+        counts = [max(1, len(trunk.step_ends) + (not trunk.finished)) for trunk in trunks]
         states = [
             State(index, step, [], [])
-            for index, trunk in enumerate(trunks)
-            # The end of a response is no state: nothing is sampled from there, so the critic has not learnt it.
-            for step in range(max(1, len(trunk.step_ends) + (not trunk.finished)))
+            for index, count in enumerate(counts)
+            for step in range(count - 1 if last else 0, count)
         ]
         prompt = format_prompt(problem, self._tokenizer, self._template, self._system)
-        return Tree(problem.id, problem.prompt, problem.answer or "", prompt, trunks, states, len(trunks), 0)
+        return Tree(problem.id, problem.prompt, problem.answer or "", prompt, list(trunks), states, len(trunks), 0)
 
     def _trunk(self, response: str, finished: bool) -> Trunk:
         text = response.encode("utf-8", "replace").decode()  # no tokenizer takes a lone surrogate

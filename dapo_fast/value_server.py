@@ -16,7 +16,7 @@ from typing import Any
 
 from dapo_fast.data.problems import load_problems
 from dapo_fast.data.rows import read_json, text
-from dapo_fast.errors import InputError, reason
+from dapo_fast.errors import InputError, blaming
 from dapo_fast.step_values import StepValues
 
 MOST_BYTES = 2**20  # of a request
@@ -63,10 +63,8 @@ def value_server(values: StepValues, name: str, host: str = "127.0.0.1", port: i
         with one_at_a_time:
             return answer(values, body)
 
-    try:
+    with blaming(f"--host {host} --port {port}", "no address to serve at"):
         return ThreadingHTTPServer((host, port), _handler(answered, name))
-    except (OSError, OverflowError) as error:
-        raise InputError(f"--host {host} --port {port}: {reason(error)}") from error
 
 
 def _handler(answered: Callable[[bytes], dict[str, Any]], name: str) -> type[BaseHTTPRequestHandler]:

@@ -56,8 +56,8 @@ def _check_url(url: str) -> None:
         raise ValueError(f"urls: {url!r} does not begin with http:// or https://")
     try:
         parts = urlsplit(url)
-        named = parts.hostname and parts.port != 0
-    except ValueError as error:  # a port that is no number or above 65535, brackets that do not match
+        named = (parts.hostname or "").encode("idna") and parts.port != 0
+    except ValueError as error:  # a port that is no number or above 65535, brackets that do not match, a long host
         raise ValueError(f"urls: {url!r}: {error}") from error
     if not named or any(character.isspace() or not character.isprintable() for character in url):
         raise ValueError(f"urls: {url!r} is not a URL with a host, and a port that is not 0")

@@ -9,6 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 Temperature = Annotated[float, Field(ge=1e-3)]  # below, logits over it are no numbers any more; greedy is evaluated too
 
+# Of sets of problems and of rewards: sums and quotients of any stay numbers.
+LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6
+Weight = Annotated[float, Field(ge=LEAST_WEIGHT, le=MOST_WEIGHT)]
+
 # Of settings that came later: left out of what is saved while they are off, so that older runs go on.
 LATER: Any = {"exclude_if": lambda value: not value}
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dapo_fast.config.section import LATER, Section
+from dapo_fast.config.section import LATER, Section, Weight
 from dapo_fast.names import looked_up
 
 TEMPLATES = ("chat", "plain", "none")
@@ -25,7 +25,7 @@ class Source(Section):
     """One of several sets of problems."""
 
     path: str  # JSONL file, benchmark name or hub id
-    weight: float | None = Field(None, gt=0)  # its share of the problems; left out of all: every set is taken whole
+    weight: Weight | None = None  # its share of the problems; left out of all: every set is taken whole
 
 
 class DataSettings(Section):

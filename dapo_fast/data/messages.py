@@ -34,9 +34,13 @@ def prompt_of(row: Row, where: str) -> str | Messages:
     if last not in ("user", "tool"):
         raise InputError(f"{where}: 'prompt' ends with a message of {last!r}: nothing is left to answer")
     tools = row.get("tools")
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+    if tools is not None and not _objects(tools):
         raise InputError(f"{where}: 'tools' must be an array of objects")
     return messages
+
+
+def _objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
 def _message(item: Any, where: str) -> dict[str, Any]:
@@ -45,10 +49,13 @@ def _message(item: Any, where: str) -> dict[str, Any]:
     message = {key: value for key, value in item.items() if value is not None}
     if message.get("role") not in ROLES:
         raise InputError(f"{where}: 'role' must be one of {', '.join(ROLES)}, not {message.get('role')!r}")
+    calls = message.get("tool_calls")
+    if calls is not None and not _objects(calls):
+        raise InputError(f"{where}: 'tool_calls' must be an array of objects, not {kind(calls)}")
     content = message.get("content")
     parts = content if isinstance(content, list) else []
     of_text = parts and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts)
-    if not isinstance(content, str) and not of_text and not (content is None and message.get("tool_calls")):
+    if not isinstance(content, str) and not of_text and not (content is None and calls):
         raise InputError(f"{where}: 'content' must be text, or an array of objects with 'text', not {kind(content)}")
     return message
 

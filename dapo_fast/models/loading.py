@@ -111,7 +111,7 @@ def causal_lm_skeleton(directory: Path, attention: str = "auto") -> PreTrainedMo
     """
     config = _config_of_policy(directory)
     options = {"dtype": torch.float32, "attn_implementation": _implementation(config, attention)}
-    with _parameters_on_meta(), blaming(directory, f"no causal LM can be built of this {config.model_type} config"):
+    with blaming(directory, f"no causal LM can be built of this {config.model_type} config"), _parameters_on_meta():
         model = AutoModelForCausalLM.from_config(config, **options)
         stored = stored_tensors(directory)
         if untied_in_files(model, stored) is not None:
@@ -127,7 +127,7 @@ def value_model_skeleton(directory: Path, attention: str = "auto") -> ValueModel
     """The value model on the backbone of a directory, as ``causal_lm_skeleton``."""
     config = load_config_of(directory)
     name = _implementation(config, attention)
-    with _parameters_on_meta(), blaming(directory, f"no critic can be built of this {config.model_type} config"):
+    with blaming(directory, f"no critic can be built of this {config.model_type} config"), _parameters_on_meta():
         value_model = ValueModel.from_config(config, 0, torch.float32, attn_implementation=name)
     _bare(value_model.model, directory)
     return value_model

@@ -52,7 +52,8 @@ def accuracy_section(run: Run, trees: dict[int, TreeSummary]) -> str:
         for iteration in run.rounds
         if iteration.measured is None and iteration.stages["actor"].done is not None
     ]
-    return section("accuracy", "Accuracy", intro, drawing, "<h3>Results</h3>", results, *notes, _details(run))
+    beside = f'<div class="pair">{drawing}<div>{_details(run)}</div></div>'
+    return section("accuracy", "Accuracy", intro, beside, "<h3>Results</h3>", results, *notes)
 
 
 def _details(run: Run) -> str:
@@ -60,8 +61,8 @@ def _details(run: Run) -> str:
     measured = [
         (it.name, mode, it.measured[mode]) for it in run.iterations for mode in MODES if mode in (it.measured or {})
     ]
-    ks = sorted({int(key[5:]) for *_, values in measured for key in values if key.startswith("pass@")})
-    head = ["policy", "problems", "samples each", *(f"pass@{k}" for k in ks), "cut off", "mean tokens"]
+    ks = sorted({int(key[5:]) for *_, values in measured for key in values if key.startswith("pass@")} - {1})
+    head = ["policy", "problems", "samples", *(f"pass@{k}" for k in ks), "cut off", "tokens"]
 
     def shown(value: float | None, form: str) -> str:
         return "–" if value is None else f"{value:{form}}"
@@ -77,8 +78,7 @@ def _details(run: Run) -> str:
         ]
         for name, mode, values in measured
     ]
-    fold = table("Evaluations", head, rows)
-    return f'<details class="data"><summary>Samples, pass@k and lengths</summary>{fold}</details>'
+    return table("Evaluations", head, rows, seen=True)
 
 
 def verdict(iteration: Iteration) -> str:

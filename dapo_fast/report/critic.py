@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dapo_fast.report.charts import Chart, thinned
+from dapo_fast.report.charts import Chart, number, thinned
 from dapo_fast.report.markup import figure, missing, paragraph, section, table
 from dapo_fast.report.read import Iteration, Run
 from dapo_fast.report.trees import TreeSummary
@@ -82,17 +82,18 @@ def _reliability(iteration: Iteration, caption: str, measured: dict[str, Any]) -
     bins = measured.get("calibration") or []
     if not bins:
         return missing("The reliability curve is not recorded.")
-    chart = reliability_chart(bins)
     rows = [
         [f"{b['low']:.1f} to {b['high']:.1f}", f"{b['states']:,}", f"{b['predicted']:.3f}", f"{b['observed']:.3f}"]
         for b in bins
     ]
     data = table(f"Reliability, {iteration.name}", ["V", "states", "mean V", "share correct"], rows)
+    if not thick(bins):
+        return figure("", "Reliability.", f"No bin holds {THIN} states, which are too few to draw. {caption}", data)
     text = (
         f"What the critic says against what happened. {caption} A dot's area is its number of states, a bar its 95% "
         f"interval; bins of fewer than {THIN} states are in the table alone."
     )
-    return figure(chart.svg(), "Reliability.", text, data)
+    return figure(reliability_chart(bins).svg(), "Reliability.", text, data)
 
 
 def thick(bins: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -135,7 +136,7 @@ def _shrinkage(iteration: Iteration, shrinkage: dict[str, Any]) -> str:
     # Far from the peak the curve falls without end; what matters is how flat the peak is.
     shown = [(x, max(height - best, -0.5)) for x, height in points]
     chart = Chart(
-        f"Likelihood of k, highest at {shrinkage['k']:.2g}",
+        f"Likelihood of k, highest at {number(shrinkage['k'])}",
         (shown[0][0], shown[-1][0]),
         (-0.5, 0.0),
         "log₂ k",
@@ -146,8 +147,8 @@ def _shrinkage(iteration: Iteration, shrinkage: dict[str, Any]) -> str:
     data = table(f"k, {iteration.name}", ["k", "log-likelihood a state"], [[f"{k:.3g}", f"{h:.4f}"] for k, h in
                  shrinkage["curve"]])  # fmt: skip
     text = (
-        f"How many sampled outcomes the critic is worth: k = {shrinkage['k']:.2g}, by the beta-binomial likelihood of "
-        f"the completions of {shrinkage['states']:,} held-out states. Q is (right + k·V) / (n + k)."
+        f"How many sampled outcomes the critic is worth: k = {number(shrinkage['k'])}, by the beta-binomial likelihood "
+        f"of the completions of {shrinkage['states']:,} held-out states. Q is (right + k·V) / (n + k)."
     )
     return figure(chart.svg(), "Evidence.", text, data)
 

@@ -23,6 +23,7 @@ from dapo_fast.report.markup import asset, document, missing, paragraph, section
 from dapo_fast.report.progress import progress_section
 from dapo_fast.report.provenance import provenance_section
 from dapo_fast.report.read import Run, read_run
+from dapo_fast.report.steps import Tokenizers, steps_section
 from dapo_fast.report.training import training_section
 from dapo_fast.report.trees import TreeSummary, summarise
 from dapo_fast.report.viewer import choose, load_tokenizer, trajectory
@@ -38,6 +39,7 @@ _NAV = {
     "accuracy": "Accuracy",
     "heldout": "Held-out responses",
     "trajectories": "Trajectories",
+    "steps": "Best and worst steps",
     "critic": "Critic",
     "advantages": "Advantages",
     "training": "Training",
@@ -88,12 +90,14 @@ def _publish(target: Path, page: str) -> Path:
 
 def _page(run: Run, trees: dict[int, TreeSummary]) -> str:
     spent = costs(run)
+    tokenizers = {number: load_tokenizer(run, number) for number in trees}
     body = {
         "provenance": provenance_section(run),
         "progress": progress_section(run),
         "accuracy": accuracy_section(run, trees),
         "heldout": heldout_section(run),
-        "trajectories": _trajectories(run, trees),
+        "trajectories": _trajectories(run, trees, tokenizers),
+        "steps": steps_section(run, trees, tokenizers),
         "critic": critic_section(run, trees),
         "advantages": advantages_section(run, trees),
         "training": training_section(run),
@@ -158,13 +162,12 @@ def _tiles(run: Run, trees: dict[int, TreeSummary], seconds: float) -> str:
     return "".join(f"<div><dd>{escape(value)}</dd><dt>{escape(name)}</dt></div>" for name, value in tiles)
 
 
-def _trajectories(run: Run, trees: dict[int, TreeSummary]) -> str:
+def _trajectories(run: Run, trees: dict[int, TreeSummary], tokenizers: Tokenizers) -> str:
     if not trees:
         return section(
             "trajectories", "Trajectories", missing("No trees have been collected yet.", run.command("collect", 1))
         )
     notes, data = [], []
-    tokenizers = {number: load_tokenizer(run, number) for number in trees}
     for number, tokenizer in tokenizers.items():
         if tokenizer is None:
             looked = ", ".join(str(path) for path in run.policy_directories(number))

@@ -91,7 +91,8 @@ def _step(
     ids = response.ids[start:end]
     before = tree.prompt_ids + response.ids[:start]
     state = states.get(tuple(response.ids[:start]))
-    step: dict[str, Any] = {"text": _text(before, ids, tokenizer), "value": None, "advantage": None, "candidates": []}
+    text = step_text(before, ids, tokenizer)
+    step: dict[str, Any] = {"text": text, "value": None, "advantage": None, "candidates": []}
     if state is None:
         return step
     own = next((c for c in state.candidates if c.ids == ids), None)
@@ -135,7 +136,7 @@ def _candidate(
     candidate: Candidate, own: bool, before: list[int], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     return {
-        "text": _text(before, candidate.ids, tokenizer),
+        "text": step_text(before, candidate.ids, tokenizer),
         "own": own,
         "count": candidate.count,
         "terminal": candidate.terminal,
@@ -149,7 +150,8 @@ def _candidate(
     }
 
 
-def _text(before: list[int], ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+def step_text(before: list[int], ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the step ``ids`` reads as after the tokens ``before``."""
     context = before[-CONTEXT_TOKENS:]
     # Special tokens stay visible: an end token is part of the action.
     head = tokenizer.decode(context, skip_special_tokens=False)

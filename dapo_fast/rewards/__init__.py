@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from math import fsum, inf, nan  # the name ``math`` is the submodule's here, once that is imported
+from math import fsum, nan  # the name ``math`` is the submodule's here, once that is imported
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dapo_fast.config import LEAST_WEIGHT, MOST_WEIGHT
 from dapo_fast.errors import InputError, from_outside
 from dapo_fast.names import check_name, resolve
 from dapo_fast.rewards.cores import usable_cores
@@ -87,13 +88,14 @@ def named_reward(setting: str | Mapping[str, float], given: Mapping[str, Any] | 
 
 
 def check_reward(setting: Any) -> None:
-    """InputError unless all that ``setting`` names can be had, or is a program's to give, and weights are above 0."""
+    """InputError unless all that ``setting`` names can be had, or is a program's to give, with weights in range."""
     weights = {setting: 1.0} if isinstance(setting, str) else setting
     if not isinstance(weights, Mapping) or not weights or not all(isinstance(name, str) for name in weights):
         raise InputError("a name, or names with their weights")
     for name, weight in weights.items():
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < inf:
-            raise InputError(f"{name}: a weight is a number above 0, not {weight!r}")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not LEAST_WEIGHT <= weight <= MOST_WEIGHT:
+            limits = f"from {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}"
+            raise InputError(f"{name}: a weight is a number {limits}, not {weight!r}")
         check_name(name, VERIFIERS)
 
 

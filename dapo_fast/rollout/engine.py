@@ -113,14 +113,18 @@ def make_engine(
 
     Raises:
         InputError: a model that the in-process engine cannot sample from; a server that is not there or tokenizes
-            otherwise.
+            otherwise; something else than an engine.
     """
     if settings.kind == "http":
         from dapo_fast.rollout.http import HttpEngine
 
         return HttpEngine(settings, model_dir, server)
     if settings.kind != "in_process":
-        return resolve("engine.kind", settings.kind, given)(Path(model_dir))
+        engine = resolve("engine.kind", settings.kind, given)(Path(model_dir))
+        if missing := [name for name in ("tokenizer", "context", "generate") if not hasattr(engine, name)]:
+            said = f"gave a {type(engine).__name__}, which has no {', '.join(missing)}"
+            raise InputError(f"engine.kind {settings.kind}: {said}")
+        return engine
     from dapo_fast.rollout.in_process import InProcessEngine
 
     return InProcessEngine.load(model_dir, model, settings.max_rows)

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dapo_fast.rollout")
 
+# What tokenizers that are not the same one will hardly cut alike.
+PROBE = "Let x = 12345.678;\n\n  then \\frac{x}{2} ≈ 6172.84 — naïve café, 数学 🙂\tend.\n"
+
 MOST_TRUNCATED = 0.1  # share of responses that did not finish, above which accuracy says more of the limit than of them
 
 
@@ -37,7 +40,11 @@ def check_model_directory(setting: str, path: Path, weights: bool = True) -> Non
     ``weights``: its files of weights are there too, and their headers can be read.
     """
     if not (path / "config.json").is_file():
-        raise InputError(f"{setting} {path}: not a Hugging Face model directory (no config.json)")
+        of_the_hub = len(path.parts) == 2 and not path.is_absolute() and not path.exists()
+        hint = (
+            f"; if it is a model of the hub, give the directory that `hf download {path}` prints" if of_the_hub else ""
+        )
+        raise InputError(f"{setting} {path}: not a Hugging Face model directory (no config.json){hint}")
     for file in path.iterdir():
         refuse_pipe(file)
     with blaming(f"{setting} {path}", "config.json describes no causal language model"):
@@ -51,6 +58,13 @@ def check_model_directory(setting: str, path: Path, weights: bool = True) -> Non
             AutoModelForCausalLM.from_config(config)
     if weights:
         stored_tensors(path)
+
+
+def check_critic(setting: str, path: Path, ours: PreTrainedTokenizerBase) -> None:
+    """InputError, naming ``setting``, where ``path`` holds no model, or one of another vocabulary than ``ours``."""
+    check_model_directory(setting, path)
+    if load_tokenizer(path)(PROBE)["input_ids"] != ours(PROBE)["input_ids"]:
+        raise InputError(f"{setting} {path}: its tokenizer is not the policy's, whose tokens it would have to read")
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:

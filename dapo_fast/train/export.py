@@ -13,7 +13,6 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from dapo_fast.errors import InputError, blaming
@@ -21,8 +20,9 @@ from dapo_fast.models.files import Stored, stored_tensors
 from dapo_fast.models.hub import as_stored, sources
 from dapo_fast.rundir import sync
 from dapo_fast.sums import SUMS, file_sum, write_sums
+from dapo_fast.train.adapters import ADAPTERS, export_adapters, gathered
 from dapo_fast.train.parallel import World
-from dapo_fast.train.weights import ADAPTER, EXPORTED, MASTER, stored_buffers
+from dapo_fast.train.weights import ADAPTER, EXPORTED, MASTER, has_adapters, stored_buffers
 
 SHARD_BYTES = 5 * 2**30
 
@@ -39,19 +39,14 @@ def full_weights(model: nn.Module) -> Iterator[tuple[str, Tensor, Callable[[], T
             layer = model.get_submodule(name.removesuffix(".base_layer.weight"))
             yield name.replace(".base_layer.", "."), parameter, lambda p=parameter, m=layer: _merged(p, m)
         else:
-            yield name.replace(".base_layer.", "."), parameter, lambda p=parameter: _whole(p)
+            yield name.replace(".base_layer.", "."), parameter, lambda p=parameter: gathered(p)
     for name, buffer in stored_buffers(model).items():
-        yield name, buffer, lambda b=buffer: _whole(b)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        yield name, buffer, lambda b=buffer: gathered(b)
 
 
 def _merged(weight: Tensor, layer: nn.Module) -> Tensor:
-    down, up = _whole(layer.lora_A[ADAPTER].weight), _whole(layer.lora_B[ADAPTER].weight)
-    return _whole(weight).float() + layer.scaling[ADAPTER] * (up.float() @ down.float())
+    down, up = gathered(layer.lora_A[ADAPTER].weight), gathered(layer.lora_B[ADAPTER].weight)
+    return gathered(weight).float() + layer.scaling[ADAPTER] * (up.float() @ down.float())
 
 
 def export(
@@ -59,7 +54,7 @@ def export(
 ) -> float:
     """Write ``model`` as a Hugging Face directory: parameters in ``dtype``, buffers as they are, config, tokenizer.
 
-    It appears whole or not at all.
+    It appears whole or not at all. Of a policy with adapters, ``directory/adapter`` holds these alone too.
 
     Args:
         source: Directory whose tokenizer (and whatever else is not weights or config) comes along.
@@ -78,6 +73,8 @@ def export(
     if world.rank == 0:
         _copy_others(source, temporary)
         write_sums(temporary, sums)
+    if has_adapters(model) and not hasattr(model, "score"):  # a critic's head is no adapter
+        export_adapters(model, temporary / ADAPTERS, source, world)
     if master and dtype != torch.float32:
         sums = _write(model, temporary / MASTER, torch.float32, world, lambda *_: None)
         if world.rank == 0:

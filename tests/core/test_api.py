@@ -37,7 +37,7 @@ class Sampler:
     log: list = []  # noqa: RUF012 - the class is what a run is given
 
     def __init__(self, policy):
-        self.tokenizer = None
+        self.tokenizer, self.context = None, 64
         Sampler.log.append(("opened", policy.name))
 
     def generate(self, prompts, params, progress=None):
@@ -205,7 +205,7 @@ def test_the_directory_is_held_while_something_is_done_and_not_longer(calls, tmp
         ({"reward": "no_such_module:f"}, "reward: no_such_module:f: cannot be imported"),
         ({"reward": "json:decoder"}, "reward: json:decoder: a module, which cannot be called"),
         ({"reward": 5}, "reward: 5 is neither"),
-        ({"reward": {half: -1}}, "a weight is a number above 0"),
+        ({"reward": {half: -1}}, "a weight is a number from"),
         ({"engine": Sampler.__new__(Sampler)}, "engine: give a function"),
         ({"objective": "json:nothing"}, "objective: json:nothing"),
         ({"objective": "json:decoder"}, "objective: json:decoder: a module, which cannot be called"),
@@ -256,9 +256,8 @@ def test_a_critic_that_is_not_there_is_said_before_anything_is_measured(tmp_path
 
 
 def test_with_a_critic_results_are_read_once(calls, tmp_path, monkeypatch):
-    monkeypatch.setattr("dapo_fast.rollout.loading.check_model_directory", lambda *arguments: None)
-    monkeypatch.setattr("dapo_fast.step_values.StepValues.of", lambda *arguments: None)
-    monkeypatch.setattr("dapo_fast.best_of.choose_by_critic", lambda *arguments: {"samples": 4})
+    monkeypatch.setattr("dapo_fast.rollout.loading.check_critic", lambda *arguments: None)
+    monkeypatch.setattr("dapo_fast.pipeline.Pipeline.choose", lambda *arguments: {"samples": 4})
     run = DAPO(settings(evaluate={"samples": 4}), tmp_path / "run", **given(heldout=ROWS[:3]))
     assert run.evaluate(0, "critic")["chosen"] == run.best_of("critic", 0) == {"samples": 4}
     assert len(calls["evaluate"]) == 1

@@ -84,7 +84,8 @@ def test_what_each_rule_chooses(tmp_path):
         )
     )
     problems = [Problem(str(i), "2+2?", "4") for i in range(4)]
-    found = choose_by_critic(problems, tmp_path, Says(), "a critic")
+    found = choose_by_critic(problems, tmp_path, Says(), "a critic", {"accuracy": 0.25})
+    assert found["beam"] == {"accuracy": 0.25}
     assert found["best_of"]["accuracy"] == 2 / 4
     assert found["majority"]["accuracy"] == (0 + 1 + 0.5 + 0) / 4
     assert found["weighted"]["accuracy"] == 2 / 4
@@ -95,7 +96,8 @@ def test_what_each_rule_chooses(tmp_path):
         ("0", 1, 0.9), ("1", 1, 0.1), ("2", 1, 0.4), ("0", 0, 0.2), ("2", 0, 0.6),
     ]  # fmt: skip
     code = [Problem(str(i), "2+2?", kind="code") for i in range(4)]
-    assert set(choose_by_critic(code, tmp_path, Says(), "a critic")) == {"critic", "samples", "best_of"}
+    chosen = choose_by_critic(code, tmp_path, Says(), "a critic", {})
+    assert set(chosen) == {"critic", "samples", "best_of", "beam"}
 
 
 def test_answers_in_one_spelling():
@@ -106,7 +108,7 @@ def test_answers_in_one_spelling():
 
 def test_nothing_sampled(tmp_path):
     with pytest.raises(InputError, match=r"sampled\.jsonl: missing"):
-        choose_by_critic([Problem("0", "?", "4")], tmp_path, Says(), "a critic")
+        choose_by_critic([Problem("0", "?", "4")], tmp_path, Says(), "a critic", {})
 
 
 CLOSING = """

@@ -76,7 +76,7 @@ def test_beta_is_a_number_or_a_rule():
         (["reward=chess"], ["reward", "'chess' is none of math, code"]),
         (["reward=5"], ["reward: a name, or names with their weights"]),
         (["reward={}"], ["reward: a name, or names with their weights"]),
-        (["reward={math: true}"], ["reward: math: a weight is a number above 0, not True"]),
+        (["reward={math: true}"], ["reward: math: a weight is a number from 1e-06 to 1e+06, not True"]),
         (["reward={math: 0}"], ["reward: math: a weight"]),
         (["reward={math: 1, json:nothing: 1}"], ["reward", "json:nothing"]),
         (["by_iteration.1.reward=math"], ["reward: the same in every iteration"]),

@@ -93,5 +93,8 @@ def test_an_address_that_cannot_be_had_is_one_line(served, tmp_path, capsys):
     for wrong in (port, 70_000):
         with pytest.raises(InputError, match=rf"--host 127\.0\.0\.1 --port {wrong}: "):
             value_server(Known(), "a critic", port=wrong)
+    for host in ("a\0b", "\udcff"):
+        with pytest.raises(InputError, match=r"--host .* --port 0: no address to serve at"):
+            value_server(Known(), "a critic", host, port=0)
     assert main(["serve-values", str(tmp_path / "run"), "--preset", "arithmetic"]) == 2
     assert "nothing here yet of critic" in capsys.readouterr().err

@@ -88,7 +88,7 @@ def test_one_set_alone_keeps_its_ids_and_its_order(files):
         ([], "data.problems: an empty list"),
         ([{"path": "a"}, {"path": "a"}], "data.problems: a is there more than once"),
         ([{"path": "a", "weight": 1}, {"path": "b"}], "data.problems: a weight for every set of problems, or for none"),
-        ([{"path": "a", "weight": 0}], "weight: Input should be greater than 0"),
+        ([{"path": "a", "weight": 0}], "weight: Input should be greater than or equal to 0.000001"),
         ([{"path": "a", "wieght": 1}], "wieght: there is no such setting"),
     ],
 )

@@ -279,6 +279,11 @@ BROKEN = {
                 "'tools' must be an array of objects",
             ),
             (
+                "calls",
+                b'[{"role": "user", "content": "p"}, {"role": "assistant", "tool_calls": "add"}]',
+                "prompt, message 2: 'tool_calls' must be an array of objects, not a string",
+            ),
+            (
                 "surrogate",
                 b'[{"role": "system", "content": "\\ud800"}, {"role": "user", "content": "p"}]',
                 "a lone surr",

@@ -113,6 +113,21 @@ def test_runs_that_are_no_directory(kind, command, inputs, here, capsys):
         refused(capsys, [command, path, *settings], words, keeps=[here])
 
 
+# Modules of one's own --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["engine.kind", "reward", "objective", "data.task"])
+def test_modules_that_are_programs(setting, here, capsys, monkeypatch):
+    (here / "script_of_mine.py").write_text("import sys\nsys.exit(3)\n")
+    monkeypatch.syspath_prepend(here)
+    refused(capsys, ["run", "r", *PRESET, f"{setting}=script_of_mine:f"], "script_of_mine:f: cannot be imported", "3")
+
+
+def test_functions_that_give_no_engine(here, capsys):
+    words = ["collect", "r", *PRESET, *SMALL, "engine.kind=pathlib:Path"]
+    refused(capsys, words, "engine.kind pathlib:Path: gave a PosixPath, which has no tokenizer, context, generate")
+
+
 # Launchers -------------------------------------------------------------------------------------------------------
 
 

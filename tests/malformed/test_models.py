@@ -66,6 +66,7 @@ OTHERS = [  # which the weights are not of
     {"head_dim": 4},
     {"quantization_config": {"quant_method": "magic"}},
     {"architectures": ["LlamaForSequenceClassification"]},
+    {"hidden_size": 10**9},
 ]
 
 
@@ -109,6 +110,16 @@ def test_names_of_no_model(name, command, model, inputs, capsys):
     replace(model.parent / "loop", "loop")
     given = json.dumps(name) if command is not evaluation else name
     refused(capsys, command(given, inputs), "critic.init" if command is critic_of else "model", keeps=[model])
+
+
+@pytest.mark.parametrize("end", ["x", [[1]], -5])
+def test_end_tokens_that_are_none(end, model, inputs, capsys):
+    edited(model / "generation_config.json", eos_token_id=end)
+    refused(capsys, evaluation("model", inputs), "model: generation_config.json: eos_token_id", keeps=[model])
+
+
+def test_a_name_on_the_hub(here, inputs, capsys):
+    refused(capsys, evaluation("org/name", inputs), "org/name: not a Hugging Face model", "`hf download org/name`")
 
 
 def test_a_model_that_is_only_a_pickle(model, inputs, capsys):

@@ -106,6 +106,8 @@ def test_numbers_that_nobody_counts_to(name, here, capsys):
         ("data.problems=none.jsonl", "exclude each other"),
         ("data={task: null, problems: p.jsonl}", "model.path"),
         ("data.task=null", "data"),
+        ("reward={math: 1e308, code: 1e308}", "reward={math"),
+        ("data.heldout=[{path: a, weight: 1e-300}, {path: b, weight: 1e300}]", ".0.weight: Input should be"),
     ],
 )
 def test_overrides(override, words, here, capsys):
@@ -118,6 +120,7 @@ def test_overrides(override, words, here, capsys):
     [
         *("http://h:x", "http://h:99999999", "http://h:0", "http://", "http://:80", "ftp://h", "h:80", "//h", ""),
         *("http://[::1", "http://a b", "http://h\\tx", "http://h:-1", "file:///etc/passwd", "HTTP//h"),
+        *(f"http://{'h' * 64}", "http://a..b"),
     ],
 )
 def test_urls(url, here, capsys):

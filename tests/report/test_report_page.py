@@ -33,7 +33,8 @@ def load(path):
 
 
 def test_all_sections_and_no_word_of_anything_missing(page):
-    sections = ["accuracy", "heldout", "trajectories", "critic", "advantages", "training", "cost", "settings"]
+    sections = ["accuracy", "heldout", "trajectories", "steps", "critic", "advantages", "training", "cost"]
+    sections.append("settings")
     assert page.anchors() == ["provenance", *sections]
     assert not [a for _, a in page.elements if "missing" in a.get("class", "")]
 
@@ -60,6 +61,22 @@ def test_heldout_responses_stand_with_the_values_of_their_steps(page):
         ["2", "so 3", "0.75", "–", "–"],
     ]  # fmt: skip
     assert "Problem b: wrong, reward 0.25; expected 3" in page.text and "after iteration 2" in page.text
+
+
+def test_the_best_and_worst_steps_are_those_of_the_trees(run, page):
+    trees = list(read_trees(run / "iter1" / "advantages"))
+    steps = [c for tree in trees for state in tree.states if state.kept for c in state.candidates]
+    advantages = [c.advantage for c in steps if not c.terminal]
+    head, *rows = page.tables["Best and worst steps, iteration 1"]
+    assert head == ["step", "Â", "right", "before", "after", "what came of it"] and len(rows) == 8
+    shown = [float(row[1]) for row in rows]
+    assert shown == sorted(shown, reverse=True)
+    assert (shown[0], shown[-1]) == (round(max(advantages), 2), round(min(advantages), 2))
+    for row, value in zip(rows, shown, strict=True):
+        before, after = (float(cell.rstrip("%")) for cell in row[3:5])
+        if "more likely" in row[5] or "less likely" in row[5]:
+            assert (after >= before) == ("more likely" in row[5])
+            assert ("against its advantage" in row[5]) == ((after > before) != (value > 0))
 
 
 def test_it_opens_on_the_response_that_missed_most(page):
@@ -102,8 +119,8 @@ def test_results_are_those_of_the_evaluations(run, page):
     done = load(run / "iter1" / "advantages" / "done.json")
     assert rows[2][3:5] == [f"{done['kept']:,} of {done['states']:,}", f"{done['pairs']:,}"]
     details = page.tables["Evaluations"]
-    assert details[0] == ["policy", "problems", "samples each", "pass@1", "pass@4", "cut off", "mean tokens"]
-    assert details[2] == ["base, sampled", "1,000", "4", "30.1%", "93.0%", "0.0%", "15.5"]
+    assert details[0] == ["policy", "problems", "samples", "pass@4", "cut off", "tokens"]
+    assert details[2] == ["base, sampled", "1,000", "4", "93.0%", "0.0%", "15.5"]
 
 
 def test_critic_numbers_are_those_of_the_heldout_file(run, page):

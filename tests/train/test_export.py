@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from dapo_fast.config import ActorSettings
 from dapo_fast.train import export as exports
 from dapo_fast.train.export import export
 from dapo_fast.train.parallel import World
+from dapo_fast.train.weights import add_lora
 
 SMALL = {
     "vocab_size": 40,
@@ -84,6 +86,27 @@ def test_the_experts_of_one_tensor_may_lie_in_several_files(tmp_path, monkeypatc
     assert index[name.format(0)] != index[name.format(3)]
     again = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
+
+
+def test_adapters_are_there_for_peft_too(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = made("llama")
+    model.save_pretrained(tmp_path / "base")
+    add_lora(model, ActorSettings(lora_rank=2, lora_alpha=6.0))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name:
+                parameter.copy_(0.3 * torch.randn(parameter.shape))
+    merged = exported(model, tmp_path, torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        unlike = base(ids).logits
+        said = peft.PeftModel.from_pretrained(base, merged / "adapter")(ids).logits
+        expected = AutoModelForCausalLM.from_pretrained(merged)(ids).logits
+    torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-4)
+    assert (unlike - expected).abs().max() > 0.1
+    assert json.loads((merged / "adapter" / "adapter_config.json").read_text())["r"] == 2
 
 
 def test_buffers_keep_their_type(tmp_path):

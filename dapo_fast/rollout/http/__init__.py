@@ -5,7 +5,6 @@ that all of these understand; ``answers`` says what an answer must look like.
 """
 
 from dapo_fast.rollout.http.client import ServerError
-from dapo_fast.rollout.http.dialect import PROBE
 from dapo_fast.rollout.http.engine import HttpEngine
 
-__all__ = ["PROBE", "HttpEngine", "ServerError"]
+__all__ = ["HttpEngine", "ServerError"]

@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from dapo_fast.errors import InputError
 from dapo_fast.rollout.engine import SamplingParams
 from dapo_fast.rollout.http.client import Client, KeyRefusedError, ServerError
+from dapo_fast.rollout.loading import PROBE
 
 log = logging.getLogger("dapo_fast.rollout.http")
 
-PROBE = "Let x = 12345.678;\n\n  then \\frac{x}{2} ≈ 6172.84 — naïve café, 数学 🙂\tend.\n"
 _NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}  # undoes a server's defaults of its own
 
 

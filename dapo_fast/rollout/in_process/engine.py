@@ -109,7 +109,11 @@ def sampling_dtype(directory: str | Path, settings: ModelSettings) -> str:
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that end a response: the generation config's and the tokenizer's."""
+    """Tokens that end a response: the generation config's and the tokenizer's; InputError where these are none."""
     configured = getattr(model.generation_config, "eos_token_id", None)
-    found = set(configured if isinstance(configured, (list, tuple)) else [configured]) | {tokenizer.eos_token_id}
-    return sorted(token for token in found if token is not None)
+    given = configured if isinstance(configured, (list, tuple)) else [configured]
+    found = [token for token in (*given, tokenizer.eos_token_id) if token is not None]
+    if any(type(token) is not int or token < 0 for token in found):
+        name = model.config.name_or_path or "model"
+        raise InputError(f"{name}: generation_config.json: eos_token_id is {configured!r}, which is no token id")
+    return sorted(set(found))
