@@ -1,12 +1,13 @@
 """The segment-aligned engine: hidden states, lm_head weight and an objective over segments → loss and gradients."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dapo_kernels import checks
+from dapo_kernels import checks, direct
 from dapo_kernels.call import Backend, Call, gather_rows, kernel_context, log
 from dapo_kernels.chunk_torch import spread
 from dapo_kernels.compiling import breaks_graph
@@ -178,6 +179,10 @@ def compute(
     call: Call, cu_segments: Tensor | None, objective: Objective, per_group: int, needs: tuple[bool, bool, bool]
 ) -> tuple[Tensor, Tensor, Tokens, tuple[Tensor | None, Tensor | None, Tensor | None]]:
     """Loss, (S,) segment log-probabilities, the tokens', and the gradients of hidden, weight and bias."""
+    if direct.is_small(call):
+        of_objective = partial(evaluate, objective, sums=call.sums)
+        if (found := direct.compute(call, cu_segments, of_objective, needs)) is not None:
+            return found
     chunks = call.chunks(cu_segments, per_group)
     hidden, weight, bias = call.operands()
     logits = call.logits(weight, bias, chunks)
