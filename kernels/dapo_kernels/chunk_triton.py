@@ -49,10 +49,9 @@ class TritonLogits:
         )
         return logps
 
-    def backward(self, gradient: Tensor, dtype: torch.dtype) -> Dlogits:
-        """dlogits (U, V) in `dtype` from the gradient (n,) of each log-probability; overwrites the logits."""
-        rows, vocabulary = self.logits.shape
-        out = self.buffer.view(dtype)[:rows, :vocabulary]
+    def backward(self, gradient: Tensor, dtype: torch.dtype, of_lses: Tensor | None = None) -> Dlogits:
+        """As TorchLogits.backward; overwrites the logits."""
+        gradient, out = gradient.contiguous(), self._narrowed(dtype)
         dlogits(
             self.logits,
             out,
@@ -60,11 +59,22 @@ class TritonLogits:
             self.targets,
             self.piece.order,
             self.piece.row_starts,
-            gradient.contiguous(),
+            gradient,
+            gradient if of_lses is None else gradient - of_lses,
             self.picked,
             self.lse,
             self.softcap,
             self.temperature,
             self.ignore_index,
         )
-        return Dlogits(out, None)
+        return Dlogits(_readable(out), None)
+
+    def _narrowed(self, dtype: torch.dtype) -> Tensor:
+        """(U, V) the logits' memory in `dtype`, which takes the first part of each row."""
+        rows, vocabulary = self.logits.shape
+        return self.buffer.view(dtype)[:rows, :vocabulary]
+
+
+def _readable(values: Tensor) -> Tensor:
+    # On a CPU (in the interpreter) a bf16 product reads past the end of rows: what was left there may be NaN.
+    return values if values.is_cuda else values.contiguous()

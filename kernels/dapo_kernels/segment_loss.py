@@ -179,7 +179,8 @@ def compute(
     call: Call, cu_segments: Tensor | None, objective: Objective, per_group: int, needs: tuple[bool, bool, bool]
 ) -> tuple[Tensor, Tensor, Tokens, tuple[Tensor | None, Tensor | None, Tensor | None]]:
     """Loss, (S,) segment log-probabilities, the tokens', and the gradients of hidden, weight and bias."""
-    if direct.is_small(call):
+    penalty = objective.penalty(call) if hasattr(objective, "penalty") else None
+    if penalty is None and direct.is_small(call):
         of_objective = partial(evaluate, objective, sums=call.sums)
         if (found := direct.compute(call, cu_segments, of_objective, needs)) is not None:
             return found
@@ -199,6 +200,8 @@ def compute(
         for piece in pieces:
             x = gather_rows(hidden, piece, weight.dtype)
             of_pieces.append(reader.read(logits, x, piece, training))
+            if penalty is not None:
+                penalty.read(logits, x, piece)
         tokens = of_pieces[0] if len(pieces) == 1 else torch.cat([loss.new_empty(0), *of_pieces])
         offsets = cu
         if len(chunks) > 1 and cu is not None:
@@ -217,7 +220,13 @@ def compute(
                 x = gather_rows(hidden, piece, weight.dtype)
                 logits.forward(x, call.targets[piece.start : piece.stop], piece, True)
                 share = coefficients[piece.start - pieces[0].start : piece.stop - pieces[0].start]
-            gradients.add(logits.backward(share, weight.dtype), x, weight, piece)
+            of_lses = None if penalty is None else penalty.slopes(logits, piece)
+            gradients.add(logits.backward(share, weight.dtype, of_lses), x, weight, piece)
+            if penalty is not None:
+                penalty.add(gradients, x, piece)
+    if penalty is not None:
+        loss += penalty.loss
+        penalty.finish(gradients)
     # A result of its own even where segments are tokens: an operator's results may not share memory.
     segment_logps = of_chunks[0] if len(chunks) == 1 and cu is not None else torch.cat([loss.new_empty(0), *of_chunks])
     return loss, segment_logps, reader.finished(), gradients.finished()

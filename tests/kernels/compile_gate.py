@@ -31,6 +31,7 @@ ENTRIES = {"bias_ptr": F32, "targets_ptr": I64, "order_ptr": I64, "starts_ptr": 
 LOGPROB = {"logits_ptr": F32, "row_stride": "i32", "logps_ptr": F32, "picked_ptr": F32, "lse_ptr": F32}
 LOGPROB |= {"entropy_ptr": F32}
 DLOGITS = {"logits_ptr": F32, "row_stride": "i32", "out_stride": "i32", "gradient_ptr": F32} | {
+    "softmax_ptr": F32,
     "picked_ptr": F32,
     "lse_ptr": F32,
 }

@@ -21,6 +21,7 @@ THROUGH_TRITON = (
     "value",
     "nonfinite",
     "passes",
+    "penalty",
     "triton",
 )
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -97,7 +98,7 @@ else:
         torch.testing.assert_close(logps.double(), exact[range(3), targets], atol=1e-5, rtol=0)
         gradient = torch.tensor([1.0, -2.0, 0.5])
         out = store.view(torch.bfloat16).view(rows, 2 * stride)[:, :vocabulary]
-        dlogits(logits, out, None, targets, None, None, gradient, picked, lse, None, 1.0, -100)
+        dlogits(logits, out, None, targets, None, None, gradient, gradient, picked, lse, None, 1.0, -100)
         wanted = -exact.exp()
         wanted[range(3), targets] += 1
         torch.testing.assert_close(out.double(), wanted * gradient[:, None], atol=2e-2, rtol=1e-2)
@@ -114,5 +115,5 @@ else:
         targets = torch.tensor([wrong, 3])
         logps, picked, lse, _ = logprob(logits, None, targets, None, None, None, 1.0, -100, False)
         assert torch.isfinite(logps).all()
-        dlogits(logits, logits, None, targets, None, None, torch.ones(2), picked, lse, None, 1.0, -100)
+        dlogits(logits, logits, None, targets, None, None, torch.ones(2), torch.ones(2), picked, lse, None, 1.0, -100)
         assert torch.isfinite(logits).all() and guarded[[0, 3]].isnan().all()
