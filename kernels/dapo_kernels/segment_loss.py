@@ -186,7 +186,7 @@ def compute(
             return found
     chunks = call.chunks(cu_segments, per_group)
     hidden, weight, bias = call.operands()
-    logits = call.logits(weight, bias, chunks)
+    logits = call.logits(weight, bias, chunks, penalty is None)
     gradients, reader, training = Gradients(call, needs), TokenReader(call), any(needs)
     cu = None if cu_segments is None else cu_segments.to(hidden.device, non_blocking=True)
     loss = torch.zeros((), dtype=call.logits_dtype, device=hidden.device)
@@ -199,7 +199,7 @@ def compute(
         of_pieces = []
         for piece in pieces:
             x = gather_rows(hidden, piece, weight.dtype)
-            of_pieces.append(reader.read(logits, x, piece, training))
+            of_pieces.append(reader.read(logits, x, piece, training and len(pieces) == 1))
             if penalty is not None:
                 penalty.read(logits, x, piece)
         tokens = of_pieces[0] if len(pieces) == 1 else torch.cat([loss.new_empty(0), *of_pieces])
