@@ -53,15 +53,17 @@ def peak_of(device: str) -> Peak | None:
 
 
 def passes(shape: Shape, chunk_rows: int | None = None) -> list[Pass]:
-    """The passes of one forward and backward as the Triton path makes them, with a 16-bit hidden and weight."""
+    """The passes of one forward and backward as the Triton path makes them, with a bf16 hidden and weight.
+
+    Where each hidden row is one entry; a chunk with a row of several reads its logits once more.
+    """
     entries, width, vocabulary = shape
     chunks = ceil(entries / sizes(chunk_rows, vocabulary, torch.device("cuda")).chunk)
     logits, weight, hidden = entries * vocabulary, vocabulary * width, entries * width
     product = 2 * logits * width
     return [
         Pass("logits", product, 4 * logits + 2 * hidden + 2 * weight * chunks),  # fp32, the weight once a chunk
-        Pass("log-probabilities", 0, 4 * logits),
-        Pass("their gradient", 0, (4 + 2) * logits),
+        Pass("softmax", 0, (4 + 2) * logits),
         Pass("hidden's gradient", product, 2 * logits + 2 * hidden + 2 * weight * chunks),
         # Summed in fp32: the first chunk writes it, every other reads and writes it.
         Pass("weight's gradient", product, 2 * logits + 2 * hidden + 4 * weight * (2 * chunks - 1)),

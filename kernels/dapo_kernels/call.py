@@ -98,14 +98,18 @@ class Call:
             return segment_sum(tokens, offsets)
         return segment_sums(tokens, offsets)
 
-    def logits(self, weight: Tensor, bias: Tensor | None, chunks: list[Chunk]) -> "TorchLogits":
-        """The backend's buffer, large enough for the largest piece."""
+    def logits(self, weight: Tensor, bias: Tensor | None, chunks: list[Chunk], row_scale: bool = True) -> "TorchLogits":
+        """The backend's buffer, large enough for the largest piece.
+
+        `row_scale`: an entry's gradient is one number times (onehot − softmax), no gradient of its log-sum-exp alone.
+        """
         pieces = [piece for chunk in chunks for piece in chunk.pieces]
         size = max((p.stop - p.start if p.rows is None else p.rows.numel() for p in pieces), default=0)
         kind, ignored = TorchLogits, None if self.all_words else self.ignore_index
         if self.triton:
-            from dapo_kernels.chunk_triton import TritonLogits as kind
+            from dapo_kernels.chunk_triton import TritonLogits
 
+            kind = partial(TritonLogits, row_scale)
             ignored = self.ignore_index
         elif self.shard is not None:
             from dapo_kernels.sharded import ShardedLogits

@@ -2,6 +2,7 @@
 
 import math
 import os
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -119,12 +120,12 @@ def cu_segments(name: str, value: Tensor, entries: int, hidden: Tensor) -> None:
 
 def offsets(name: str, value: Tensor, entries: int) -> None:
     """The value check of cu_segments, for a tensor that is known to lie on the host."""
-    if int(value[0]) != 0 or int(value[-1]) != entries:
-        raise ValueError(f"{name}: runs from {int(value[0])} to {int(value[-1])}, expected 0 to N = {entries}")
-    lengths = value.diff()
-    if lengths.numel() and int(lengths.min()) < 0:
-        at = int((lengths < 0).nonzero()[0])
-        raise ValueError(f"{name}: falls from {int(value[at])} to {int(value[at + 1])} at segment {at}")
+    values = value.tolist()  # one operation, where tensors' comparisons are six: a small batch has few segments
+    if values[0] != 0 or values[-1] != entries:
+        raise ValueError(f"{name}: runs from {values[0]} to {values[-1]}, expected 0 to N = {entries}")
+    if values != sorted(values):  # which only walks over what is in order
+        at = next(i for i, (before, after) in enumerate(pairwise(values)) if after < before)
+        raise ValueError(f"{name}: falls from {values[at]} to {values[at + 1]} at segment {at}")
 
 
 def per_segment(name: str, value: Tensor, segments: int, hidden: Tensor) -> None:

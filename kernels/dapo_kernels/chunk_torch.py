@@ -93,7 +93,7 @@ class TorchLogits:
         ignore_index: int | None,  # None: all targets are words, and count
         rows: int,
         dtype: torch.dtype,  # of the logits: fp32, or fp64 for fp64 inputs
-        statistics: bool,  # forward also leaves each row's entropy and log-sum-exp (U,) in `entropy` and `lse`
+        statistics: bool,  # forward also leaves each row's entropy (U,) in `entropy`
     ) -> None:
         self.weight, self.bias, self.softcap, self.temperature = weight, bias, softcap, temperature
         self.ignore_index, self.statistics = ignore_index, statistics
@@ -114,7 +114,7 @@ class TorchLogits:
             # On a GPU wrong targets are found only when debugging; clamped, they still never read out of bounds.
             columns = targets.clamp(0, vocabulary - 1)
         self._locate(columns, piece)
-        highest = None
+        self.highest = None
         if not self.shifted:
             picked = logits.view(-1).index_select(0, self.at)
             self.sums = logits.exp_().sum(1)
@@ -123,15 +123,18 @@ class TorchLogits:
                 self.shifted = True
                 logits = self._final(x, keep)
         if self.shifted:
-            highest = logits.amax(1, keepdim=True)
-            picked = logits.sub_(highest).view(-1).index_select(0, self.at)
+            self.highest = logits.amax(1)
+            picked = logits.sub_(self.highest[:, None]).view(-1).index_select(0, self.at)
             self.sums = logits.exp_().sum(1)
         self.exponentials = logits
         if self.statistics:
-            self.lse, self.entropy = self.sums.log(), entropies(logits, self.sums[:, None])
-            if highest is not None:
-                self.lse += highest.squeeze(1)
+            self.entropy = entropies(logits, self.sums[:, None])
         return self._logps(picked)
+
+    @property
+    def lse(self) -> Tensor:
+        """(U,) log-sum-exps of the rows that forward has read."""
+        return self.sums.log() if self.highest is None else self.sums.log().add_(self.highest)
 
     def _locate(self, columns: Tensor, piece: Piece) -> None:
         """Where in the memory of the logits the targets' are."""
@@ -171,16 +174,21 @@ class TorchLogits:
             logits.div_(self.temperature)
         return logits
 
-    def backward(self, gradient: Tensor, dtype: torch.dtype) -> Dlogits:
-        """dlogits (U, V) in `dtype` from the gradient (n,) of each log-probability; overwrites the exponentials."""
+    def backward(self, gradient: Tensor, dtype: torch.dtype, of_lses: Tensor | None = None) -> Dlogits:
+        """dlogits (U, V) in `dtype` from the gradient (n,) of each log-probability; overwrites the exponentials.
+
+        `of_lses`: the gradients (n,) of the entries' log-sum-exps by themselves, nought where ignored.
+        """
         if self.ignored is not None:
             gradient = gradient.masked_fill(self.ignored, 0)
+        of_softmax = gradient if of_lses is None else gradient - of_lses
         if self.temperature != 1.0:
-            gradient = gradient / self.temperature
+            gradient, of_softmax = gradient / self.temperature, of_softmax / self.temperature
         values, sums = self.exponentials, self.sums
         order, starts = self.piece.order, self.piece.row_starts
         vocabulary, width = self.weight.shape
-        alone = gradient.numel() == values.shape[0] and self.own is None  # one entry a row, and its target in it
+        # One entry a row, its target in it, and one number for both its one-hot and its softmax.
+        alone = gradient.numel() == values.shape[0] and self.own is None and of_lses is None
         if alone and vocabulary > 2 * width:  # rows worth sparing
             of_rows = gradient if order is None else gradient.index_select(0, order)
             if dtype != values.dtype:  # fp16 has no room for sums
@@ -190,7 +198,7 @@ class TorchLogits:
             scale = of_rows / hits
         else:
             # A row's entries may have gradients of their own: no number is common to its one-hots and its softmax.
-            of_rows = gradient if order is None else segment_sums(gradient.index_select(0, order), starts)
+            of_rows = of_softmax if order is None else segment_sums(of_softmax.index_select(0, order), starts)
             values.mul_((of_rows / sums).neg_()[:, None])
             if self.own is not None:
                 gradient = gradient.masked_fill(~self.own, 0)

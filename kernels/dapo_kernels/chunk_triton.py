@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from dapo_kernels.chunk_torch import Dlogits, project
 from dapo_kernels.ops.dlogits import dlogits
+from dapo_kernels.ops.exponentials import exponentials
 from dapo_kernels.ops.final_logits import padded_width
 from dapo_kernels.ops.logprob import logprob
 from dapo_kernels.plan import Piece
@@ -16,6 +17,7 @@ class TritonLogits:
 
     def __init__(
         self,
+        row_scale: bool,  # as in Call.logits
         weight: Tensor,  # (V, H)
         bias: Tensor | None,  # (V,) fp32
         softcap: float | None,
@@ -29,13 +31,27 @@ class TritonLogits:
         self.weight, self.bias = weight, bias if bias is None else F.pad(bias, (0, width - bias.numel()))
         self.softcap, self.temperature, self.ignore_index = softcap, temperature, ignore_index
         self.statistics = statistics
+        self.row_scale = row_scale and weight.dtype != torch.float16  # whose range has no room for exponentials
         self.buffer = torch.empty(rows, width, dtype=dtype, device=weight.device)
 
     def forward(self, x: Tensor, targets: Tensor, piece: Piece, keep: bool) -> Tensor:
         """Log-probabilities (n,) of targets (n,) given x (U, H)."""
         self.logits = self.buffer[: x.shape[0], : self.weight.shape[0]]
         project(x, self.weight, self.logits)
-        self.targets, self.piece = targets.contiguous(), piece
+        self.targets, self.piece, self.sums = targets.contiguous(), piece, None
+        if keep and self.row_scale and piece.rows is None:  # one entry a row
+            self.values = self._narrowed(self.weight.dtype)
+            logps, self.sums, self.lse, self.entropy = exponentials(
+                self.logits,
+                self.values,
+                self.bias,
+                self.targets,
+                self.softcap,
+                self.temperature,
+                self.ignore_index,
+                self.statistics,
+            )
+            return logps
         logps, self.picked, self.lse, self.entropy = logprob(
             self.logits,
             self.bias,
@@ -49,10 +65,12 @@ class TritonLogits:
         )
         return logps
 
-    def backward(self, gradient: Tensor, dtype: torch.dtype) -> Dlogits:
-        """dlogits (U, V) in `dtype` from the gradient (n,) of each log-probability; overwrites the logits."""
-        rows, vocabulary = self.logits.shape
-        out = self.buffer.view(dtype)[:rows, :vocabulary]
+    def backward(self, gradient: Tensor, dtype: torch.dtype, of_lses: Tensor | None = None) -> Dlogits:
+        """As TorchLogits.backward; overwrites the logits."""
+        if self.sums is not None:
+            gradient = gradient.masked_fill(self.targets == self.ignore_index, 0)
+            return Dlogits(_readable(self.values), gradient / -self.sums)
+        gradient, out = gradient.contiguous(), self._narrowed(dtype)
         dlogits(
             self.logits,
             out,
@@ -60,11 +78,22 @@ class TritonLogits:
             self.targets,
             self.piece.order,
             self.piece.row_starts,
-            gradient.contiguous(),
+            gradient,
+            gradient if of_lses is None else gradient - of_lses,
             self.picked,
             self.lse,
             self.softcap,
             self.temperature,
             self.ignore_index,
         )
-        return Dlogits(out, None)
+        return Dlogits(_readable(out), None)
+
+    def _narrowed(self, dtype: torch.dtype) -> Tensor:
+        """(U, V) the logits' memory in `dtype`, which takes the first part of each row."""
+        rows, vocabulary = self.logits.shape
+        return self.buffer.view(dtype)[:rows, :vocabulary]
+
+
+def _readable(values: Tensor) -> Tensor:
+    # On a CPU (in the interpreter) a bf16 product reads past the end of rows: what was left there may be NaN.
+    return values if values.is_cuda else values.contiguous()

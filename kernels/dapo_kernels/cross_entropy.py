@@ -28,6 +28,8 @@ def linear_cross_entropy(
     ignore_index: int = -100,
     reduction: Literal["mean", "sum", "none"] = "mean",
     shift: int = 0,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     chunk_rows: int | None = None,
     backend: Backend = "auto",
     process_group: "ProcessGroup | None" = None,
@@ -38,12 +40,19 @@ def linear_cross_entropy(
     where ignored; it computes the logits again in backward: four GEMMs instead of three.
     `shift`: the hidden state at t predicts targets[…, t + shift]; 1 for the labels of a causal LM.
 
-    Arguments and errors otherwise as in linear_segment_loss; also ValueError for reduction and shift.
+    `label_smoothing` is F.cross_entropy's, `z_loss` the coefficient of each token's squared log-sum-exp (Liger's
+    lse_square_scale), part of the loss and divided with it: see CrossEntropy.
+
+    Arguments and errors otherwise as in linear_segment_loss; also ValueError for reduction and shift, for smoothing
+    with softcap, and for smoothing or z-loss of reduction "none".
     """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction: expected mean, sum or none, got {reduction!r}")
     if normalizer is not None and reduction != "mean":
         raise ValueError(f"normalizer: is for reduction mean, not {reduction}")
+    if reduction == "none" and (label_smoothing or z_loss):
+        name = "label_smoothing" if label_smoothing else "z_loss"
+        raise ValueError(f"{name}: is for reduction mean or sum; none gives −log π of each token")
     shape = getattr(targets, "shape", ())
     if isinstance(hidden, Tensor) and (shift or hidden.dim() > 2):
         hidden, targets = _flattened(hidden, targets, rows, shift, ignore_index)
@@ -57,7 +66,7 @@ def linear_cross_entropy(
         normalizer = 1.0
     elif normalizer is None:
         normalizer = (targets != ignore_index).sum().clamp(min=1)
-    return segment_loss(call, None, CrossEntropy(normalizer), 1).loss
+    return segment_loss(call, None, CrossEntropy(normalizer, label_smoothing, z_loss), 1).loss
 
 
 def _flattened(

@@ -42,7 +42,14 @@ class Gradients:
             self.fresh = False
         if self.bias is not None:
             total = self.bias.dtype
-            self.bias += values.sum(0, dtype=total) if scale is None else (values.t().to(total) @ scale)[:, 0]
+            if scale is None:
+                self.bias += values.sum(0, dtype=total)
+            elif values.dtype == total:
+                torch.addmv(self.bias, values.t(), scale[:, 0], out=self.bias)
+            else:  # a scale of 16 bits would round all of a row alike: in two parts it does not
+                high = scale.to(values.dtype)
+                parts = torch.cat([high, (scale - high).to(values.dtype)], 1)
+                self.bias += project_back(parts.t(), values, total).sum(0)
         if self.hidden is None:
             return
         if piece.rows is not None:

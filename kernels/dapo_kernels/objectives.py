@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from dapo_kernels import checks
 from dapo_kernels.call import Backend, Call
+from dapo_kernels.penalty import Penalty
 from dapo_kernels.segment_loss import segment_loss
 
 if TYPE_CHECKING:
@@ -78,18 +79,36 @@ class DirectAdvantage(_Operator):
 
 @dataclass(frozen=True)
 class CrossEntropy(_Operator):
-    """−Σ log π(token) / normalizer."""
+    """−Σ log π(token) / normalizer, with label smoothing and z-loss on request, each over the tokens that count.
+
+    Smoothing ε is F.cross_entropy's: a target is 1 − ε of itself and ε of the uniform distribution over all words. The
+    z-loss is PaLM's (arXiv 2204.02311; Liger's lse_square_scale): z_loss · Σ lse² / normalizer.
+    """
 
     normalizer: float | Tensor
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(f"label_smoothing: must be from 0 to 1, got {self.label_smoothing!r}")
+        if not 0 <= self.z_loss < float("inf"):
+            raise ValueError(f"z_loss: must be a number and not negative, got {self.z_loss!r}")
 
     def values(self) -> tuple:
-        return (self.normalizer,)
+        return self.normalizer, self.label_smoothing, self.z_loss
+
+    def penalty(self, call: Call) -> Penalty | None:
+        """What the engine adds for every token beside this function of its log-probability; None: nothing."""
+        if not (self.label_smoothing or self.z_loss):
+            return None
+        return Penalty(call, self.z_loss, self.label_smoothing, self.normalizer)
 
     def with_gradient(
         self, segment_logps: Tensor, token_logps: Tensor, start: int, stop: int
     ) -> tuple[Tensor, None, Tensor]:
-        one = token_logps.new_ones(())
-        return -token_logps.sum() / self.normalizer, None, (-one / self.normalizer).expand_as(token_logps)
+        share = token_logps.new_full((), self.label_smoothing - 1) / self.normalizer
+        return token_logps.sum() * share, None, share.expand_as(token_logps)
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,25 @@ def token_statistics(
     return entropies.masked_fill(ignored, 0), z.logsumexp(-1).masked_fill(ignored, 0)
 
 
+def cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    normalizer: float,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    *,
+    ignore_index: int = -100,
+    **options: object,
+) -> Tensor:
+    """F.cross_entropy with its label smoothing, plus z_loss · lse² of each token that counts; / normalizer."""
+    z = logits(hidden, weight, **options)
+    smoothed = F.cross_entropy(
+        z, targets.long(), ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum"
+    )
+    return (smoothed + z_loss * z.logsumexp(-1)[targets != ignore_index].square().sum()) / normalizer
+
+
 def step_logprobs(token_logps: Tensor, cu_steps: Tensor) -> Tensor:
     """(S,) sums over cu_steps[s]:cu_steps[s+1]."""
     bounds = cu_steps.tolist()

@@ -1,12 +1,13 @@
 """The segment-aligned engine: hidden states, lm_head weight and an objective over segments → loss and gradients."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dapo_kernels import checks
+from dapo_kernels import checks, direct
 from dapo_kernels.call import Backend, Call, gather_rows, kernel_context, log
 from dapo_kernels.chunk_torch import spread
 from dapo_kernels.compiling import breaks_graph
@@ -178,9 +179,14 @@ def compute(
     call: Call, cu_segments: Tensor | None, objective: Objective, per_group: int, needs: tuple[bool, bool, bool]
 ) -> tuple[Tensor, Tensor, Tokens, tuple[Tensor | None, Tensor | None, Tensor | None]]:
     """Loss, (S,) segment log-probabilities, the tokens', and the gradients of hidden, weight and bias."""
+    penalty = objective.penalty(call) if hasattr(objective, "penalty") else None
+    if penalty is None and direct.is_small(call):
+        of_objective = partial(evaluate, objective, sums=call.sums)
+        if (found := direct.compute(call, cu_segments, of_objective, needs)) is not None:
+            return found
     chunks = call.chunks(cu_segments, per_group)
     hidden, weight, bias = call.operands()
-    logits = call.logits(weight, bias, chunks)
+    logits = call.logits(weight, bias, chunks, penalty is None)
     gradients, reader, training = Gradients(call, needs), TokenReader(call), any(needs)
     cu = None if cu_segments is None else cu_segments.to(hidden.device, non_blocking=True)
     loss = torch.zeros((), dtype=call.logits_dtype, device=hidden.device)
@@ -193,7 +199,9 @@ def compute(
         of_pieces = []
         for piece in pieces:
             x = gather_rows(hidden, piece, weight.dtype)
-            of_pieces.append(reader.read(logits, x, piece, training))
+            of_pieces.append(reader.read(logits, x, piece, training and len(pieces) == 1))
+            if penalty is not None:
+                penalty.read(logits, x, piece)
         tokens = of_pieces[0] if len(pieces) == 1 else torch.cat([loss.new_empty(0), *of_pieces])
         offsets = cu
         if len(chunks) > 1 and cu is not None:
@@ -212,7 +220,13 @@ def compute(
                 x = gather_rows(hidden, piece, weight.dtype)
                 logits.forward(x, call.targets[piece.start : piece.stop], piece, True)
                 share = coefficients[piece.start - pieces[0].start : piece.stop - pieces[0].start]
-            gradients.add(logits.backward(share, weight.dtype), x, weight, piece)
+            of_lses = None if penalty is None else penalty.slopes(logits, piece)
+            gradients.add(logits.backward(share, weight.dtype, of_lses), x, weight, piece)
+            if penalty is not None:
+                penalty.add(gradients, x, piece)
+    if penalty is not None:
+        loss += penalty.loss
+        penalty.finish(gradients)
     # A result of its own even where segments are tokens: an operator's results may not share memory.
     segment_logps = of_chunks[0] if len(chunks) == 1 and cu is not None else torch.cat([loss.new_empty(0), *of_chunks])
     return loss, segment_logps, reader.finished(), gradients.finished()

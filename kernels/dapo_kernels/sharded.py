@@ -81,11 +81,11 @@ class ShardedLogits(TorchLogits):
         self.own = (columns >= 0) & (columns < width)
         self._locate(columns.clamp(0, width - 1), piece)
         # Always without the maximum: whether sums need it would have to be agreed on.
-        highest = shard.largest(logits.amax(1))
-        picked = logits.sub_(highest[:, None]).view(-1).index_select(0, self.at).masked_fill_(~self.own, 0)
+        self.highest = shard.largest(logits.amax(1))
+        picked = logits.sub_(self.highest[:, None]).view(-1).index_select(0, self.at).masked_fill_(~self.own, 0)
         self.exponentials = logits.exp_()
         both = shard.sum(torch.cat([logits.sum(1), picked]))
         self.sums, picked = both.split([rows, targets.numel()])
         if self.statistics:
-            self.lse, self.entropy = self.sums.log() + highest, shard.sum(entropies(logits, self.sums[:, None]))
+            self.entropy = shard.sum(entropies(logits, self.sums[:, None]))
         return self._logps(picked)

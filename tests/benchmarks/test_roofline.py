@@ -12,11 +12,11 @@ import roofline
 from roofline import GPU_SHAPES, PEAKS, expected_ratio, floor, floor_seconds, passes, peak_of
 
 
-def test_one_chunk_is_eighteen_bytes_a_logit_and_three_products():
+def test_one_chunk_is_fourteen_bytes_a_logit_and_three_products():
     counted = passes((100, 10, 1000), chunk_rows=100)
     assert sum(p.flops for p in counted) == 3 * 2 * 100 * 10 * 1000 == sum(p.flops for p in floor((100, 10, 1000)))
     weights_and_hidden = (2 + 2 + 4 + 6) * 1000 * 10 + 3 * 2 * 100 * 10
-    assert sum(p.bytes for p in counted) == 18 * 100 * 1000 + weights_and_hidden
+    assert sum(p.bytes for p in counted) == 14 * 100 * 1000 + weights_and_hidden
     assert sum(p.bytes for p in floor((100, 10, 1000))) == 6 * 100 * 1000 + 6 * 1000 * 10 + 6 * 100 * 10
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import triton
 from dapo_kernels import ops
-from dapo_kernels.ops import direct_advantage, dlogits, final_logits, logprob, segment_sum, value
+from dapo_kernels.ops import direct_advantage, dlogits, exponentials, final_logits, logprob, segment_sum, value
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
@@ -31,6 +31,7 @@ ENTRIES = {"bias_ptr": F32, "targets_ptr": I64, "order_ptr": I64, "starts_ptr": 
 LOGPROB = {"logits_ptr": F32, "row_stride": "i32", "logps_ptr": F32, "picked_ptr": F32, "lse_ptr": F32}
 LOGPROB |= {"entropy_ptr": F32}
 DLOGITS = {"logits_ptr": F32, "row_stride": "i32", "out_stride": "i32", "gradient_ptr": F32} | {
+    "softmax_ptr": F32,
     "picked_ptr": F32,
     "lse_ptr": F32,
 }
@@ -50,6 +51,14 @@ def dlogits_gate(dtype, flags):
     return dlogits.dlogits_kernel, {**DLOGITS, **ENTRIES, **HEAD, "dlogits_ptr": f"*{dtype}"}, constants, dlogits.WARPS
 
 
+def exponentials_gate(dtype, flags, entropy):
+    kernel, types = exponentials.exponentials_kernel, {**LOGPROB, **ENTRIES, **HEAD, "sums_ptr": F32}
+    types |= {"values_ptr": f"*{dtype}", "out_stride": "i32"}
+    flags = {name: flag for name, flag in flags.items() if name != "HAS_ORDER"}
+    constants = {**flags, "HAS_ENTROPY": entropy, "HEADROOM": exponentials.HEADROOM, "BLOCK": exponentials.BLOCK}
+    return kernel, types, constants, exponentials.WARPS
+
+
 def value_gate(dtype, bce, weights):
     kernel = value.value_kernel
     pointers = {"hidden_ptr": f"*{dtype}", "weight_ptr": f"*{dtype}", "bias_ptr": f"*{dtype}", "rows_ptr": I64}
@@ -67,6 +76,9 @@ GATES = {
     "logprob bias softcap rows": logprob_gate(ALL, False),
     "logprob plain entropy": logprob_gate(PLAIN, True),
     "logprob bias softcap rows entropy": logprob_gate(ALL, True),
+    **{f"exponentials {dtype} plain": exponentials_gate(dtype, PLAIN, False) for dtype in ("bf16", "fp32")},
+    **{f"exponentials {d} bias softcap": exponentials_gate(d, ALL, False) for d in ("bf16", "fp32")},
+    "exponentials bf16 plain entropy": exponentials_gate("bf16", PLAIN, True),
     **{f"dlogits {dtype} plain": dlogits_gate(dtype, PLAIN) for dtype in ("bf16", "fp16", "fp32")},
     **{f"dlogits {dtype} bias softcap rows": dlogits_gate(dtype, ALL) for dtype in ("bf16", "fp16", "fp32")},
     "segment_sum": (
@@ -151,6 +163,8 @@ VECTORS = {
     "logprob plain": 4,
     "logprob plain entropy": 4,
     "logprob bias softcap rows": 8,
+    "exponentials bf16 plain": 10,
+    "exponentials fp32 plain": 16,
     "dlogits bf16 plain": 6,
     "dlogits fp32 plain": 8,
 }

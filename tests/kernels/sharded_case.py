@@ -46,7 +46,8 @@ def losses(case):
         return out.logps.sum(), *out
 
     def entropy(hidden, weight, **more):
-        return (dk.linear_cross_entropy(hidden, weight, case.targets, **options, **more),)
+        penalties = {"z_loss": 1e-2, "label_smoothing": 0.0 if case.softcap else 0.1}
+        return (dk.linear_cross_entropy(hidden, weight, case.targets, **penalties, **options, **more),)
 
     return [direct, steps, clipped, statistics, entropy]
 

@@ -61,7 +61,9 @@ def test_low_precision_is_as_close_as_autograd(dtype, shared_rows, path):
     assert (out.step_logps - steps).abs().max() < 1e-3 * 30
     defined(case, autograd)[0].backward()
     for a, b, c in zip(mine, autograd, exact):
-        assert error(a.grad, c.grad) <= error(b.grad, c.grad)
+        # As a whole: which single element is furthest off is chance.
+        ours, theirs = ((g.grad - c.grad).norm() for g in (a, b))
+        assert ours <= theirs
         assert error(a.grad, c.grad) < 2e-2
 
 

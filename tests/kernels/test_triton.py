@@ -21,6 +21,7 @@ THROUGH_TRITON = (
     "value",
     "nonfinite",
     "passes",
+    "penalty",
     "triton",
 )
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -60,7 +61,7 @@ if not INTERPRETED:
         done = clean_process(str(HERE / "variants_case.py"))
         assert done.returncode == 0, done.stderr
         forms = json.loads(done.stdout)
-        assert len(forms) == 6 and set(forms.values()) == {1}, forms
+        assert len(forms) == 7 and set(forms.values()) == {1}, forms
 
     def test_the_gate_sees_spills_scalars_and_forgotten_kernels():
         code = (
@@ -97,15 +98,39 @@ else:
         torch.testing.assert_close(logps.double(), exact[range(3), targets], atol=1e-5, rtol=0)
         gradient = torch.tensor([1.0, -2.0, 0.5])
         out = store.view(torch.bfloat16).view(rows, 2 * stride)[:, :vocabulary]
-        dlogits(logits, out, None, targets, None, None, gradient, picked, lse, None, 1.0, -100)
+        dlogits(logits, out, None, targets, None, None, gradient, gradient, picked, lse, None, 1.0, -100)
         wanted = -exact.exp()
         wanted[range(3), targets] += 1
         torch.testing.assert_close(out.double(), wanted * gradient[:, None], atol=2e-2, rtol=1e-2)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("step", [2000, -2000, 25, 35, 0])
+    def test_an_origin_that_moves(step, dtype):
+        """Blocks far above or below the first: what was written is scaled once more, and nothing overflows."""
+        from dapo_kernels.ops.exponentials import BLOCK, exponentials
+
+        vocabulary = 2 * BLOCK + 50
+        memory = torch.empty(3, vocabulary + 14)
+        logits = memory[:, :vocabulary]
+        logits.copy_(torch.randn(3, vocabulary, generator=torch.Generator().manual_seed(0)))
+        logits += torch.arange(vocabulary) // BLOCK * step
+        logits[2, :BLOCK] = float("-inf")
+        exact = logits.double()
+        targets, out = torch.tensor([3, vocabulary - 1, -100]), memory.view(dtype)[:, :vocabulary]
+        logps, sums, lse, entropies = exponentials(logits, out, None, targets, None, 1.0, -100, True)
+        wanted = exact.softmax(1)
+        assert torch.allclose(entropies.double(), torch.special.entr(wanted).sum(1), rtol=1e-5, atol=1e-4)
+        assert torch.allclose(lse.double(), exact.logsumexp(1), rtol=1e-6)
+        assert torch.allclose(logps[:2].double(), exact.log_softmax(1)[[0, 1], targets[:2]], rtol=1e-5, atol=1e-5)
+        wanted[[0, 1], targets[:2]] -= 1
+        tolerance = 1e-5 if dtype == torch.float32 else 8e-3
+        assert ((out.double() / sums[:, None] - wanted).abs() <= tolerance * wanted.abs() + 1e-9).all()
 
     @pytest.mark.parametrize("wrong", [-1, -(10**12), 50, 10**12])
     def test_wrong_targets_stay_in_bounds(wrong):
         """On a GPU targets are not looked at: a wrong one gives a wrong number, not a wrong address."""
         from dapo_kernels.ops.dlogits import dlogits
+        from dapo_kernels.ops.exponentials import exponentials
         from dapo_kernels.ops.logprob import logprob
 
         guarded = torch.full((4, 64), float("nan"))
@@ -114,5 +139,7 @@ else:
         targets = torch.tensor([wrong, 3])
         logps, picked, lse, _ = logprob(logits, None, targets, None, None, None, 1.0, -100, False)
         assert torch.isfinite(logps).all()
-        dlogits(logits, logits, None, targets, None, None, torch.ones(2), picked, lse, None, 1.0, -100)
+        dlogits(logits, logits, None, targets, None, None, torch.ones(2), torch.ones(2), picked, lse, None, 1.0, -100)
         assert torch.isfinite(logits).all() and guarded[[0, 3]].isnan().all()
+        logps, *_ = exponentials(logits, logits, None, targets, None, 1.0, -100, False)
+        assert torch.isfinite(logps).all() and torch.isfinite(logits).all() and guarded[[0, 3]].isnan().all()

@@ -9,7 +9,14 @@ from collections import defaultdict
 
 import dapo_kernels as dk
 import torch
-from dapo_kernels.ops import direct_advantage, dlogits, logprob, segment_sum, value  # noqa: F401  before the switch
+from dapo_kernels.ops import (  # noqa: F401  before the switch
+    direct_advantage,
+    dlogits,
+    exponentials,
+    logprob,
+    segment_sum,
+    value,
+)
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
@@ -48,6 +55,9 @@ def epoch(vocabulary):
         for normalizer in (7, torch.tensor(7.0)):
             arguments = (hidden, weight, data["targets"], data["cu"], data["steps"], data["steps"], 0.1, normalizer)
             dk.linear_direct_advantage_loss(*arguments, rows=data["rows"], chunk_rows=32, backend="triton")
+            # A hidden row an entry, in chunks that hold every step: longer ones are first read forward only.
+            alone = (data["hidden"][: len(data["targets"])].requires_grad_(), *arguments[1:])
+            dk.linear_direct_advantage_loss(*alone, chunk_rows=64, backend="triton")
         with torch.no_grad():
             dk.linear_step_logprobs(
                 hidden, weight, data["targets"], data["cu"], rows=data["rows"], chunk_rows=32, backend="triton"

@@ -12,7 +12,8 @@ BLOCK, WARPS = 4096, 8
 
 @triton.jit(
     do_not_specialize=[
-        *("targets_ptr", "order_ptr", "starts_ptr", "gradient_ptr", "picked_ptr", "lse_ptr", "V"),  # as in logprob.py
+        *("targets_ptr", "order_ptr", "starts_ptr", "gradient_ptr", "softmax_ptr", "picked_ptr"),
+        *("lse_ptr", "V"),  # as in logprob.py
     ],
 )
 def dlogits_kernel(
@@ -24,7 +25,8 @@ def dlogits_kernel(
     targets_ptr,  # (n,)
     order_ptr,  # (n,)
     starts_ptr,  # (U+1,)
-    gradient_ptr,  # (n,) fp32: of the loss by each log-probability
+    gradient_ptr,  # (n,) fp32: of the loss by each target's logit
+    softmax_ptr,  # (n,) fp32: what each entry takes off of its row's softmax; the same, but for a gradient of the lse
     picked_ptr,  # (n,) fp32: the targets' final logits
     lse_ptr,  # (U,) fp32
     V,
@@ -51,7 +53,7 @@ def dlogits_kernel(
     for k in range(first, last):
         entry = tl.load(order_ptr + k) if HAS_ORDER else k
         target = tl.load(targets_ptr + entry).to(tl.int64)
-        row_gradient += tl.where(target == ignore_index, 0.0, tl.load(gradient_ptr + entry))
+        row_gradient += tl.where(target == ignore_index, 0.0, tl.load(softmax_ptr + entry))
 
     # Ascending, so that 16-bit results only overwrite logits that have been read: those of column c lie where
     # the logits of columns c/2 lay. Within the block the barrier waits until every thread has read.
@@ -94,13 +96,14 @@ def dlogits(
     order: Tensor | None,
     starts: Tensor | None,
     gradient: Tensor,  # (n,) fp32
+    of_softmax: Tensor,  # (n,) fp32
     picked: Tensor,  # (n,) fp32
     lse: Tensor,  # (U,) fp32
     softcap: float | None,
     temperature: float,
     ignore_index: int,
 ) -> None:
-    """out[u] = Σ of row u's entries of gradient · (onehot(target) − softmax(logits[u])), times the logits' slope."""
+    """out[u] = Σ of row u's entries of gradient · onehot(target) − of_softmax · softmax(logits[u]), times the slope."""
     rows, vocabulary = logits.shape
     if rows:
         dlogits_kernel[(rows,)](
@@ -113,6 +116,7 @@ def dlogits(
             order,
             starts,
             gradient,
+            of_softmax,
             picked,
             lse,
             vocabulary,
