@@ -77,15 +77,14 @@ def test_actor_pack(seed, budget, flat, padded):
             assert pack.advantages[step].item() == pytest.approx(candidate.advantage)
             assert pack.ref_logps[step].item() == pytest.approx(candidate.ref_logp)
             seen.append((t, s, c))
-        if pack.tokens > budget and pack.steps > 1:  # the branches of a long prefix
-            paths = [
-                trees[t].prefix_ids(trees[t].states[s]) + trees[t].states[s].candidates[c].ids[:-1]
-                for t, s, c in pack.step_keys.tolist()
-            ]
+        paths = [
+            trees[t].prefix_ids(trees[t].states[s]) + trees[t].states[s].candidates[c].ids[:-1]
+            for t, s, c in pack.step_keys.tolist()
+        ]
+        # Over the budget are only a path, with what is read on its way, and the branches of a long prefix.
+        if pack.tokens > max(budget, *(len(path) for path in paths)):
             shared = max(common(*pair) for pair in itertools.combinations(paths, 2))
             assert not flat and budget < shared and pack.tokens <= 2 * shared
-        elif pack.tokens > budget:  # a path that is itself too long
-            assert pack.tokens == pack.flat_tokens
     assert sorted(seen) == sorted((t, s, c) for t, s in groups for c in range(len(trees[t].states[s].candidates)))
 
 
