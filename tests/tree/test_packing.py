@@ -254,6 +254,9 @@ def test_pad_lengths():
     assert lengths[::4] == [2048, 4096, 8192, 16384]
     assert all(b <= 1.25 * a for a, b in itertools.pairwise(lengths))
     assert all(length % 128 == 0 for length in pad_lengths(1000, "cuda"))
+    longer = pad_lengths(16384, "cuda", longest=60_000)
+    assert longer[:13] == lengths and longer[13:] == [19584, 23296, 27648, 32768, 39040, 46464, 55168, 65536]
+    assert pad_lengths(16384, "cuda", longest=1000) == lengths
     assert empty_pack([256]).length == 256
     assert empty_pack().length == 1
 
