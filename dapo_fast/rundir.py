@@ -25,7 +25,7 @@ from dapo_fast.hashing import digest
 
 # Settings that move work around or bound its size, and leave the mathematics as it is: they may change between a kill
 # and the resume, a batch of another pack size still being the same batch.
-_FREE = {"save_every", "keep_checkpoints", "pack_tokens", "attention", "device"}
+_FREE = {"save_every", "keep_checkpoints", "pack_tokens", "longest_pack", "attention", "device"}
 # What a stage leaves before it has a result: to other settings it goes, and what is said of the past stays.
 _PREPARED = {"stage.json", "claim.json", "timing.json", "start"}
 _SAID = {"config.yaml", "run.log", "server.log", "server.pid", ".lock", "tensorboard"}

@@ -148,7 +148,7 @@ class Stages:
             return compute_advantages(trees, out, config.advantages, None, digest)
         k = read_state(critic / "done.json", state.CriticDone)["k"]
         with open_world(config.model, config.parallel) as world:
-            fill = ValueFiller(critic / "model", config.model, config.parallel, world, config.advantages.pack_tokens)
+            fill = ValueFiller(critic / "model", config.advantages, config.model, config.parallel, world)
             summary = compute_advantages(trees, out, config.advantages, fill, digest, k, world)
         del fill
         free_memory()

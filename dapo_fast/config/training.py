@@ -26,6 +26,7 @@ class OptimSettings(Section):
     epochs: int = Field(1, ge=1)  # passes over the data
     steps: int | None = Field(None, ge=1)  # optimizer steps; None: as many as the epochs give
     pack_tokens: int = Field(16384, ge=16)  # most tokens of a pack (one forward and backward); fewer to fill the ranks
+    longest_pack: int | None = Field(None, ge=16, **LATER)  # that of a tree with long trunks; None: what memory holds
     save_every: int = Field(50, ge=1)  # optimizer steps between checkpoints
     keep_checkpoints: int = Field(2, ge=1)  # how many of the newest stay
     lora_rank: int = Field(0, ge=0)  # 0: full training
@@ -67,6 +68,7 @@ class AdvantageSettings(Section):
     trunk_steps: bool = True  # the steps that trunks take are candidates too
     source: Literal["critic", "mc", "response"] = "critic"  # who says Q: the critic, MC values, the trunk's reward
     pack_tokens: int = Field(16384, ge=16)  # most tokens of one forward pass
+    longest_pack: int | None = Field(None, ge=16, **LATER)  # that of a tree with long trunks; None: what memory holds
 
 
 class ActorSettings(OptimSettings):

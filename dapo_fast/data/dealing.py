@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from dapo_fast.data.line import FEW, Evening, Line, Sums
 from dapo_fast.data.pack import Pack, empty_pack, pack_cost
 
 log = logging.getLogger("dapo_fast.packing")
@@ -17,6 +18,9 @@ log = logging.getLogger("dapo_fast.packing")
 Packed = TypeVar("Packed")
 
 TOLERANCE = 0.005  # of a pack's work, between the limit that is found and the least
+# With room for four times its longest prefix, the packs of a trunk repeat at most about a seventh of its tree:
+# (4/3) · 3 · ln(4/3) = 1.15, if as many branches hang on every part of it.
+BRANCHES = 4
 # Where a prefix alone is over the limit, whoever reads it has memory for it: room for as many tokens again makes a pack
 # of its branches at most twice as large as what must fit, and what the prefix costs to repeat at most half of all.
 GROWTH = 2
@@ -31,12 +35,14 @@ class Ranks:
         busy_tokens: Tokens of a pack below which a rank takes no less time over it.
         hidden_size: Of the model: what its attention costs beside its matrix products.
         padded: It reads sequences, each in a row as long as the pack's longest; else trees.
+        longest: Tokens of a pack that it has memory for: where trunks are long, packs may grow up to that.
     """
 
     size: int = 1
     busy_tokens: int = 1
     hidden_size: int = 1024
     padded: bool = False
+    longest: int = 0
 
     def work(self, depth: np.ndarray) -> np.ndarray:
         """``pack_cost`` of paths of ``depth`` tokens."""
@@ -46,53 +52,58 @@ class Ranks:
 ONE = Ranks()
 
 
-class _Sums:
-    """What stretches of a line come to: their first item whole, of each that follows what is not shared."""
-
-    def __init__(self, whole: np.ndarray, shared: np.ndarray) -> None:
-        self._shared = shared
-        self._until = np.concatenate([[0], np.cumsum(whole - shared)])
-
-    @property
-    def total(self) -> float:
-        return float(self._until[-1])
-
-    def stop(self, start: int, limit: float) -> int:
-        """The end of the longest stretch from ``start`` that comes to ``limit`` at most; one item at least."""
-        room = limit - self._shared[start] + self._until[start]
-        return max(start + 1, int(np.searchsorted(self._until, room, side="right")) - 1)
-
-
-def cut_line(sizes: Sequence[int], shared: Sequence[int], most: int, ranks: Ranks = ONE) -> list[slice]:
-    """Where to cut a line of items into packs that fill the ranks.
+def cut_line(sizes: Sequence[int], shared: Sequence[int], most: int, ranks: Ranks = ONE) -> list[list[int]]:
+    """Which items of a line make up each pack, for packs that fill the ranks.
 
     Neighbours share the beginnings of their paths, so that only a cut repeats one.
 
     Args:
         sizes: ``(n,)`` tokens of each item's whole path.
         shared: ``(n,)`` tokens of it that are the item's before as well; 0 where a tree begins.
-        most: Tokens of a pack at most; with a shared prefix of more than that ``GROWTH`` times the prefix, or one path.
+        most: Tokens of a pack at most; of one tree's ``BRANCHES`` times its longest prefix, as far as ``ranks.longest``
+            allows; with a prefix that is longer itself ``GROWTH`` times that, or one path.
 
     Returns:
-        The stretch of items of each pack.
+        The items of each pack, ascending.
     """
     if not len(sizes):
         return []
-    whole, common = np.asarray(sizes, dtype=np.float64), np.asarray(shared, dtype=np.float64)
-    tokens, work = _Sums(whole, common), _Sums(ranks.work(whole), ranks.work(common))
+    line = Line(sizes, shared, ranks.work)
+    tokens, work = Sums(line.whole, line.common), Sums(line.work(line.whole), line.work(line.common))
+    heads = np.flatnonzero(line.common == 0)
+    spans = np.diff(heads, append=len(line))
+    ends = np.repeat(heads + spans, spans)
+    grown = np.minimum(BRANCHES * np.repeat(np.maximum.reduceat(line.common, heads), spans), ranks.longest)
 
-    def cut(limit: float) -> list[slice]:
-        packs: list[slice] = []
+    def cut(limit: float) -> list[np.ndarray]:
+        packs: list[np.ndarray] = []
         start = 0
-        while start < len(whole):
-            repeated = common[start + 1] if start + 1 < len(common) else 0  # by a cut after the first item
-            room = GROWTH * repeated if repeated > most else most
-            stop = min(tokens.stop(start, room), work.stop(start, limit))
-            packs.append(slice(start, stop))
+        while start < len(line):
+            repeated = line.common[start + 1] if start + 1 < len(line) else 0  # by a cut after the first item
+            room = GROWTH * repeated if repeated > max(most, grown[start]) else most
+            stop = max(tokens.stop(start, room), min(tokens.stop(start, grown[start]), ends[start]))
+            stop = min(stop, work.stop(start, limit))
+            packs.append(np.arange(start, stop))
             start = stop
         return packs
 
-    return _evened(cut, work.total, tokens.total, ranks)
+    packs = _evened(cut, work.total, tokens.total, ranks)
+    if 1 < len(packs) <= ranks.size:
+        packs = _evened_out(line, packs, most)
+    return [line.paths(part) for part in packs]
+
+
+def _evened_out(line: Line, packs: list[np.ndarray], most: int) -> list[np.ndarray]:
+    """As many packs of nearly the same work; where chains are few, from the better of two beginnings."""
+    starts = [packs]
+    if len(line) <= FEW * len(packs):
+        alone = line.work(line.whole).tolist()
+        starts.append([np.array(sorted(part)) for part in in_rounds(alone, len(packs))])
+    ways = [Evening(line, start, most) for start in starts]
+    ways = [way for way in ways if way.longest <= max(most, ways[0].longest)]
+    for way in ways:
+        way.run()
+    return min(ways, key=lambda way: way.fullest).parts
 
 
 def first_fit(sizes: Sequence[int], most: int, ranks: Ranks = ONE) -> list[list[int]]:

@@ -129,7 +129,7 @@ class Piece:
 ROW_BLOCK = {"cuda": 128, "cpu": 16}
 
 
-def pad_lengths(pack_tokens: int, device: torch.device | str, sharing: int = 1) -> list[int] | None:
+def pad_lengths(pack_tokens: int, device: torch.device | str, sharing: int = 1, longest: int = 0) -> list[int] | None:
     """The few lengths that packs are padded to: on CUDA fractions of the budget, so that hardly anything recompiles.
 
     Quarter octaves from an eighth of the budget on: packs that fill the ranks may have any size, those of a run's
@@ -137,12 +137,14 @@ def pad_lengths(pack_tokens: int, device: torch.device | str, sharing: int = 1) 
 
     Args:
         sharing: Ranks that share a pack, each to get as many blocks of its rows.
+        longest: To which packs of long trunks may grow: the lengths go on until there.
     """
     kind = torch.device(device).type
     block = ROW_BLOCK[kind] * sharing
     if kind != "cuda":
         return None if sharing == 1 else [block]
-    return sorted({block * math.ceil(pack_tokens / 2 ** (k / 4) / block) for k in range(13)})
+    more = math.ceil(4 * math.log2(longest / pack_tokens)) if longest > pack_tokens else 0
+    return sorted({block * math.ceil(pack_tokens * 2 ** (k / 4) / block) for k in range(-12, more + 1)})
 
 
 def _padded(size: int, lengths: Sequence[int] | None) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 
 from dapo_fast.data.batches import Group, by_tree
 from dapo_fast.data.dealing import ONE, Ranks, by_length, cut_line, first_fit
+from dapo_fast.data.line import chains
 from dapo_fast.data.pack import Pack, Piece, concatenate, pack_stats
 from dapo_fast.data.tree import Tree
 from dapo_fast.data.trie import Arrays, Trie
@@ -77,6 +78,8 @@ def _build(tree: Tree, tree_index: int, items: Sequence[_Item]) -> Piece:
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
     """Tokens that both begin with."""
+    if first[:1] != second[:1]:  # most often
+        return 0
     return next((n for n, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second)))
 
 
@@ -111,21 +114,23 @@ class _Line:
     def _shared(tree: Tree, before: _Item, item: _Item) -> int:
         first, second = tree.states[before.state], tree.states[item.state]
         known = tree.response_length(first) if first.trunk == second.trunk else 0
+        if first is second:
+            return len(tree.prompt_ids) + known + _common(before.path, item.path)
         unlike: list[list[int]] = []
         for state, path in ((first, before.path), (second, item.path)):
             length = tree.response_length(state)
             unlike.append([*(tree.trunks[state.trunk].ids[known:length] if length else []), *path])
         return len(tree.prompt_ids) + known + _common(*unlike)
 
-    def chains(self) -> list[slice]:
-        """Stretches in which every item begins with the whole of the one before: each is one sequence."""
-        ends = [i for i in range(1, len(self.sizes)) if self.shared[i] < self.sizes[i - 1]]
-        return [slice(start, stop) for start, stop in itertools.pairwise([0, *ends, len(self.sizes)])]
+    def chains(self) -> list[range]:
+        """The items of each sequence that no other begins with."""
+        first, last = chains(np.asarray(self.sizes), np.asarray(self.shared))
+        return [range(start, stop + 1) for start, stop in zip(first.tolist(), last.tolist(), strict=True)]
 
-    def pieces(self, part: slice) -> list[Piece]:
-        """The tries of a stretch of the line, one a tree."""
+    def pieces(self, part: Sequence[int]) -> list[Piece]:
+        """The tries of some items, ascending, one a tree."""
         found: list[Piece] = []
-        for index, group in itertools.groupby(self.members[part], key=lambda member: member[0]):
+        for index, group in itertools.groupby((self.members[i] for i in part), key=lambda member: member[0]):
             members = list(group)
             items = sorted((item for _, _, item in members), key=lambda i: (i.state, i.candidate))
             found.append(_build(members[0][1], index, items))
@@ -143,7 +148,7 @@ def _packs(
     if ranks.padded:
         return _side_by_side([line.pieces(part)[0] for part in line.chains()], pack_tokens, lengths, ranks)
     if flat:
-        pieces = [piece for i in range(len(line.members)) for piece in line.pieces(slice(i, i + 1))]
+        pieces = [piece for i in range(len(line.members)) for piece in line.pieces([i])]
         return _side_by_side(pieces, pack_tokens, lengths, ranks)
     parts = cut_line(line.sizes, line.shared, pack_tokens, ranks)
     packs = [concatenate(line.pieces(part), lengths) for part in parts]

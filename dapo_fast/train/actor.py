@@ -23,6 +23,7 @@ from dapo_fast.models.readpath import PackObjective, PolicyReader
 from dapo_fast.targets import beta_of, log_partition
 from dapo_fast.train.demonstrations import Demonstrated, Demonstrations
 from dapo_fast.train.loop import Batch, Task, train
+from dapo_fast.train.memory import Place, longest_pack
 from dapo_fast.train.parallel import World, open_world
 from dapo_fast.train.stage import Dealer, Epochs, finish, finished, policy_reader, read_values
 from dapo_fast.train.trees import open_trees
@@ -160,7 +161,8 @@ def train_actor(
         except ValueError as error:
             raise InputError(f"actor.{error}: nothing to train the actor on") from error
         reader = policy_reader(policy, settings, model, parallel, world)
-        dealer = Dealer(world, reader.model, settings.pack_tokens)
+        longest = longest_pack("actor", policy, settings, Place.of(world, parallel))
+        dealer = Dealer(world, reader.model, settings.pack_tokens, longest)
         _fill_reference(trees, reader, dealer, world, out / "reference", digest)
         own = ActorTask(reader, trees, settings, dealer, seed, beta, objective)
         task: Task = own

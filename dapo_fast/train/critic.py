@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dapo_fast.config import CriticSettings, ModelSettings, ParallelSettings
+from dapo_fast.config import AdvantageSettings, CriticSettings, ModelSettings, ParallelSettings
 from dapo_fast.data.batches import Group, critic_batches, critic_groups
 from dapo_fast.data.mapped import Chosen
 from dapo_fast.data.pack import Pack
@@ -22,6 +22,7 @@ from dapo_fast.models.readpath import ValueReader
 from dapo_fast.rundir import write_json
 from dapo_fast.train.calibration import measure
 from dapo_fast.train.loop import Batch, train
+from dapo_fast.train.memory import Place, longest_pack
 from dapo_fast.train.parallel import World, open_world
 from dapo_fast.train.stage import (
     Dealer,
@@ -123,7 +124,8 @@ def train_critic(
                 f"{trees_directory}: no state with completions outside the held-out problems: nothing to train on"
             )
         reader = value_reader(start, kind, settings, model, parallel, world, seed)
-        dealer = Dealer(world, reader.model, settings.pack_tokens)
+        longest = longest_pack("critic", start, settings, Place.of(world, parallel))
+        dealer = Dealer(world, reader.model, settings.pack_tokens, longest)
         task = CriticTask(reader, training, settings, dealer, seed)
         train(task, reader, reader.model, settings, world, out, seed, digest, parallel)
         measured = _measure_heldout(heldout, training, reader, dealer, world)
@@ -171,15 +173,17 @@ class ValueFiller:
     """Reads V of every state and of what every candidate leads to with a trained critic, on all ranks."""
 
     def __init__(
-        self, critic: Path, model: ModelSettings, parallel: ParallelSettings, world: World, pack_tokens: int
+        self,
+        critic: Path,
+        settings: AdvantageSettings,
+        model: ModelSettings,
+        parallel: ParallelSettings,
+        world: World,
     ) -> None:
-        """Lay the critic in ``critic`` over the processes of ``world``.
-
-        Args:
-            pack_tokens: Most tokens of one forward pass.
-        """
+        """Lay the critic in ``critic`` over the processes of ``world``; ``settings``: how long packs may be."""
         self._reader = saved_value_reader(critic, model, parallel, world)
-        self._dealer = Dealer(world, self._reader.model, pack_tokens)
+        longest = longest_pack("critic", critic, settings, Place.of(world, parallel))
+        self._dealer = Dealer(world, self._reader.model, settings.pack_tokens, longest)
         self._world = world
 
     def __call__(self, trees: Sequence[Tree]) -> None:

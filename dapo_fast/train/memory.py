@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 from dapo_kernels.plan import sizes
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from dapo_fast.config import Config, OptimSettings
+from dapo_fast.config import AdvantageSettings, Config, OptimSettings, ParallelSettings
 from dapo_fast.models.loading import device_bytes, load_config_of, new_causal_lm
 from dapo_fast.models.value import ValueModel
 from dapo_fast.models.variants import head_size, largest
 from dapo_fast.train.blocks import blocks
 from dapo_fast.train.optim import INT8_BLOCK
-from dapo_fast.train.parallel import check_divides
+from dapo_fast.train.parallel import World, check_divides
 from dapo_fast.train.weights import add_lora
 
 GIB = 2**30
@@ -75,9 +75,57 @@ class Estimate:
                     f"pack_tokens {self.pack_tokens} does NOT fit; the longest pack that does has {self.longest_pack}"
                 )
             else:
-                fits = f"pack_tokens {self.pack_tokens} fits; the longest pack that does has {self.longest_pack}"
+                fits = (
+                    f"pack_tokens {self.pack_tokens} fits; the longest pack that does has {self.longest_pack}, "
+                    "and those of long trunks may grow to that"
+                )
             lines.append(f"  {device}: {fits}")
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model is trained, as far as its memory depends on it.
+
+    Attributes:
+        parallel: How it is laid out.
+        processes: Ranks.
+        half: Whether it is computed in 16 bits.
+        device: ``"cuda"`` or ``"cpu"``.
+        device_bytes: Memory of one rank; None where it is not known.
+    """
+
+    parallel: ParallelSettings
+    processes: int
+    half: bool
+    device: str
+    device_bytes: float | None
+
+    @classmethod
+    def of(cls, world: World, parallel: ParallelSettings) -> Place:
+        """This rank's in ``world``; the processes of a CPU are taken to be on one machine."""
+        size = rank_memory_gib(world.device, world.size) * GIB
+        return cls(parallel, world.size, world.dtype.itemsize == 2, world.device.type, size)
+
+    @property
+    def width(self) -> int:
+        """Bytes of what is computed in."""
+        return 2 if self.half else 4
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether weights are gathered for each forward."""
+        return self.half or self.processes > 1 or self.parallel.cpu_offload
+
+    @property
+    def shards(self) -> int:
+        """Ranks that hold a copy of the weights together."""
+        return self.processes // self.parallel.replicas
+
+    @property
+    def holding(self) -> int:
+        """Ranks that hold each layer together."""
+        return self.parallel.tensor_parallel_degree
 
 
 @dataclass(frozen=True)
@@ -127,34 +175,64 @@ def estimate(
     if device_gib is None and torch.cuda.is_available():
         device_gib = device_bytes(torch.device("cuda", 0)) / GIB
     hf_config = load_config_of(model)
-    with torch.device("meta"):
-        policy = new_causal_lm(hf_config, 0, torch.device("meta"), torch.float32)
-        value = ValueModel.from_config(hf_config, 0).model
-    size = None if device_gib is None else device_gib * GIB
+    dtype = config.model.dtype
+    half = dtype == "bfloat16" or (dtype == "auto" and device == "cuda")
+    place = Place(config.parallel, processes, half, device, None if device_gib is None else device_gib * GIB)
     return Report(
         (
-            _count("critic", value, config.critic, config, processes, size, device),
-            _count("actor", policy, config.actor, config, processes, size, device),
+            _count("critic", _on_meta("critic", hf_config), config.critic, place),
+            _count("actor", _on_meta("actor", hf_config), config.actor, place),
         )
     )
 
 
-def _count(
-    name: str,
-    model: nn.Module,
-    settings: OptimSettings,
-    config: Config,
-    processes: int,
-    size: float | None,
-    device: str,
-) -> Estimate:
-    parallel = config.parallel
-    dtype = config.model.dtype
-    half = dtype == "bfloat16" or (dtype == "auto" and device == "cuda")
-    sharded = half or processes > 1 or parallel.cpu_offload
-    shards = processes // parallel.replicas
-    holding = parallel.tensor_parallel_degree
-    width = 2 if half else 4  # bytes of what is computed in
+def longest_pack(name: str, source: Path, settings: OptimSettings | AdvantageSettings, place: Place) -> int:
+    """Tokens of the longest pack of a tree with long trunks: as set, or as many as are counted to fit.
+
+    Args:
+        name: ``"critic"`` or ``"actor"``.
+        source: A directory with ``config.json``.
+        settings: Of its training; of advantages, for which values are only read.
+    """
+    if settings.longest_pack is not None:
+        return settings.longest_pack
+    model = _on_meta(name, load_config_of(source))
+    if isinstance(settings, AdvantageSettings):
+        return _count_reading(name, model, settings.pack_tokens, place).longest_pack or 0
+    return _count(name, model, settings, place).longest_pack or 0
+
+
+def _on_meta(name: str, config: PreTrainedConfig) -> PreTrainedModel:
+    with torch.device("meta"):
+        if name == "critic":
+            return ValueModel.from_config(config, 0).model
+        return new_causal_lm(config, 0, torch.device("meta"), torch.float32)
+
+
+def _count_reading(name: str, model: PreTrainedModel, pack_tokens: int, place: Place) -> Estimate:
+    """What a forward without gradients takes: of activations those of one block."""
+    parameters = sum(p.numel() for p in model.parameters())
+    body = blocks(model)
+    block = max(sum(p.numel() for p in b.parameters()) for b in body)
+    rest = parameters - sum(p.numel() for b in body for p in b.parameters())
+    fixed = [("weights", place.width * parameters / place.shards)]
+    if place.is_sharded:
+        fixed.append(("gathered weights", place.width * (2 * block + rest) / place.holding))
+    text = model.config.get_text_config()
+    per_token = _kept(text, "none", place.width, place.holding) + _around(text, place, layers=1)
+    return Estimate(name, parameters, 0, tuple(fixed), per_token, pack_tokens, place.device_bytes)
+
+
+def _around(config: PreTrainedConfig, place: Place, layers: int) -> float:
+    """Bytes a token beside the blocks: embedding, final norm, their gradients; indices; and what ranks that share a
+    pack gather of each other, kept for ``layers``."""
+    per_token = 6 * place.width * config.hidden_size + 64
+    sharing = place.parallel.context_parallel_degree
+    return per_token + (sharing * _gathered(config, layers, place.width) if sharing > 1 else 0)
+
+
+def _count(name: str, model: PreTrainedModel, settings: OptimSettings, place: Place) -> Estimate:
+    parallel, shards, width, holding = place.parallel, place.shards, place.width, place.holding
     body = blocks(model)
     block = max(sum(p.numel() for p in b.parameters()) for b in body)
     rest = sum(p.numel() for p in model.parameters()) - sum(p.numel() for b in body for p in b.parameters())
@@ -163,13 +241,13 @@ def _count(
     trained = [p for p in model.parameters() if p.requires_grad]
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     trainable = sum(p.numel() for p in trained)
-    offloaded = 0 if parallel.cpu_offload and device == "cuda" else 1
+    offloaded = 0 if parallel.cpu_offload and place.device == "cuda" else 1
     fixed = [
         ("weights, fp32 where trained", offloaded * (4 * trainable + width * frozen) / shards),
         ("gradients, fp32", offloaded * 4 * trainable / shards),
         (f"optimizer states, {settings.optimizer_state}", offloaded * _states(trained, settings) / shards),
     ]
-    if sharded:
+    if place.is_sharded:
         # Two blocks are gathered at a time, one computing and one arriving; embedding, head and norm all through.
         gathered = 2 * block + rest if parallel.reshard_after_forward else trainable + frozen
         fixed.append(("gathered weights", width * gathered / holding))
@@ -181,7 +259,7 @@ def _count(
     text = model.config.get_text_config()
     if hasattr(model, "lm_head"):
         words = -(-text.vocab_size // holding)
-        rows = sizes(None, words, torch.device(device)).piece
+        rows = sizes(None, words, torch.device(place.device)).piece
         chunk = (width + 4) * rows * words
         fixed.append((f"logits, {rows} rows at a time", chunk))
         if not settings.lora_rank:
@@ -189,10 +267,7 @@ def _count(
     per_token = len(body) * _kept(text, parallel.activation_checkpointing, width, holding)
     if parallel.activation_checkpointing != "none":
         per_token += _kept(text, "none", width, holding)  # the block that is being computed again
-    per_token += 6 * width * text.hidden_size + 64  # embedding, final norm, their gradients; indices
-    if parallel.context_parallel_degree > 1:
-        layers = 1 if parallel.activation_checkpointing == "full" else len(body)
-        per_token += parallel.context_parallel_degree * _gathered(text, layers, width)
+    per_token += _around(text, place, 1 if parallel.activation_checkpointing == "full" else len(body))
     return Estimate(
         name=name,
         parameters=sum(p.numel() for p in model.parameters()),
@@ -200,7 +275,7 @@ def _count(
         fixed=tuple(fixed),
         per_token=per_token,
         pack_tokens=settings.pack_tokens,
-        device_bytes=size,
+        device_bytes=place.device_bytes,
     )
 
 

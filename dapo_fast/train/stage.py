@@ -17,6 +17,7 @@ from dapo_fast.config import ModelSettings, OptimSettings, ParallelSettings
 from dapo_fast.data.dealing import Ranks, deal
 from dapo_fast.data.pack import ROW_BLOCK, Pack, pad_lengths
 from dapo_fast.errors import InputError
+from dapo_fast.models.attention import choose_backend, requested_backend
 from dapo_fast.models.checks import check_reading, reading_error
 from dapo_fast.models.context import check_shared, shares, try_shared
 from dapo_fast.models.loading import (
@@ -153,18 +154,32 @@ def _try_reading(reader: PolicyReader | ValueReader, source: Path, world: World)
 BUSY_TOKENS = {"cuda": 2048, "cpu": 64}
 
 
+def _is_dense(model: PreTrainedModel, world: World) -> bool:
+    """Whether trees are read with a mask that grows with the square of their tokens."""
+    backend = choose_backend(requested_backend(model), world.device, flat=False, shared=world.sharing > 1)
+    return backend == "dense"
+
+
 class Dealer:
     """Cuts what a step reads into packs that fill the ranks of this world, and deals them."""
 
-    def __init__(self, world: World, model: PreTrainedModel, pack_tokens: int) -> None:
-        """``pack_tokens``: of a pack at most; where ranks share packs, of each one's share."""
+    def __init__(self, world: World, model: PreTrainedModel, pack_tokens: int, longest: int = 0) -> None:
+        """Of a pack, or where ranks share packs of each one's share, tokens at most.
+
+        Args:
+            pack_tokens: Of any.
+            longest: Of a tree with long trunks, where that is more.
+        """
         sharing = self._sharing = world.sharing
         self._block = ROW_BLOCK[world.device.type]
         self._most = pack_tokens * sharing
-        self._lengths = pad_lengths(self._most, world.device, sharing)
-        busy = min(pack_tokens, BUSY_TOKENS[world.device.type]) * sharing
         config = model.config.get_text_config()
-        self._ranks = Ranks(world.readers // sharing, busy, config.hidden_size, reads_padded(config))
+        if reads_padded(config) or _is_dense(model, world):
+            longest = 0
+        longest = min(world.gather(longest)) * sharing
+        self._lengths = pad_lengths(self._most, world.device, sharing, longest)
+        busy = min(pack_tokens, BUSY_TOKENS[world.device.type]) * sharing
+        self._ranks = Ranks(world.readers // sharing, busy, config.hidden_size, reads_padded(config), longest)
         self._said = False
 
     def packs(self, pack: Callable[..., list[Pack]], *what: Any) -> list[Pack]:
@@ -173,13 +188,15 @@ class Dealer:
         long = [p.tokens for p in packs if p.tokens > self._most]
         if long and not self._said:
             self._said = True
-            log.warning(
-                "%d of %d packs are over the %d tokens that pack_tokens allows, the longest has %d: a path is never "
-                "divided, and the branches of a long one share its pack; said once",
+            log.log(
+                logging.INFO if max(long) <= self._ranks.longest else logging.WARNING,
+                "long trunks: %d of %d packs are over the %d tokens of pack_tokens, the longest has %d where %d are "
+                "counted to fit: packs grow with what their trees repeat, and a path is never divided; said once",
                 len(long),
                 len(packs),
                 self._most,
                 max(long),
+                max(self._most, self._ranks.longest),
             )
         return packs
 

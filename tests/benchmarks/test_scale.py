@@ -16,7 +16,7 @@ STATES = scale.TRUNKS * (scale.STEPS - 1) + 1  # of a tree: trunks share s_0
 def tables(tmp_path_factory):
     """Title → rows, column → cell, as ``python -m benchmarks.scale`` prints them."""
     with pytest.MonkeyPatch.context() as patch, open(tmp_path_factory.mktemp("out") / "text", "w+") as out:
-        patch.setattr(sys, "argv", ["scale", "--problems", "16", "--states", str(2 * STATES)])
+        patch.setattr(sys, "argv", ["scale", "--problems", "16", "--states", str(STATES), str(2 * STATES)])
         patch.setattr(sys, "stdout", out)
         patch.setattr(scale, "LONG", (20, 40))
         patch.setattr(scale, "MOST", 2048)
@@ -35,15 +35,14 @@ def number(cell):
 
 
 def test_a_store_is_read_as_it_was_made(tables):
-    (memory,), (read,) = tables["Memory of a rank"], tables["What the report reads"]
+    (memory,), (report,) = tables["Memory of a rank"], tables["The report"]
     assert number(memory["problems"]) == 16
     assert number(memory["batches"]) == round(16 * STATES * scale.CANDIDATES / 2048)
-    assert number(read["states"]) == 16 * STATES
-    assert number(read["pairs"]) == 16 * STATES * scale.CANDIDATES
+    assert number(report["problems"]) == 16 and number(report["peak GiB"]) < 4
 
 
 def test_dealing_and_trunks_are_measured_against_what_is_possible(tables):
-    assert [number(row["ranks"]) for row in tables["Dealing"]] == [1, 2, 8, 64] * 2
+    assert [number(row["ranks"]) for row in tables["Dealing"]] == [1, 2, 8, 64] * 2 + [64]
     for row in tables["Dealing"]:
         assert 1 <= number(row["of what is possible"]) <= number(row["imbalance"]) + 1e-3
         assert number(row["tokens ÷ ideal"]) >= 1
@@ -52,9 +51,10 @@ def test_dealing_and_trunks_are_measured_against_what_is_possible(tables):
     assert number(long["trunk"]) > number(short["trunk"])
     for row in (short, long):
         assert number(row["ratio"]) == pytest.approx(number(row["packed"]) / number(row["ideal tree"]), abs=1e-3)
-        assert number(row["ratio"]) > 1
+        assert 1 < number(row["ratio, growing"]) <= number(row["ratio"])
+    assert number(long["ratio, growing"]) < 1.2 and number(long["longest pack"]) > 2048
 
 
-def test_an_epoch_and_a_tenth_of_it_of_a_tree_at_least(tables):
+def test_epochs_are_of_whole_trees(tables):
     assert [number(row["states"]) for row in tables["An epoch"]] == [STATES, 2 * STATES]
     assert all(number(row["tokens/s"]) > 0 for row in tables["An epoch"])

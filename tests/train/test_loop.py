@@ -82,6 +82,23 @@ def test_packing_does_not_change_the_mathematics(base, tmp_path, stage):
     same_weights(tmp_path / "one", tmp_path / "many", 1e-5)
 
 
+def test_packs_of_long_trunks_grow_where_memory_holds_them(base, tmp_path, caplog):
+    """Under a budget shorter than any trunk, with what this machine is counted to hold, and with one pack for all."""
+    with caplog.at_level(logging.INFO):
+        for out, settings in (
+            ("one", {}),
+            ("cut", {"pack_tokens": 24}),
+            ("grown", {"pack_tokens": 24, "longest_pack": None}),
+        ):
+            cases.run("actor", base, tmp_path / out, {}, **settings)
+    tokens = {out: sum(curve(tmp_path / out, "tokens")) for out in ("one", "cut", "grown")}
+    assert tokens["one"] <= tokens["grown"] < 0.8 * tokens["cut"]
+    for out in ("cut", "grown"):
+        same_weights(tmp_path / "one", tmp_path / out, 1e-5)
+    said = [record.levelname for record in caplog.records if record.message.startswith("long trunks:")]
+    assert said == ["WARNING", "INFO"]
+
+
 def test_training_learns(base, tmp_path):
     """The actor meets its targets on average, the critic and sft lower their losses."""
     cases.run("actor", base, tmp_path / "actor", {}, steps=60, lr=3e-3)

@@ -1,6 +1,7 @@
 """The dry run against what a real pass keeps, and its words."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Qwen2Con
 
 from dapo_fast.config import load_config
 from dapo_fast.errors import InputError
-from dapo_fast.train.memory import _kept, estimate, rank_memory_gib
+from dapo_fast.train.memory import Place, _kept, estimate, longest_pack, rank_memory_gib
 
 SETTINGS = ["model.path=x", "data.problems=x", "model.dtype=bfloat16"]
 
@@ -120,6 +121,20 @@ def test_what_does_not_fit_is_a_warning_with_the_remedy(seven):
     assert [line.split(":")[0] for line in estimate(seven, config, 1, device_gib=24).warnings()] == ["critic", "actor"]
     assert all("nothing fits" in line for line in estimate(seven, config, 1, device_gib=24).warnings())
     assert rank_memory_gib(torch.device("cpu"), 2) == pytest.approx(rank_memory_gib(torch.device("cpu"), 1) / 2)
+
+
+def test_packs_of_long_trunks_may_be_as_long_as_what_is_counted_to_fit(seven):
+    """In training what the dry run says, in reading more; or what is set."""
+    config = load_config(overrides=[*SETTINGS, "parallel.activation_checkpointing=full"])
+    place = Place(config.parallel, 8, True, "cuda", 80 * 2**30)
+    report = estimate(seven, config, 8, device_gib=80)
+    for name, settings in (("actor", config.actor), ("critic", config.critic)):
+        longest = longest_pack(name, seven, settings, place)
+        assert longest == parts(report, name)[0].longest_pack > settings.pack_tokens
+        assert longest_pack(name, seven, config.advantages, place) > longest
+    assert longest_pack("actor", seven, config.actor, replace(place, processes=1)) == 0
+    small = load_config(overrides=[*SETTINGS, "actor.longest_pack=5000"])
+    assert longest_pack("actor", seven, small.actor, place) == 5000
 
 
 def test_the_dry_run_reads_no_weights(tmp_path):

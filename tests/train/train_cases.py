@@ -33,8 +33,16 @@ from dapo_fast.tasks import get_task
 
 CPU = ModelSettings(device="cpu", dtype="float32")
 SFT = {"lr": 1e-3, "steps": 4, "batch_sequences": 8, "pack_tokens": 256}
-CRITIC = {"lr": 1e-3, "epochs": 2, "batch_states": 24, "pack_tokens": 512, "heldout_fraction": 0.3}
-ACTOR = {"lr": 1e-3, "beta": 0.1, "steps": 6, "batch_pairs": 32, "pack_tokens": 512, "warmup_steps": 2}
+CRITIC = {"lr": 1e-3, "epochs": 2, "batch_states": 24, "pack_tokens": 512, "longest_pack": 16, "heldout_fraction": 0.3}
+ACTOR = {
+    "lr": 1e-3,
+    "beta": 0.1,
+    "steps": 6,
+    "batch_pairs": 32,
+    "pack_tokens": 512,
+    "longest_pack": 16,
+    "warmup_steps": 2,
+}
 
 
 def write_model(directory: Path, seed: int = 0, tied: bool = False, family: str = "qwen2", **changes: object) -> Path:
@@ -131,7 +139,7 @@ def run(stage: str, base: Path, out: Path, parallel: dict, digest: str = "test",
         return train_critic(base / "trees", str(base / "policy"), base / "policy", settings, laid, CPU, out, **common)
     if stage == "advantages":
         with open_world(CPU, laid) as world:
-            fill = ValueFiller(base / "critic-1" / "model", CPU, laid, world, 100)
+            fill = ValueFiller(base / "critic-1" / "model", AdvantageSettings(pack_tokens=100), CPU, laid, world)
             settings = AdvantageSettings(**changes)
             return compute_advantages(base / "trees", out, settings, fill, digest, world=world)
     return train_actor(base / "trees", base / "policy", ActorSettings(**ACTOR | changes), laid, CPU, out, **common)

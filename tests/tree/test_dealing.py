@@ -1,6 +1,7 @@
 """Work fills the ranks: simulated dealing of the paper's batches on generated trees."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,6 +94,42 @@ def test_sequences_fill_the_ranks_too(size):
     assert max(work) * size / sum(work) <= 1.05
 
 
+def test_packs_of_a_long_trunk_grow_as_far_as_memory_goes():
+    rng = random.Random(3)
+    long = [tree(rng, f"p{index}", trunks=1, steps=300, candidates=10) for index in range(2)]
+    groups = [(index, state) for index in range(2) for state in range(300)]
+    most = len(long[0].trunks[0].ids) + 500
+    whole = sum(p.tokens for p in pack_actor(long, groups, 10**7))
+
+    def packs(longest):
+        found = pack_actor(long, groups, most, ranks=Ranks(longest=longest))
+        return max(p.tokens for p in found), sum(p.tokens for p in found) / whole
+
+    (small, cut), (some, less), (large, least) = packs(0), packs(2 * most), packs(10**6)
+    assert small <= most < some <= 2 * most < large <= 4 * most
+    assert least < 1.2 < less < cut
+    short = [tree(rng, f"p{index}", trunks=2, steps=20) for index in range(20)]
+    groups = [(index, state) for index in range(20) for state in range(20)]
+    for ranks in (Ranks(), Ranks(8, 64, HIDDEN)):
+        alike = [
+            [p.input_ids.tolist() for p in pack_actor(short, groups, 4096, ranks=replace(ranks, longest=longest))]
+            for longest in (0, 10**6)
+        ]
+        assert alike[0] == alike[1]
+
+
+def test_even_parts_by_hand():
+    """Four sequences on two ranks, of a tree each; any two can be together."""
+    ranks = Ranks(2, 1, 10**9)
+    assert cut_line([8, 2, 8, 2], [0, 0, 0, 0], 100, ranks) == [[0, 1], [2, 3]]
+    assert sorted(map(sorted, cut_line([5, 5, 5, 2, 1], [0] * 5, 100, ranks))) == [[0, 1], [2, 3, 4]]
+    assert sorted(map(sorted, cut_line([9, 1, 3, 4, 1], [0] * 5, 100, ranks))) == [[0], [1, 2, 3, 4]]
+    # A path that another goes on from is read on the way: it is never divided from it.
+    assert cut_line([2, 4, 6, 8, 6], [0, 2, 4, 6, 0], 100, ranks) == [[0, 1, 2, 3], [4]]
+    # Branches of 3 tokens on a prefix of 10: both ranks have it, and as many of them.
+    assert [len(part) for part in cut_line([13] * 8, [0, *[10] * 7], 100, ranks)] == [4, 4]
+
+
 def test_branches_of_a_long_prefix_share_a_pack():
     """A trunk of twice the budget: packs grow with a prefix that is over it, and repeat it at most as often as it pays.
 
@@ -116,14 +153,14 @@ def test_branches_of_a_long_prefix_share_a_pack():
 def test_lines_and_fits_by_hand():
     one = Ranks()
     # Two trees: paths of 4, 5, 6 tokens that share 3 and 4 with the one before, then one of 7 alone.
-    assert cut_line([4, 5, 6, 7], [0, 3, 4, 0], 100, one) == [slice(0, 4)]
-    assert cut_line([4, 5, 6, 7], [0, 3, 4, 0], 8, one) == [slice(0, 3), slice(3, 4)]
+    assert cut_line([4, 5, 6, 7], [0, 3, 4, 0], 100, one) == [[0, 1, 2, 3]]
+    assert cut_line([4, 5, 6, 7], [0, 3, 4, 0], 8, one) == [[0, 1, 2], [3]]
     # A prefix of 3 tokens is not over the limit, so that no pack of several paths is; one of 4 is, and has room for 8.
-    assert cut_line([4, 5, 6, 7], [0, 3, 4, 0], 3, one) == [slice(0, 1), slice(1, 3), slice(3, 4)]
+    assert cut_line([4, 5, 6, 7], [0, 3, 4, 0], 3, one) == [[0], [1, 2], [3]]
     # Every path fits: no pack is over the limit, however much of it is repeated.
-    assert cut_line([6, 6, 6], [0, 5, 5], 6, one) == [slice(0, 1), slice(1, 2), slice(2, 3)]
-    assert cut_line([9], [0], 3, one) == [slice(0, 1)]
-    assert cut_line([4, 5, 6, 7], [0, 3, 4, 0], 100, Ranks(2, 1, 10**9)) == [slice(0, 3), slice(3, 4)]
+    assert cut_line([6, 6, 6], [0, 5, 5], 6, one) == [[0], [1], [2]]
+    assert cut_line([9], [0], 3, one) == [[0]]
+    assert cut_line([4, 5, 6, 7], [0, 3, 4, 0], 100, Ranks(2, 1, 10**9)) == [[0, 1, 2], [3]]
     assert cut_line([], [], 3, one) == first_fit([], 3, one) == []
     assert first_fit([3, 5, 2, 4], 7, one) == [[1, 2], [0, 3]]
     assert first_fit([3, 5, 2, 4], 100, Ranks(2, 1, 10**9)) == [[1, 2], [0, 3]]

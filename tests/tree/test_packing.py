@@ -77,15 +77,14 @@ def test_actor_pack(seed, budget, flat, padded):
             assert pack.advantages[step].item() == pytest.approx(candidate.advantage)
             assert pack.ref_logps[step].item() == pytest.approx(candidate.ref_logp)
             seen.append((t, s, c))
-        if pack.tokens > budget and pack.steps > 1:  # the branches of a long prefix
-            paths = [
-                trees[t].prefix_ids(trees[t].states[s]) + trees[t].states[s].candidates[c].ids[:-1]
-                for t, s, c in pack.step_keys.tolist()
-            ]
+        paths = [
+            trees[t].prefix_ids(trees[t].states[s]) + trees[t].states[s].candidates[c].ids[:-1]
+            for t, s, c in pack.step_keys.tolist()
+        ]
+        # Over the budget are only a path, with what is read on its way, and the branches of a long prefix.
+        if pack.tokens > max(budget, *(len(path) for path in paths)):
             shared = max(common(*pair) for pair in itertools.combinations(paths, 2))
             assert not flat and budget < shared and pack.tokens <= 2 * shared
-        elif pack.tokens > budget:  # a path that is itself too long
-            assert pack.tokens == pack.flat_tokens
     assert sorted(seen) == sorted((t, s, c) for t, s in groups for c in range(len(trees[t].states[s].candidates)))
 
 
@@ -255,6 +254,9 @@ def test_pad_lengths():
     assert lengths[::4] == [2048, 4096, 8192, 16384]
     assert all(b <= 1.25 * a for a, b in itertools.pairwise(lengths))
     assert all(length % 128 == 0 for length in pad_lengths(1000, "cuda"))
+    longer = pad_lengths(16384, "cuda", longest=60_000)
+    assert longer[:13] == lengths and longer[13:] == [19584, 23296, 27648, 32768, 39040, 46464, 55168, 65536]
+    assert pad_lengths(16384, "cuda", longest=1000) == lengths
     assert empty_pack([256]).length == 256
     assert empty_pack().length == 1
 
