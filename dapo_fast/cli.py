@@ -11,93 +11,16 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from dapo_fast import __version__
 from dapo_fast.api import DAPO
-from dapo_fast.config import Config, load_config, preset_names
+from dapo_fast.arguments import parse
+from dapo_fast.config import Config, load_config
 from dapo_fast.errors import InputError, NonFiniteError, from_outside, one_line
 from dapo_fast.rundir import check_run_path, log_to, saved_config
 from dapo_fast.signals import handled
+from dapo_fast.summaries import results_table, summary
 from dapo_fast.train.torchrun import is_first_rank, tell_exit_code
-
-_STAGES = {
-    "sft": "supervised start, completion-only",
-    "collect": "A.1 and A.2: sample responses, and completions from every state",
-    "critic": "A.3: train the value model on Monte Carlo success rates",
-    "advantages": "B.1: Q by the critic, step advantages, the gap filter",
-    "actor": "B.2: train the policy with the squared loss",
-}
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        # One line, as for every other wrong input: argparse would print the usage of all commands before it.
-        self.exit(2, f"{self.prog}: {one_line(message)}; see {self.prog} --help\n")
-
-    def format_help(self) -> str:
-        if not any(action.dest == "overrides" for action in self._actions):
-            return super().format_help()
-        from dapo_fast.settings_help import settings_help
-
-        return f"{super().format_help()}\n{settings_help()}"
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of every command."""
-    parser = _Parser(
-        prog="dapo-fast",
-        description="Direct Advantage-Based Policy Optimization (arXiv 2412.18279, not ByteDance's DAPO).",
-    )
-    parser.add_argument("--version", action="version", version=f"dapo-fast {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, description=text)
-
-    def settings(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--config", metavar="FILE", help="YAML file of settings")
-        sub.add_argument("--preset", metavar="NAME", help=f"settings to start from: {', '.join(preset_names())}")
-        sub.add_argument("overrides", nargs="*", metavar="SECTION.KEY=VALUE", help="settings over both")
-
-    sub = command("run", "the whole of Algorithm 1, iterated, in one run directory; resumes where it was killed")
-    sub.add_argument("run", metavar="RUN", help="run directory")
-    settings(sub)
-    for name, text in _STAGES.items():
-        sub = command(name, text)
-        sub.add_argument("run", metavar="RUN", help="run directory")
-        sub.add_argument("--iteration", type=int, default=0 if name == "sft" else 1, metavar="N", help="from 1 on")
-        settings(sub)
-    sub = command("evaluate", "greedy and sampled accuracy, of a run's policy or of any model on a benchmark")
-    sub.add_argument("run", nargs="?", metavar="RUN", help="run directory; without it --model, --benchmark and --out")
-    newest = "policy after iteration N; 0: the base; without it the newest that is trained"
-    sub.add_argument("--iteration", type=int, metavar="N", help=newest)
-    sub.add_argument("--model", metavar="DIR", help="Hugging Face model directory")
-    sub.add_argument("--benchmark", metavar="NAME|PATH", help="benchmark or task by name, hub id, file")
-    sub.add_argument("--out", metavar="DIR", help="where results go; a second run resumes them")
-    sub.add_argument("--limit", type=int, metavar="N", help="only the first N problems")
-    choose = "also choose among the evaluate.samples responses by this critic, by majority and by both; and beam search"
-    sub.add_argument("--critic", metavar="DIR", help=choose)
-    settings(sub)
-    sub = command("estimate", "the dry run: memory a rank will need and an iteration's work; loads no weights")
-    sub.add_argument("model", metavar="DIR", help="directory with the model's config.json")
-    sub.add_argument("--processes", type=int, default=1, metavar="N", help="ranks")
-    sub.add_argument("--problems", type=int, metavar="N", help="problems of an iteration (default: data.limit or 1000)")
-    for name, tokens in (("prompt", 200), ("response", 400)):
-        sub.add_argument(f"--{name}-tokens", type=int, default=tokens, metavar="N", help=f"mean, default {tokens}")
-    sub.add_argument("--response-steps", type=int, default=12, metavar="N", help="mean, default 12")
-    settings(sub)
-    sub = command("serve-values", "step values of given responses over HTTP, by a run's newest critic")
-    sub.add_argument("run", metavar="RUN", help="run directory")
-    sub.add_argument("--critic", metavar="DIR", help="another critic of the same policy")
-    sub.add_argument("--host", default="127.0.0.1", metavar="NAME", help="default 127.0.0.1: this machine alone")
-    sub.add_argument("--port", type=int, default=8001, metavar="N", help="default 8001; 0: any that is free")
-    settings(sub)
-    command("env", "versions, devices and cores: what a report of a problem should begin with")
-    sub = command("report", "one self-contained HTML page of a run, and PNGs; or a page of two runs side by side")
-    sub.add_argument("run", metavar="RUN", help="run directory")
-    sub.add_argument("other", nargs="?", metavar="OTHER", help="another run, to compare with")
-    return parser
 
 
 def _config(args: argparse.Namespace, base: list[str] | None = None) -> Config | None:
@@ -126,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an encoding that has no β must not end a run
             stream.reconfigure(errors="backslashreplace")
-    args = _parse(argv)
+    args = parse(argv)
     if "" not in sys.path:
         sys.path.append("")  # the working directory may hold a module:function; last, so that it shadows nothing
     code = 1
@@ -170,27 +93,6 @@ def _tell(args: argparse.Namespace, message: str, code: int) -> int:
     where = f" (rank {one_line(rank)[:9]})" if rank else ""
     print(f"dapo-fast {args.command}{where}: {one_line(message)}", file=sys.stderr)
     return code
-
-
-def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = build_parser()
-    # Overrides may follow options: argparse takes a late positional only this way.
-    args, rest = parser.parse_known_args(argv)
-    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
-    if unknown or (rest and not hasattr(args, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
-    if rest:
-        args.overrides = [*args.overrides, *rest]
-    if args.command in _STAGES and (args.iteration != 0 if args.command == "sft" else args.iteration < 1):
-        known = "comes before the first" if args.command == "sft" else "begins with 1"
-        parser.error(f"--iteration {args.iteration}: {args.command} {known}")
-    if args.command == "evaluate":
-        if args.run and "=" in args.run and not os.path.isdir(args.run):
-            args.overrides, args.run = [args.run, *args.overrides], None
-        given = [f"--{name}" for name in ("model", "benchmark", "out", "limit") if getattr(args, name) is not None]
-        if args.run and given:
-            parser.error(f"{given[0]} is for a model without a RUN; a run measures its own held-out problems")
-    return args
 
 
 def _is_number(text: str) -> bool:
@@ -286,7 +188,7 @@ def _work(args: argparse.Namespace, run: DAPO) -> int:
         print(f"report: {run.directory / 'report.html'}")
         return 3 if any(row.get("stopped") for row in result) else 0
     if first and isinstance(result, dict):
-        print(_summary(args.command, result))
+        print(summary(args.command, result))
     return 0
 
 
@@ -309,8 +211,8 @@ def _evaluate_model(args: argparse.Namespace) -> int:
     source = "data.task" if args.benchmark in TASKS else "data.problems"
     config = _config(args, [f"model.path={json.dumps(args.model)}", f"{source}={json.dumps(args.benchmark)}"])
     assert config is not None
-    summary = measure_model(Measurement(args.model, args.benchmark, args.limit, args.critic), config, args.out)
-    print(_summary("evaluate", summary))
+    measured = measure_model(Measurement(args.model, args.benchmark, args.limit, args.critic), config, args.out)
+    print(summary("evaluate", measured))
     return 0
 
 
@@ -331,47 +233,3 @@ def _estimate(args: argparse.Namespace) -> int:
     print(iteration_cost(args.model, config, args.problems, lengths))
     print(plans(config, args.problems, lengths))
     return 0
-
-
-def _accuracy(value: dict[str, Any] | None) -> str:
-    if not value:
-        return "not measured"
-    return f"{value['accuracy']:6.1%} [{value['low']:.1%}, {value['high']:.1%}]"
-
-
-def results_table(rows: list[dict]) -> str:
-    """Held-out accuracy before and after each iteration, with 95% Wilson intervals, as text."""
-    lines = [f"{'policy':<14} {'greedy':<24} {'sampled':<24} {'pairs':>7}  note"]
-    for row in rows:
-        name = "base" if row["iteration"] == 0 else f"iteration {row['iteration']}"
-        pairs = row.get("advantages", {}).get("pairs", "")
-        note = (
-            ""
-            if row.get("accepted", True)
-            else "no state with contrast: nothing trained"
-            if row.get("stopped")
-            else "worse: previous policy kept"
-        )
-        lines.append(
-            f"{name:<14} {_accuracy(row.get('greedy')):<24} {_accuracy(row.get('sampled')):<24} {pairs:>7}  {note}"
-        )
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _summary(command: str, result: dict) -> str:
-    if "greedy" in result:
-        table = results_table([{"iteration": 0, **result}]).replace("base ", "model")
-        return "\n".join([table, *_chosen(result.get("chosen", {}))])
-    pieces = [f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in result.items() if _plain(v)]
-    return f"{command}: " + " ".join(pieces)
-
-
-def _chosen(chosen: dict[str, Any]) -> list[str]:
-    names = {"best_of": "best by the critic", "majority": "majority", "weighted": "majority weighted by the critic"}
-    names["beam"] = "steps by the critic (beams)"
-    known = {rule: name for rule, name in names.items() if rule in chosen}
-    return [f"of {chosen['samples']}, {name:<31} {_accuracy(chosen[rule])}" for rule, name in known.items()]
-
-
-def _plain(value: object) -> bool:
-    return isinstance(value, (int, float, str)) and not isinstance(value, bool)

@@ -34,7 +34,7 @@ def test_files_and_commands_of_the_readme_exist():
     text = (ROOT / "README.md").read_text()
     for target in re.findall(r"\]\(((?!http)[^)#]+)\)", text):
         assert (ROOT / target).exists(), target
-    from dapo_fast.cli import build_parser
+    from dapo_fast.arguments import build_parser
 
     commands = set(re.findall(r"dapo-fast (\w+)", text))
     known = build_parser()._subparsers._group_actions[0].choices

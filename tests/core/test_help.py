@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from dapo_fast import __version__
-from dapo_fast.cli import build_parser, main
+from dapo_fast.arguments import build_parser
+from dapo_fast.cli import main
 from dapo_fast.config import Config, load_config
 from dapo_fast.pipeline import Pipeline
 from dapo_fast.rundir import RunDirectory, write_json
