@@ -12,7 +12,8 @@ from transformers import Qwen2Config
 
 from dapo_fast.config import load_config
 from dapo_fast.train.cost import iteration_cost
-from dapo_fast.train.memory import GIB, estimate
+from dapo_fast.train.memory import estimate
+from dapo_fast.train.place import GIB
 
 SUITE = "dry_run"
 PROCESSES, PROBLEMS = 8, 7500

@@ -14,7 +14,8 @@ from dapo_fast.layout import Layout
 from dapo_fast.models.loading import resolve_device
 from dapo_fast.parts import Parts
 from dapo_fast.rollout.loading import check_critic, check_model_directory, check_prompts
-from dapo_fast.train.memory import estimate, rank_memory_gib
+from dapo_fast.train.memory import estimate
+from dapo_fast.train.place import rank_memory_gib
 from dapo_fast.train.preflight import check_training
 from dapo_fast.train.sft import read_pairs
 

@@ -21,11 +21,14 @@ from dapo_fast.data.tree import Tree
 from dapo_fast.errors import InputError
 from dapo_fast.models.readpath import PackObjective, PolicyReader
 from dapo_fast.targets import beta_of, log_partition
+from dapo_fast.train.batches import Dealer, Epochs, read_values
 from dapo_fast.train.demonstrations import Demonstrated, Demonstrations
 from dapo_fast.train.loop import Batch, Task, train
-from dapo_fast.train.memory import Place, longest_pack
+from dapo_fast.train.memory import longest_pack
 from dapo_fast.train.parallel import World, open_world
-from dapo_fast.train.stage import Dealer, Epochs, finish, finished, policy_reader, read_values
+from dapo_fast.train.place import Place
+from dapo_fast.train.readers import policy_reader
+from dapo_fast.train.stage import finish, finished
 from dapo_fast.train.trees import open_trees
 
 log = logging.getLogger("dapo_fast.train")

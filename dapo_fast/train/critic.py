@@ -20,19 +20,14 @@ from dapo_fast.errors import InputError
 from dapo_fast.evidence import ASSUMED, fit_shrinkage
 from dapo_fast.models.readpath import ValueReader
 from dapo_fast.rundir import write_json
+from dapo_fast.train.batches import Dealer, Epochs, read_values
 from dapo_fast.train.calibration import measure
 from dapo_fast.train.loop import Batch, train
-from dapo_fast.train.memory import Place, longest_pack
+from dapo_fast.train.memory import longest_pack
 from dapo_fast.train.parallel import World, open_world
-from dapo_fast.train.stage import (
-    Dealer,
-    Epochs,
-    finish,
-    finished,
-    read_values,
-    saved_value_reader,
-    value_reader,
-)
+from dapo_fast.train.place import Place
+from dapo_fast.train.readers import saved_value_reader, value_reader
+from dapo_fast.train.stage import finish, finished
 from dapo_fast.train.trees import open_trees
 
 log = logging.getLogger("dapo_fast.train")

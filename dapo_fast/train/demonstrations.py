@@ -10,8 +10,8 @@ from torch import Tensor
 from dapo_fast.data.pack import Pack
 from dapo_fast.data.packing import pack_sequences
 from dapo_fast.models.readpath import PolicyReader
+from dapo_fast.train.batches import Dealer
 from dapo_fast.train.loop import Batch, Task
-from dapo_fast.train.stage import Dealer
 
 Demonstrations = Callable[[int], list[tuple[list[int], list[int]]]]  # optimizer step → (prompt ids, response ids)
 

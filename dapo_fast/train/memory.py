@@ -14,16 +14,16 @@ from dapo_kernels.plan import sizes
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from dapo_fast.config import AdvantageSettings, Config, OptimSettings, ParallelSettings
+from dapo_fast.config import AdvantageSettings, Config, OptimSettings
 from dapo_fast.models.loading import device_bytes, load_config_of, new_causal_lm
 from dapo_fast.models.value import ValueModel
 from dapo_fast.models.variants import head_size, largest
 from dapo_fast.train.blocks import blocks
 from dapo_fast.train.optim import INT8_BLOCK
-from dapo_fast.train.parallel import World, check_divides
+from dapo_fast.train.parallel import check_divides
+from dapo_fast.train.place import GIB, Place
 from dapo_fast.train.weights import add_lora
 
-GIB = 2**30
 USABLE = 0.92  # of a device's memory: the rest is CUDA's context, NCCL's buffers and fragmentation
 _LENGTHS = tuple(1024 * k for k in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256))
 
@@ -84,51 +84,6 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a model is trained, as far as its memory depends on it.
-
-    Attributes:
-        parallel: How it is laid out.
-        processes: Ranks.
-        half: Whether it is computed in 16 bits.
-        device: ``"cuda"`` or ``"cpu"``.
-        device_bytes: Memory of one rank; None where it is not known.
-    """
-
-    parallel: ParallelSettings
-    processes: int
-    half: bool
-    device: str
-    device_bytes: float | None
-
-    @classmethod
-    def of(cls, world: World, parallel: ParallelSettings) -> Place:
-        """This rank's in ``world``; the processes of a CPU are taken to be on one machine."""
-        size = rank_memory_gib(world.device, world.size) * GIB
-        return cls(parallel, world.size, world.dtype.itemsize == 2, world.device.type, size)
-
-    @property
-    def width(self) -> int:
-        """Bytes of what is computed in."""
-        return 2 if self.half else 4
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether weights are gathered for each forward."""
-        return self.half or self.processes > 1 or self.parallel.cpu_offload
-
-    @property
-    def shards(self) -> int:
-        """Ranks that hold a copy of the weights together."""
-        return self.processes // self.parallel.replicas
-
-    @property
-    def holding(self) -> int:
-        """Ranks that hold each layer together."""
-        return self.parallel.tensor_parallel_degree
-
-
-@dataclass(frozen=True)
 class Report:
     """The dry run of a config: one estimate for the critic and one for the actor."""
 
@@ -151,11 +106,6 @@ def _remedy(name: str, longest: int) -> str:
     if longest:
         return f"set {name}.pack_tokens to {longest} or less"
     return f"nothing fits; more processes, {name}.lora_rank or {name}.optimizer_state=int8 need less"
-
-
-def rank_memory_gib(device: torch.device, processes: int) -> float:
-    """GiB that each of ``processes`` on this machine has: a GPU of its own, or its share of the main memory."""
-    return device_bytes(device) / GIB / (1 if device.type == "cuda" else processes)
 
 
 def estimate(

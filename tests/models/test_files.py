@@ -11,7 +11,7 @@ from dapo_fast.config import ActorSettings, CriticSettings, ModelSettings, Paral
 from dapo_fast.errors import InputError
 from dapo_fast.models.loading import load_causal_lm, load_value_model, new_causal_lm
 from dapo_fast.train.parallel import open_world
-from dapo_fast.train.stage import policy_reader, value_reader
+from dapo_fast.train.readers import policy_reader, value_reader
 
 SIZES = {
     "vocab_size": 19,

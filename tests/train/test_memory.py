@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Qwen2Con
 
 from dapo_fast.config import load_config
 from dapo_fast.errors import InputError
-from dapo_fast.train.memory import Place, _kept, estimate, longest_pack, rank_memory_gib
+from dapo_fast.train.memory import _kept, estimate, longest_pack
+from dapo_fast.train.place import Place, rank_memory_gib
 
 SETTINGS = ["model.path=x", "data.problems=x", "model.dtype=bfloat16"]
 

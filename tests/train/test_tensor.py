@@ -15,7 +15,7 @@ from dapo_fast.data.batches import actor_groups, critic_groups
 from dapo_fast.data.packing import pack_actor, pack_critic
 from dapo_fast.train.actor import train_actor
 from dapo_fast.train.parallel import open_world
-from dapo_fast.train.stage import policy_reader, value_reader
+from dapo_fast.train.readers import policy_reader, value_reader
 
 HELD = {"tensor_parallel_degree": 2}
 SIZES = {"num_key_value_heads": 2, "head_dim": 16}
