@@ -26,8 +26,8 @@ from dapo_fast.data.tree import Candidate, State, Tree, Trunk
 from dapo_fast.models.loading import new_causal_lm, resolve_device
 from dapo_fast.models.readpath import PolicyReader
 from dapo_fast.train.actor import ActorTask
-from dapo_fast.train.batches import Dealer
 from dapo_fast.train.checkpoint import Checkpoints, training_state
+from dapo_fast.train.dealer import Dealer
 from dapo_fast.train.optim import clip_gradients, make_optimizer, set_rate
 from dapo_fast.train.parallel import World, open_world, shard
 from dapo_fast.train.telemetry import Meter

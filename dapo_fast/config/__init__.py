@@ -9,7 +9,7 @@ A stage takes its own section.
 from dapo_fast.config.loading import load_config, preset_names, preset_values
 from dapo_fast.config.run import FIRST_BETA, Config, merge, wrong_keys
 from dapo_fast.config.sampling import CollectSettings, EngineSettings, EvaluateSettings
-from dapo_fast.config.section import LEAST_WEIGHT, MOST_WEIGHT, Section
+from dapo_fast.config.section import Section
 from dapo_fast.config.sources import DataSettings, ModelSettings, Source
 from dapo_fast.config.training import (
     ActorSettings,
@@ -22,8 +22,6 @@ from dapo_fast.config.training import (
 
 __all__ = [
     "FIRST_BETA",
-    "LEAST_WEIGHT",
-    "MOST_WEIGHT",
     "ActorSettings",
     "AdvantageSettings",
     "CollectSettings",

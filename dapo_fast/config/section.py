@@ -7,10 +7,9 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-Temperature = Annotated[float, Field(ge=1e-3)]  # below, logits over it are no numbers any more; greedy is evaluated too
+from dapo_fast.limits import LEAST_WEIGHT, MOST_WEIGHT
 
-# Of sets of problems and of rewards: sums and quotients of any stay numbers.
-LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6
+Temperature = Annotated[float, Field(ge=1e-3)]  # below, logits over it are no numbers any more; greedy is evaluated too
 Weight = Annotated[float, Field(ge=LEAST_WEIGHT, le=MOST_WEIGHT)]
 
 # Of settings that came later: left out of what is saved while they are off, so that older runs go on.

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -31,9 +31,11 @@ from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, Ro
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from dapo_fast.config import OptimSettings
 from dapo_fast.errors import InputError
 from dapo_fast.models.checks import check_proved
+
+if TYPE_CHECKING:
+    from dapo_fast.config import OptimSettings  # needs pydantic, which reading a model does not
 
 SETTING = "parallel.tensor_parallel_degree"
 DIVIDED = ("num_attention_heads", "num_key_value_heads", "intermediate_size")

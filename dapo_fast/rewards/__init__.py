@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from math import fsum, nan  # the name ``math`` is the submodule's here, once that is imported
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dapo_fast.config import LEAST_WEIGHT, MOST_WEIGHT
 from dapo_fast.errors import InputError, from_outside
+from dapo_fast.limits import LEAST_WEIGHT, MOST_WEIGHT
 from dapo_fast.names import check_name, resolve
 from dapo_fast.rewards.cores import usable_cores
 

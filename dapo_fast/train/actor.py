@@ -21,7 +21,7 @@ from dapo_fast.data.tree import Tree
 from dapo_fast.errors import InputError
 from dapo_fast.models.readpath import PackObjective, PolicyReader
 from dapo_fast.targets import beta_of, log_partition
-from dapo_fast.train.batches import Dealer, Epochs, read_values
+from dapo_fast.train.dealer import Dealer, Epochs, read_values
 from dapo_fast.train.demonstrations import Demonstrated, Demonstrations
 from dapo_fast.train.loop import Batch, Task, train
 from dapo_fast.train.memory import longest_pack

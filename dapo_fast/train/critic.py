@@ -20,8 +20,8 @@ from dapo_fast.errors import InputError
 from dapo_fast.evidence import ASSUMED, fit_shrinkage
 from dapo_fast.models.readpath import ValueReader
 from dapo_fast.rundir import write_json
-from dapo_fast.train.batches import Dealer, Epochs, read_values
 from dapo_fast.train.calibration import measure
+from dapo_fast.train.dealer import Dealer, Epochs, read_values
 from dapo_fast.train.loop import Batch, train
 from dapo_fast.train.memory import longest_pack
 from dapo_fast.train.parallel import World, open_world

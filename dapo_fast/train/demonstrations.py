@@ -10,7 +10,7 @@ from torch import Tensor
 from dapo_fast.data.pack import Pack
 from dapo_fast.data.packing import pack_sequences
 from dapo_fast.models.readpath import PolicyReader
-from dapo_fast.train.batches import Dealer
+from dapo_fast.train.dealer import Dealer
 from dapo_fast.train.loop import Batch, Task
 
 Demonstrations = Callable[[int], list[tuple[list[int], list[int]]]]  # optimizer step → (prompt ids, response ids)

@@ -17,7 +17,7 @@ from dapo_fast.data.packing import pack_sequences
 from dapo_fast.data.problems import Problem
 from dapo_fast.errors import InputError, blaming
 from dapo_fast.models.readpath import PolicyReader
-from dapo_fast.train.batches import Dealer, Epochs
+from dapo_fast.train.dealer import Dealer, Epochs
 from dapo_fast.train.loop import Batch, train
 from dapo_fast.train.parallel import open_world
 from dapo_fast.train.readers import policy_reader

@@ -1,6 +1,5 @@
 """kill -9 at random moments, then the same call again: as if nothing had happened."""
 
-import json
 import multiprocessing
 import os
 import random
@@ -11,13 +10,15 @@ import pytest
 import train_cases as cases
 from safetensors.torch import load_file
 
+from dapo_fast.rundir import read_metrics
+
 TIMED = ("seconds", "tokens_per_s", "items_per_s", "memory_gib", "mfu")
 KILLS = int(os.environ.get("DAPO_FAST_TEST_KILLS", "4"))
 LONG = {"sft": {"steps": 25}, "critic": {"epochs": 12}, "actor": {"steps": 25}}
 
 
 def curve(directory):
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(directory / "metrics.jsonl")
     return [{key: value for key, value in line.items() if key not in TIMED} for line in lines]
 
 

@@ -24,7 +24,7 @@ from dapo_fast.data.packing import pack_actor
 from dapo_fast.errors import InputError
 from dapo_fast.models.files import stored_tensors
 from dapo_fast.models.loading import causal_lm_skeleton, load_causal_lm
-from dapo_fast.train.batches import Dealer, read_values
+from dapo_fast.train.dealer import Dealer, read_values
 from dapo_fast.train.export import export
 from dapo_fast.train.parallel import ALONE, World, open_world
 from dapo_fast.train.readers import policy_reader, value_reader
