@@ -20,7 +20,12 @@ def start(run, log, *more):
     path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "kernels"), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "dapo_fast", "run", str(run), *SETTINGS, *more]
     environment = os.environ | {"PYTHONPATH": path}
-    return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, preexec_fn=hear_hangups)
+
+
+def hear_hangups():
+    # Under nohup, which these tests may run under, they are ignored, and by all that is started.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def until_it_trains(process, run):
