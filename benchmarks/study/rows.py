@@ -43,7 +43,7 @@ def _row(study: Study, cell: Cell, result: dict, directory: Path) -> dict:
     measured = [row for row in result["rows"] if "sampled" in row]
     row = {"suite": study.suite, "case": f"{cell.task}, seed {cell.seed}", "peer": label, "peer_version": "dapo-fast"}
     row |= {"task": cell.task, "seed": cell.seed, "variant": cell.variant, "group": cell.group}
-    row["actor"] = merge(result["tuned"], cell.settings.get("actor", {}))
+    row["actor"] = merge(cell.settings.get("actor", {}), result["tuned"])
     row["heldout_problems"] = measured[-1]["greedy"]["n"]
     row["iterations"] = [
         {mode: r[mode]["accuracy"] for mode in ("greedy", "sampled")} | {"accepted": r["accepted"]} for r in measured
