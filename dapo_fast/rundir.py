@@ -22,6 +22,7 @@ from dapo_fast.checked import check_last_line, with_last_line, with_sum, without
 from dapo_fast.config import Config, load_config, wrong_keys
 from dapo_fast.errors import InputError, blaming, refuse_pipe
 from dapo_fast.hashing import digest
+from dapo_fast.published import published
 
 # Settings that move work around or bound its size, and leave the mathematics as it is: they may change between a kill
 # and the resume, a batch of another pack size still being the same batch.
@@ -33,13 +34,8 @@ _SAID = {"config.yaml", "run.log", "server.log", "server.pid", ".lock", "tensorb
 
 def write_json(path: Path, value: Any) -> None:
     """Publish JSON atomically, with its sum: a reader sees the whole file or the one before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w") as file:
-        json.dump(with_sum(value), file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with published(path) as file:
+        file.write(json.dumps(with_sum(value), indent=1).encode())
 
 
 def sync(path: Path) -> None:

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from dapo_fast.data.columns import Columns
 from dapo_fast.data.tree import Tree
 from dapo_fast.errors import InputError, first_line, refuse_pipe
+from dapo_fast.published import published
 from dapo_fast.rundir import read_state, write_json
 
 SCHEMA_VERSION = "3"
@@ -81,17 +82,11 @@ SCHEMA = _SCHEMAS[SCHEMA_VERSION]
 
 def write_shard(path: str | Path, trees: Sequence[Tree], meta: dict[str, str] | None = None) -> None:
     """Write ``trees`` to ``path`` atomically: a reader sees the whole shard or none of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {_VERSION_KEY: SCHEMA_VERSION} | {_META_PREFIX + k: v for k, v in (meta or {}).items()}
     metadata[_META_SUM] = _sum_of(metadata)
     table = pa.Table.from_pylist([asdict(tree) for tree in trees], schema=SCHEMA.with_metadata(metadata))
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    with published(Path(path)) as file:
         pq.write_table(table, file, compression="zstd", write_page_checksum=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _sum_of(metadata: Mapping[str, str]) -> str:

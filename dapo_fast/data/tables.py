@@ -5,7 +5,6 @@ Parquet's own checksums are of its pages, and leave out what says how a page is 
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,20 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dapo_fast.errors import InputError, reason, refuse_pipe
+from dapo_fast.published import published
 
 _DIGEST, _SUM = b"digest", b"sum"
 
 
 def write_table(path: Path, columns: Mapping[str, np.ndarray], digest: str) -> None:
     """Publish ``columns``, of one length, atomically; ``digest`` says what they were computed from."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table(dict(columns)).replace_schema_metadata({_DIGEST: digest, _SUM: _sum_of(columns)})
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    with published(path) as file:
         pq.write_table(table, file, write_page_checksum=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def read_table(path: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], str]:
