@@ -9,7 +9,7 @@ from typing import Any
 
 from dapo_fast.config import Config
 from dapo_fast.data.problems import Problem
-from dapo_fast.data.prompts import format_prompt
+from dapo_fast.data.prompts import prompt_encoder
 from dapo_fast.data.tree import Trunk
 from dapo_fast.rewards import Reward, verify_many
 from dapo_fast.rollout.engine import Engine, Sample, SamplingParams
@@ -59,12 +59,8 @@ class BeamSearch:
         Returns:
             ``accuracy`` with its 95 % interval ``low`` and ``high``, ``n`` problems, and ``beams``.
         """
-        data, size = self._config.data, self._config.evaluate.batch_problems
-        tokenizer = self._engine.tokenizer
-        prompts = fitting(
-            {p.id: format_prompt(p, tokenizer, data.template, data.system_prompt) for p in problems},
-            self._engine.context,
-        )
+        size, encode = self._config.evaluate.batch_problems, prompt_encoder(self._engine.tokenizer, self._config.data)
+        prompts = fitting({problem.id: encode(problem) for problem in problems}, self._engine.context)
         found: list[tuple[Problem, str]] = []
         for start in range(0, len(problems), size):
             batch = [problem for problem in problems[start : start + size] if problem.id in prompts]

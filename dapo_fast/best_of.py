@@ -8,10 +8,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from dapo_fast.beam import BeamSearch
+from dapo_fast.config import Config
 from dapo_fast.data.problems import Problem
 from dapo_fast.errors import InputError
+from dapo_fast.rewards import Reward
 from dapo_fast.rewards.extract import extract_answer
 from dapo_fast.rewards.normal import as_number, normalise
+from dapo_fast.rollout.engine import Engine
 from dapo_fast.rundir import read_lines, write_json
 from dapo_fast.state import MeasuredProblem
 from dapo_fast.statistics import mean_of_problems, reward_of
@@ -19,6 +23,20 @@ from dapo_fast.step_values import StepValues
 from dapo_fast.tasks import TASKS
 
 EXAMPLES = 4  # right responses, and as many wrong ones, whose steps the report shows
+
+
+def choose(
+    problems: Sequence[Problem],
+    measured: Path,
+    critic: str | Path,
+    engine: Engine,
+    config: Config,
+    verify: Reward | None,
+) -> dict[str, Any]:
+    """``choose_by_critic`` of the critic in a directory, which also leads a search with the policy of ``engine``."""
+    values = StepValues.of(critic, config)
+    searched = BeamSearch(engine, values, config).accuracy(problems, verify)
+    return choose_by_critic(problems, measured, values, str(critic), searched)
 
 
 def choose_by_critic(

@@ -7,18 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dapo_fast.beam import BeamSearch
-from dapo_fast.best_of import choose_by_critic
+from dapo_fast.best_of import choose
 from dapo_fast.config import Config
 from dapo_fast.data.problems import load_problems
-from dapo_fast.data.prompts import format_prompt
+from dapo_fast.data.prompts import prompt_encoder
 from dapo_fast.errors import InputError
 from dapo_fast.evaluate import evaluate
 from dapo_fast.parts import HELDOUT, Parts
 from dapo_fast.rollout.loading import check_critic, check_model_directory, check_prompts, load_tokenizer
 from dapo_fast.rollout.server import serving
 from dapo_fast.rundir import RunDirectory, log_to
-from dapo_fast.step_values import StepValues
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ def measure_model(what: Measurement, config: Config, out_dir: str | Path) -> dic
     """Measure a model; a killed measurement goes on where it was.
 
     Returns:
-        As ``evaluate``; with a critic also "chosen", as ``choose_by_critic``.
+        As ``evaluate``; with a critic also "chosen", as ``best_of.choose_by_critic``.
 
     Raises:
         InputError: bad input, or ``out_dir`` holds results of other settings.
@@ -54,7 +52,7 @@ def measure_model(what: Measurement, config: Config, out_dir: str | Path) -> dic
         problems = parts.task.problems(what.limit or HELDOUT, config.seed, split="heldout")
     else:
         problems = load_problems(what.benchmark, limit=what.limit)
-    reward, data = parts.reward(problems), config.data
+    reward = parts.reward(problems)
     check_model_directory("--model", Path(what.model))
     tokenizer = load_tokenizer(what.model)
     check_prompts(problems, tokenizer, config.data)
@@ -74,16 +72,14 @@ def measure_model(what: Measurement, config: Config, out_dir: str | Path) -> dic
             engine,
             config.evaluate,
             out,
-            encode=lambda problem: format_prompt(problem, engine.tokenizer, data.template, data.system_prompt),
+            encode=prompt_encoder(engine.tokenizer, config.data),
             verify=reward,
             seed=config.seed,
             digest=digest,
         )
         if what.critic is None:
             return summary
-        critic = StepValues.of(what.critic, config)
-        searched = BeamSearch(engine, critic, config).accuracy(problems, reward)
-    return summary | {"chosen": choose_by_critic(problems, out, critic, what.critic, searched)}
+        return summary | {"chosen": choose(problems, out, what.critic, engine, config, reward)}
 
 
 def _settings(what: Measurement, config: Config) -> dict[str, Any]:

@@ -7,7 +7,7 @@ it is done already.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,9 @@ import torch
 
 from dapo_fast import state
 from dapo_fast.advantages import compute_advantages
-from dapo_fast.beam import BeamSearch
-from dapo_fast.best_of import choose_by_critic
+from dapo_fast.best_of import choose
 from dapo_fast.config import Config
-from dapo_fast.data.problems import Problem
-from dapo_fast.data.prompts import format_prompt
+from dapo_fast.data.prompts import prompt_encoder
 from dapo_fast.data.store import sealed_summary
 from dapo_fast.errors import InputError
 from dapo_fast.evaluate import evaluate
@@ -27,9 +25,7 @@ from dapo_fast.layout import Layout, wait_for_rank_0
 from dapo_fast.loan import EngineLoan, free_memory
 from dapo_fast.parts import Parts
 from dapo_fast.rollout.collect import collect
-from dapo_fast.rollout.engine import Engine
 from dapo_fast.rundir import RunDirectory, read_state
-from dapo_fast.step_values import StepValues
 from dapo_fast.tasks import Task
 from dapo_fast.train.actor import train_actor
 from dapo_fast.train.critic import ValueFiller, train_critic
@@ -103,7 +99,7 @@ class Stages:
                 engine,
                 config.collect,
                 out,
-                encode=self._encode(engine),
+                encode=prompt_encoder(engine.tokenizer, self.config.data),
                 verify=reward,
                 seed=config.seed + 1000 * iteration,
                 digest=digest,
@@ -205,7 +201,7 @@ class Stages:
                 engine,
                 config.evaluate,
                 out,
-                encode=self._encode(engine),
+                encode=prompt_encoder(engine.tokenizer, self.config.data),
                 verify=reward,
                 seed=config.seed,
                 digest=digest,
@@ -214,15 +210,9 @@ class Stages:
     def choose(self, iteration: int, critic: Path) -> dict[str, Any]:
         """What ``critic`` chooses among the samples of an evaluation, and in a search with the same policy."""
         config, problems = self.config.at(iteration), self.parts.heldout()
-        values = StepValues.of(critic, config)
-        with self.engines.open(self.layout.trained(iteration), config) as engine:
-            searched = BeamSearch(engine, values, config).accuracy(problems, self.parts.reward(problems))
         measured = self.directory.stage(iteration, "evaluate")
-        return choose_by_critic(problems, measured, values, str(critic), searched)
-
-    def _encode(self, engine: Engine) -> Callable[[Problem], list[int]]:
-        data = self.config.data
-        return lambda problem: format_prompt(problem, engine.tokenizer, data.template, data.system_prompt)
+        with self.engines.open(self.layout.trained(iteration), config) as engine:
+            return choose(problems, measured, critic, engine, config, self.parts.reward(problems))
 
 
 class NoContrastError(InputError):

@@ -14,12 +14,19 @@ from dapo_fast.errors import InputError, blaming
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from dapo_fast.config import DataSettings
+
 _INSTRUCTIONS = {
     "math": "Please reason step by step, and put your final answer within \\boxed{}.",
     "code": "Please write a complete Python program in one ```python code block.",
 }
 _PLAIN = {"math": "Problem:\n{prompt}\n\nSolution:\n"}
 _PRIVATE = range(0xE000, 0xF900)  # characters that mean nothing
+
+
+def prompt_encoder(tokenizer: PreTrainedTokenizerBase, data: DataSettings) -> Callable[[Problem], list[int]]:
+    """``format_prompt`` with this tokenizer and these settings."""
+    return lambda problem: format_prompt(problem, tokenizer, data.template, data.system_prompt)
 
 
 def format_prompt(

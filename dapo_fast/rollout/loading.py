@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from dapo_fast.data.problems import Problem
-from dapo_fast.data.prompts import format_prompt
+from dapo_fast.data.prompts import prompt_encoder
 from dapo_fast.errors import InputError, blaming, refuse_pipe
 from dapo_fast.models.files import stored_tensors
 from dapo_fast.sums import check_model
@@ -79,9 +79,10 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
 
 def check_prompts(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, data: DataSettings) -> None:
     """InputError where the template gives no prompt with this tokenizer, for messages or for a kind of problem."""
+    encode = prompt_encoder(tokenizer, data)
     kinds = {problem.kind: problem for problem in reversed(problems) if problem.messages is None}
     for problem in [*kinds.values(), *(problem for problem in problems if problem.messages is not None)]:
-        if not format_prompt(problem, tokenizer, data.template, data.system_prompt):
+        if not encode(problem):
             raise InputError(f"data.template {data.template}: the prompt of problem {problem.id} is empty")
 
 

@@ -144,13 +144,13 @@ def read_pairs(path: Path) -> list[tuple[Problem, str]]:
 
 
 def _read_sequences(settings: SftSettings, start: Path, data: DataSettings) -> Sequences:
-    from dapo_fast.data.prompts import format_prompt
+    from dapo_fast.data.prompts import prompt_encoder
     from dapo_fast.rollout.loading import load_tokenizer
 
     tokenizer = load_tokenizer(start)
+    encode = prompt_encoder(tokenizer, data)
     sequences: Sequences = []
     for problem, response in read_pairs(Path(str(settings.data))):
-        prompt_ids = format_prompt(problem, tokenizer, data.template, data.system_prompt)
         response_ids = tokenizer(response, add_special_tokens=False)["input_ids"]
-        sequences.append((list(prompt_ids), [*response_ids, tokenizer.eos_token_id]))
+        sequences.append((encode(problem), [*response_ids, tokenizer.eos_token_id]))
     return sequences
