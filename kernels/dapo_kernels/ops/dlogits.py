@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dapo_kernels.ops.final_logits import ALIGN, _final_logits
+from dapo_kernels.ops.final_logits import ALIGN, _block_of_logits
 
 # One program a row, as in logprob.py.
 BLOCK, WARPS = 4096, 8
@@ -57,16 +57,15 @@ def dlogits_kernel(
 
     # Ascending, so that 16-bit results only overwrite logits that have been read: those of column c lie where
     # the logits of columns c/2 lay. Within the block the barrier waits until every thread has read.
-    readable = tl.cdiv(V, ALIGN) * ALIGN  # vector loads and stores for every V, as in logprob.py
     for start in range(0, V, BLOCK):
         columns = start + tl.arange(0, BLOCK)
-        raw = tl.load(logits + columns, mask=columns < readable, other=0.0)
-        bias = tl.load(bias_ptr + columns, mask=columns < readable, other=0.0) if HAS_BIAS else 0.0
-        z, slope = _final_logits(raw, bias, softcap, inverse_temperature, HAS_SOFTCAP)
+        z, slope, readable = _block_of_logits(
+            logits, bias_ptr, columns, V, softcap, inverse_temperature, HAS_BIAS, HAS_SOFTCAP, ALIGN
+        )
         d = tl.where(columns < V, -row_gradient * tl.exp(z - lse) * slope, 0.0)
         if NARROW:
             tl.debug_barrier()
-        tl.store(dlogits + columns, d.to(dlogits_ptr.dtype.element_ty), mask=columns < readable)
+        tl.store(dlogits + columns, d.to(dlogits_ptr.dtype.element_ty), mask=readable)
     tl.debug_barrier()
 
     # The targets' own columns again, in fp32 from the start: adding to what was rounded would lose 1 - p near p = 1.

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dapo_kernels.ops.final_logits import ALIGN, _final_logits
+from dapo_kernels.ops.final_logits import ALIGN, _block_of_logits, _final_logits
 
 # One program a row, as in logprob.py.
 BLOCK, WARPS = 4096, 8
@@ -60,13 +60,11 @@ def exponentials_kernel(
     origin = float("-inf")
     total = 0.0
     moment = 0.0  # Σ exp(z − origin)·(z − origin), as in logprob.py
-    readable = tl.cdiv(V, ALIGN) * ALIGN  # vector loads and stores for every V, as in logprob.py
     for start in range(0, V, BLOCK):
         columns = start + tl.arange(0, BLOCK)
-        raw = tl.load(logits + columns, mask=columns < readable, other=0.0)
-        bias = tl.load(bias_ptr + columns, mask=columns < readable, other=0.0) if HAS_BIAS else 0.0
-        z, slope = _final_logits(raw, bias, softcap, inverse_temperature, HAS_SOFTCAP)
-        z = tl.where(columns < V, z, float("-inf"))
+        z, slope, readable = _block_of_logits(
+            logits, bias_ptr, columns, V, softcap, inverse_temperature, HAS_BIAS, HAS_SOFTCAP, ALIGN
+        )
         highest = tl.max(z, 0)  # drops NaN on a GPU; the total keeps it
         tl.debug_barrier()  # ascending, and every thread has read: narrow values overwrite only logits that were
         if highest > origin + HEADROOM:  # also where nothing finite has come yet
@@ -85,7 +83,7 @@ def exponentials_kernel(
         if HAS_ENTROPY:
             moment += tl.sum(tl.where(z == float("-inf"), 0.0, exponentials * (z - base)), 0)
         written = tl.where(columns < V, exponentials * slope, 0.0)
-        tl.store(values + columns, written.to(values_ptr.dtype.element_ty), mask=columns < readable)
+        tl.store(values + columns, written.to(values_ptr.dtype.element_ty), mask=readable)
     tl.debug_barrier()
 
     lse = origin + tl.log(total)

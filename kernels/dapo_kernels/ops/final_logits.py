@@ -23,3 +23,23 @@ def _final_logits(raw, bias, softcap, inverse_temperature, HAS_SOFTCAP: tl.const
         z = softcap * tanh
         slope = inverse_temperature * (1 - tanh * tanh)
     return z * inverse_temperature, slope  # the logit, and its derivative by the raw one
+
+
+@triton.jit
+def _block_of_logits(
+    logits,  # of one row
+    bias_ptr,
+    columns,  # (BLOCK,)
+    V,
+    softcap,
+    inverse_temperature,
+    HAS_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    ALIGN: tl.constexpr,
+):
+    # A mask that ends at any V would make scalar loads of vector loads; one that ends at a multiple of ALIGN does not.
+    readable = columns < tl.cdiv(V, ALIGN) * ALIGN
+    raw = tl.load(logits + columns, mask=readable, other=0.0)
+    bias = tl.load(bias_ptr + columns, mask=readable, other=0.0) if HAS_BIAS else 0.0
+    z, slope = _final_logits(raw, bias, softcap, inverse_temperature, HAS_SOFTCAP)
+    return tl.where(columns < V, z, float("-inf")), slope, readable

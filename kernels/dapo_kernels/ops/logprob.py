@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dapo_kernels.ops.final_logits import ALIGN, _final_logits
+from dapo_kernels.ops.final_logits import ALIGN, _block_of_logits, _final_logits
 
 # One program a row. 16 fp32 values a thread are in flight: enough to keep the memory busy, no spills.
 BLOCK, WARPS = 4096, 8
@@ -45,14 +45,11 @@ def logprob_kernel(
     highest = float("-inf")
     total = 0.0
     moment = 0.0  # Σ exp(z − highest)·(z − highest): around the highest, so that large logits do not cancel
-    # A mask that ends at any V would make scalar loads of vector loads; one that ends at a multiple of ALIGN does not.
-    readable = tl.cdiv(V, ALIGN) * ALIGN
     for start in range(0, V, BLOCK):
         columns = start + tl.arange(0, BLOCK)
-        raw = tl.load(logits + columns, mask=columns < readable, other=0.0)
-        bias = tl.load(bias_ptr + columns, mask=columns < readable, other=0.0) if HAS_BIAS else 0.0
-        z, _ = _final_logits(raw, bias, softcap, inverse_temperature, HAS_SOFTCAP)
-        z = tl.where(columns < V, z, float("-inf"))
+        z, _, _ = _block_of_logits(
+            logits, bias_ptr, columns, V, softcap, inverse_temperature, HAS_BIAS, HAS_SOFTCAP, ALIGN
+        )
         new = tl.maximum(highest, tl.max(z, 0))  # drops NaN on a GPU; the total keeps it
         # Words masked out by a bias of -inf: no difference of infinities while nothing finite has come.
         origin = tl.where(new == float("-inf"), 0.0, new)
