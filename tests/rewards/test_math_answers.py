@@ -1,0 +1,89 @@
+"""Whole responses whose answers need more than a spelling: of each kind, some that are right and some that are not."""
+
+import pytest
+
+from dapo_fast.rewards.math import verify
+
+
+def boxed(*answers):
+    return [(reference, rf"So it is $\boxed{{{given}}}$.") for reference, given in answers]
+
+
+# kind: (reference, response)
+RIGHT = {
+    "signs of units": [
+        *boxed(("300", "300 K"), ("5", "5 N"), ("5", r"5\,\Omega"), ("12 N", r"12\text{ N}"), ("1.5", "1.5 kWh")),
+        *boxed(("3", "3 eV"), ("3", "3 Hz"), ("8.31", r"8.31 \mathrm{~J} \mathrm{~mol}^{-1} \mathrm{~K}^{-1}")),
+        *boxed(("9.8", r"9.8\,\text{m}\cdot\text{s}^{-2}"), ("6e-34", r"6 \times 10^{-34} \text{ J}\cdot\text{s}")),
+        ("5", "So the force is 5 N."),
+        ("300", "So T = 300 K."),
+    ],
+    "temperatures": [
+        *boxed(("37", "37°C"), ("37°C", r"37^\circ\text{C}"), ("20", r"20\,^\circ\text{C}")),
+        ("37", "The temperature is 37 °C."),
+    ],
+    "Chinese units": boxed(("12点", "12"), ("3", "3分"), ("60", "60千米/时"), ("5千米/时", "5"), ("5万元", "50000元")),
+    "currencies": boxed(("1250", "USD 1250"), ("50", "Rs. 50"), ("50", "₹50")),
+    "numbers in words": [
+        *boxed(("3000000", "3 million"), (r"\$2.5 \text{ million}", "2500000"), ("5e4", "5万"), ("10^6", "1 million")),
+        ("5000000", "The answer is 5 million."),
+        ("5000000", "They sold 5 million units."),
+    ],
+    "dates and times": [
+        *boxed(("July 4", "July 4th"), ("4:30 PM", "4:30PM")),
+        ("July 4", "It is on July 4."),
+        ("July 4", "So the date is July 4th."),
+    ],
+    "signs": boxed(("3:4", "3∶4"), ("[0,1]", r"0\leqq x\leqq 1"), (r"3\mathbf{i}", r"3\hat{\mathbf{i}}")),
+    "money": [("16", "He has $20 - $4 = $16 left."), ("16", "So he pays $12 + $4 = $16.")],
+    "sentences": [
+        ("12", "She has 3 x 4 = <<3*4=12>>12 apples."),
+        ("33", "So each gets 100/3 = 33."),
+        ("12", "The answer is:\n- 12"),
+        ("12", "So he needs at least 12 buses."),
+        ("1,2", r"$x = \boxed{1}$ or $x = \boxed{2}$"),
+    ],
+}
+WRONG = {
+    "signs of units": boxed(("5 N", "5 J"), ("5 V", "5 A"), (r"5\Omega", "5 V"), ("5 kW", "5 W"), ("6", "6xN")),
+    "temperatures": boxed(("20°C", "20°F"), ("20°C", "20 K")),
+    "Chinese units": boxed(("12点", "12分"), ("12点", "12小时"), ("5元", "5分")),
+    "numbers in words": [
+        *boxed(("3", "3 million"), ("3000000", "3 billion"), ("3", "3 hundred"), ("5", "5万"), ("5", "5百")),
+        ("5", "The answer is 5 million."),
+    ],
+    "letters in words": boxed(("6", "6 theta"), ("6", "6 alpha"), ("6", r"6\text{th root}"), ("6", r"6\text{th}")),
+    "dates and times": [
+        *boxed(("July 4", "June 4"), ("July 4", "July 14th")),
+        ("4", "It is on July 4."),
+    ],
+    "blanks in numbers": boxed(("1000", "1, 000"), ("1000", "100, 0")),
+    "parts of a percentage": [("12", "The answer is 12% of 5.")],
+    "money": [("4", "He has $20 - $4 = $16 left.")],
+    "sentences": [
+        ("5", "So 2x = 5."),
+        ("5", "So it is 6=5."),
+        ("5", "So 2+2 = 5."),
+        ("12", "So x is at most 12."),
+        ("12", "The answer is half of 12."),
+        ("12", "So it is twice 12."),
+        ("12", "So it is the square of 12."),
+        ("12", "So it is divisible by 12."),
+        ("2", r"$x = \boxed{1}$ or $x = \boxed{2}$"),
+        ("2", r"$x = \boxed{1}$ and $y = \boxed{2}$"),
+    ],
+}
+
+
+def cases(kinds):
+    return [pytest.param(*case, id=f"{kind}: {case[0]} ← {case[1]}") for kind in kinds for case in kinds[kind]]
+
+
+@pytest.mark.parametrize(("reference", "response"), cases(RIGHT))
+def test_right(reference, response):
+    assert verify(response, reference)
+
+
+@pytest.mark.parametrize(("reference", "response"), cases(WRONG))
+def test_wrong(reference, response):
+    assert not verify(response, reference)
