@@ -43,6 +43,13 @@ RIGHT = {
         ("12", "So he needs at least 12 buses."),
         ("1,2", r"$x = \boxed{1}$ or $x = \boxed{2}$"),
     ],
+    "sets of numbers": [
+        *boxed(("(-4,-2)\\cup(2,4)", "2<|x|<4"), ("2<|x|<4", r"(-4,-2) \cup (2,4)")),
+        *boxed((r"(-\infty, 1)\cup(1, 2)\cup(2, \infty)", r"x \neq 1, 2"), (r"x\ne \pm 2", r"x\neq 2, -2")),
+        *boxed((r"(-\infty, 1)\cup(1, 2)\cup(2, \infty)", r"x\neq 1 \text{ and } x \neq 2")),
+        *boxed((r"-3 \le x \le -1 \text{ or } x = 2", r"[-3, -1] \cup \{2\}"), ("x > 2", "{x | x > 2}")),
+        *boxed(("(2,3)", "x>1, x>2, x<3"), (r"(-\infty,0)\cup(0,1)", r"x<1, x\ne 0")),
+    ],
 }
 WRONG = {
     "signs of units": boxed(("5 N", "5 J"), ("5 V", "5 A"), (r"5\Omega", "5 V"), ("5 kW", "5 W"), ("6", "6xN")),
@@ -72,6 +79,13 @@ WRONG = {
         ("2", r"$x = \boxed{1}$ or $x = \boxed{2}$"),
         ("2", r"$x = \boxed{1}$ and $y = \boxed{2}$"),
     ],
+    "sets of numbers": [
+        *boxed(("(-4,-2)\\cup(2,4)", "2<|x|<5"), ("(-4,-2)\\cup(2,4)", r"2\le|x|<4"), ("2<|x|<4", "2<x<4")),
+        *boxed((r"(-\infty, 1)\cup(1, 2)\cup(2, \infty)", r"x \neq 1, 3"), (r"x\ne\pm 2", r"x\ne 2")),
+        *boxed(("x>1", r"x>1 \text{ and } x<5"), (r"(-\infty,-1)\cup(1,\infty)", r"x<-1\text{ and }x>1")),
+        *boxed((r"[-3,-1]\cup\{2\}", r"-3\le x\le -1\text{ or }x=3"), ("(1,2)", "x>1 or x<2")),
+    ],
+    "lines": boxed(("2", r"x=1\\x=2"), (r"x=1\\y=2", r"x=2\\y=1")),
 }
 
 
