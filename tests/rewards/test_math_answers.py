@@ -50,6 +50,17 @@ RIGHT = {
         *boxed((r"-3 \le x \le -1 \text{ or } x = 2", r"[-3, -1] \cup \{2\}"), ("x > 2", "{x | x > 2}")),
         *boxed(("(2,3)", "x>1, x>2, x<3"), (r"(-\infty,0)\cup(0,1)", r"x<1, x\ne 0")),
     ],
+    "chains": boxed(
+        (r"5\sqrt{2}", r"5\sqrt{2} \approx 7.07"),
+        (r"\frac13", r"x = \frac13 \approx 0.33"),
+        ("0.33", r"\frac13 \approx 0.33"),
+        ("7.07", r"\sqrt{50} = 7.07"),
+        ("5", r"\frac{a+b}{2}=\frac{3+7}{2}=5"),
+        ("12", r"x+3=15 \Rightarrow x=12"),
+    ),
+    "remainders": boxed((r"1 \pmod 4", r"x\equiv 1 \pmod 4")),
+    "constants": boxed(("x^3+C", "x^3+c"), (r"C-\cos x", r"-\cos x+c")),
+    "columns": boxed((r"\langle 3,4 \rangle", r"\begin{pmatrix}3\\4\end{pmatrix}"), (r"\binom34\cdot 0", "0")),
 }
 WRONG = {
     "signs of units": boxed(("5 N", "5 J"), ("5 V", "5 A"), (r"5\Omega", "5 V"), ("5 kW", "5 W"), ("6", "6xN")),
@@ -86,6 +97,24 @@ WRONG = {
         *boxed((r"[-3,-1]\cup\{2\}", r"-3\le x\le -1\text{ or }x=3"), ("(1,2)", "x>1 or x<2")),
     ],
     "lines": boxed(("2", r"x=1\\x=2"), (r"x=1\\y=2", r"x=2\\y=1")),
+    "chains": boxed(
+        ("5", "6=5"),
+        ("5", "2+2=5"),
+        ("5", r"\sqrt{16}=5"),
+        ("5", r"\frac{12}{2}=5"),
+        ("5", "2+3=6=5"),
+        ("5", r"6 \approx 7"),
+        ("5", r"5 \approx 6"),
+        ("25", "x^2+y^2=z^2=25"),
+        ("2", r"1 \Rightarrow 2"),
+        ("12", r"x=12 \Rightarrow x=13"),
+        ("q", r"p \Rightarrow q"),
+    ),
+    "remainders": boxed((r"1 \pmod 4", r"x\equiv 1 \pmod 5"), ("1", r"x\equiv 1 \pmod 4")),
+    "constants": boxed(("x^2+C", "x^2-c"), ("x^2+C", "x^3+c"), ("ax+C", "cx+C")),
+    "columns": boxed(
+        (r"\langle 3,4 \rangle", r"\begin{pmatrix}4\\3\end{pmatrix}"), ("(1,2,3)", r"\begin{pmatrix}1\\2\end{pmatrix}")
+    ),
 }
 
 
