@@ -66,8 +66,8 @@ def _same(given: str, reference: str, depth: int) -> bool:
     if compact(left) == compact(right):
         return True
     real = real_set(left), real_set(right)
-    if real[0] and real[1]:
-        return _matched(*real, lambda found, wanted: _same_interval(found, wanted, depth))
+    if None not in real:
+        return bool(real[0]) and _matched(*real, lambda found, wanted: _same_interval(found, wanted, depth))
     if option := _OPTION.fullmatch(strip_math(reference)):
         return _same_option(left, *option.groups(), depth)
     if any(exact and _same(*exact, depth + 1) for exact in _unrounded(left, right)):
@@ -139,12 +139,13 @@ def _exact(text: str) -> str | None:
 def _sides(text: str) -> list[str]:
     r"""``x`` and ``5`` of ``x = 5``, ``5 = x`` and ``x \in 5``; all sides of a chain; else the text alone."""
     sides = split_top_level(text, _EQUALS)
-    if len(sides) == 1:
-        sides = split_top_level(text, _IN)
+    equation = len(sides) > 1
+    sides = sides if equation else split_top_level(text, _IN)
     prose = any(_PROSE.search(side) and not _NAME.match(side) for side in sides)
     if prose or not all(sides) or any(len(split_top_level(side, BETWEEN)) > 1 for side in sides[:-1]):
         return [text]
-    return sides[::-1] if len(sides) == 2 and _NAME.match(sides[1]) and is_calculation(sides[0]) else sides
+    turned = equation and len(sides) == 2 and _NAME.match(sides[1]) and is_calculation(sides[0])
+    return sides[::-1] if turned else sides
 
 
 def _value(sides: list[str]) -> str | None:
@@ -258,7 +259,8 @@ def _same_items(left: str, right: str, depth: int) -> bool | None:
         if letters[0] == letters[1]:
             left_items, right_items = values
         return _matched(left_items, right_items, lambda found, wanted: _same(found, wanted, depth + 1))
-    if left_brackets == right_brackets or {left_brackets, right_brackets} == {"()", ""}:
+    bare = {left_brackets, right_brackets} == {"()", ""} and "\\pm" not in left + right
+    if left_brackets == right_brackets or bare:
         return all(_same(a, b, depth + 1) for a, b in zip(left_items, right_items))
     return False
 

@@ -83,10 +83,10 @@ def _part(text: str) -> list[Interval] | None:
     bounds = [_inequality(part) for part in split_top_level(text, _BOTH)]
     found = bounds[0]
     for bound in bounds[1:]:
-        both = found and bound and _intersection(found, bound)
+        both = None if found is None or bound is None else _intersection(found, bound)
         # "x < 1, x > 4" is no part between
         found = [*found, *bound] if both == [] and "," in text else both
-    return found or None
+    return found
 
 
 def _inequality(text: str) -> list[Interval] | None:
@@ -97,8 +97,8 @@ def _inequality(text: str) -> list[Interval] | None:
     found = _bound(sides[0], signs[0], sides[1])
     for left, sign, right in zip(sides[1:], signs[1:], sides[2:]):
         bound = _bound(left, sign, right)
-        found = found and bound and _intersection(found, bound)
-    return found or None
+        found = None if found is None or bound is None else _intersection(found, bound)
+    return found
 
 
 def _bound(left: str, sign: str, right: str) -> list[Interval] | None:

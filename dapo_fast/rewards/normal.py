@@ -34,7 +34,9 @@ _SPELLINGS = [
         (r"\\(?:text)?color\s*\{[^{}]*\}|\\[hv]?phantom\s*\{[^{}]*\}|\\(?:[lL]arge|LARGE|[hH]uge|small|tiny|bf)(?![A-Za-z])",
          ""),
         (r"\A\s*(?:\\approx(?![A-Za-z])|≈)", ""),
-        (r"、", ","), (r"或", " or "), (r"¢", " cents"),
+        (r"、", ","), (r"或", " or "), (r"(?<=\d)\s*和\s*(?=-?[\d.]+\s*\Z)", " and "),
+        (r"(?<=\d)\s*\{\s*([a-z]{2,20})\s*\}\s*\Z", r" \1"),
+        (r"¢", " cents"),
         (rf"_\s*\{{\s*\\(?:text|mathrm)\s*\{{\s*({'|'.join(_BASES)})\s*\}}\s*\}}",
          lambda match: f"_{{{_BASES[match[1]]}}}"),
         (r"\\log\s*_\s*\{?\s*e\s*\}?(?![A-Za-z])", r"\\ln "),
@@ -90,7 +92,7 @@ _SPELLINGS = [
         (r"\^\s*\{(?:\s*\\prime(?![A-Za-z]))+\s*\}|\^\s*\\prime(?![A-Za-z])", lambda m: "'" * m[0].count("\\prime")),
         (r"’|′", "'"),
         (r"\\?%|\\text\{\s*percent\s*\}|\bpercent\b", "%"),
-        (r"\\\$|[$€£¥₹]|\\(?:pounds|euro)\b|\A\s*(?:USD|EUR|GBP|RMB|INR|Rs\.?)\s*(?=\d)", ""),
+        (r"\\\$|[$€£¥₹]|\\(?:textdollar|pounds|euro)(?![A-Za-z])|\A\s*(?:USD|EUR|GBP|RMB|INR|Rs\.?)\s*(?=\d)", ""),
         # Thousands: 10{,}000 and 11,\!111, 10\,000; a wider blank between digits says that they are two numbers.
         (r"\{([,:])\}", r"\1"), (r"(?<=illion)\s+dollars?\b", ""),
         (r"(?<=\d),\\!\s*(?=\d{3})", ","),
@@ -105,7 +107,7 @@ MONTH = (
 )
 _NUMBER_WORDS = (
     r"(?:hundred|thousand|[mb]illion|trillion|third|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)th)s?|"
-    r"dozen|half|halves|quarter|double|twice|squared|cubed"
+    r"dozen|half|halves|quarter|double|twice|(?<![a-z]\s)(?:squared|cubed)"
 )
 _NO_UNIT = re.compile(
     rf"\b(?:{_NUMBER_WORDS}|and|or|if|for|when|where|to|pi|sin|cos|tan|cot|sec(?=\s+\S)|csc|log|exp|sqrt|mod|choose|factorial|"
@@ -117,7 +119,8 @@ _WORD = (
     r"(?:(?=[a-z]{0,19}[aeiouy])[a-z]{3,20}|as|in|ft|yds?|mi|mph|[ckm]m|[km]g|lbs?|oz|ml|hrs?|sq|cu|of|[ap]m|[mgshl])"
 )
 _UNITS = re.compile(
-    rf"(?<=[\d.}}%)])(?:\s+|-)(?:{_WORD}\b\.?\s*(?:\^\{{?-?[1-4]\}}?)?(?:(?:[\s/*]|\\cdot)+|\Z))+\Z", re.I
+    rf"(?<=[\d.}}%)])(?:\s+|-|/(?=day|[a-z]{{4}}))(?:{_WORD}\b\.?\s*(?:\^\{{?-?[1-4]\}}?)?(?:(?:[\s/*]|\\cdot)+|\Z))+\Z",
+    re.I,
 )
 _GLUED = (
     r"cm|mm|km|kg|mg|lbs?|ft|mph|ml|(?<=:\d\d)[ap]m|"

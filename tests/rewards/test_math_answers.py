@@ -18,6 +18,10 @@ RIGHT = {
         ("5", "So the force is 5 N."),
         ("300", "So T = 300 K."),
     ],
+    "names of units": [
+        *boxed(("15", r"15\text{ units squared}"), ("15 cm^2", "15 centimeters squared"), ("15", "15 {cm}")),
+        *boxed(("60 mph", "60 miles per hour"), ("15", r"\$15/\text{hour}"), ("15", r"\textdollar 15")),
+    ],
     "temperatures": [
         *boxed(("37", "37°C"), ("37°C", r"37^\circ\text{C}"), ("20", r"20\,^\circ\text{C}")),
         ("37", "The temperature is 37 °C."),
@@ -43,6 +47,7 @@ RIGHT = {
         ("12", "So he needs at least 12 buses."),
         ("1,2", r"$x = \boxed{1}$ or $x = \boxed{2}$"),
     ],
+    "lists in Chinese": boxed(("12和13", "13和12")),
     "sets of numbers": [
         *boxed(("(-4,-2)\\cup(2,4)", "2<|x|<4"), ("2<|x|<4", r"(-4,-2) \cup (2,4)")),
         *boxed((r"(-\infty, 1)\cup(1, 2)\cup(2, \infty)", r"x \neq 1, 2"), (r"x\ne \pm 2", r"x\neq 2, -2")),
@@ -64,7 +69,11 @@ RIGHT = {
 }
 WRONG = {
     "signs of units": boxed(("5 N", "5 J"), ("5 V", "5 A"), (r"5\Omega", "5 V"), ("5 kW", "5 W"), ("6", "6xN")),
+    "names of units": boxed(
+        ("60 mph", "60 km/h"), ("15^\\circ", "15 rad"), ("15 cm^2", "15 cm cubed"), ("6", "6 squared")
+    ),
     "temperatures": boxed(("20°C", "20°F"), ("20°C", "20 K")),
+    "lists in Chinese": boxed(("12和13", "12"), ("10和11之间", "10,11")),
     "Chinese units": boxed(("12点", "12分"), ("12点", "12小时"), ("5元", "5分")),
     "numbers in words": [
         *boxed(("3", "3 million"), ("3000000", "3 billion"), ("3", "3 hundred"), ("5", "5万"), ("5", "5百")),
@@ -95,6 +104,8 @@ WRONG = {
         *boxed((r"(-\infty, 1)\cup(1, 2)\cup(2, \infty)", r"x \neq 1, 3"), (r"x\ne\pm 2", r"x\ne 2")),
         *boxed(("x>1", r"x>1 \text{ and } x<5"), (r"(-\infty,-1)\cup(1,\infty)", r"x<-1\text{ and }x>1")),
         *boxed((r"[-3,-1]\cup\{2\}", r"-3\le x\le -1\text{ or }x=3"), ("(1,2)", "x>1 or x<2")),
+        *boxed((r"x<1\text{ or }x>3", r"x<1\text{ and }x>3"), (r"x>5\text{ and }x<2", r"x>4\text{ and }x<1")),
+        *boxed(("5", r"5\in A"), ("(1,-1)", r"\pm 1")),
     ],
     "lines": boxed(("2", r"x=1\\x=2"), (r"x=1\\y=2", r"x=2\\y=1")),
     "chains": boxed(
