@@ -61,6 +61,7 @@ def _math(row: Row, where: str) -> Converted:
 
 
 def _problem_answer(row: Row, where: str) -> Converted:
+    _check_whole(row, where)
     return text(row, "problem", where), answer(row, "answer", where), None
 
 
@@ -69,10 +70,19 @@ def _capital_problem_answer(row: Row, where: str) -> Converted:
 
 
 def _question_answer(row: Row, where: str) -> Converted:
+    _check_whole(row, where)
+    return text(row, "question", where), answer(row, "answer", where), None
+
+
+def _check_whole(row: Row, where: str) -> None:
     for field in _PART_OF_QUESTION:
         if row.get(field):
             raise InputError(f"{where}: field {field!r} belongs to the question, and no known format has it")
-    return text(row, "question", where), answer(row, "answer", where), None
+
+
+def _choices_in_columns(row: Row, where: str) -> Converted:
+    letters = [letter for letter in "ABCDEFGHIJ" if letter in row]
+    return _mmlu(row | {"choices": [answer(row, letter, where) for letter in letters]}, where)
 
 
 def _mmlu(row: Row, where: str) -> Converted:
@@ -127,6 +137,7 @@ FORMATS = (
     Format("LiveCodeBench", ("question_content", "public_test_cases"), livecodebench, "question_id"),
     Format("OlympiadBench", ("question", "final_answer"), _olympiadbench, "id"),
     Format("MMLU", ("question", "choices", "answer"), _mmlu),
+    Format("C-Eval, MMLU by columns", ("question", "A", "B", "answer"), _choices_in_columns),
     Format("AQuA", ("question", "options", "correct"), _aqua),
     Format("ASDiv", ("body", "question", "answer"), _asdiv),
     Format("GSM8K", ("question", "answer"), _gsm8k),

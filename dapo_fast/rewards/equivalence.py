@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TypeVar
 
 from dapo_fast.rewards.algebra import same_by_algebra
@@ -17,7 +18,11 @@ LONGEST_ANSWER = 2_000  # characters; nothing longer is given to the algebra
 _MOST_ELEMENTS = 64
 _Item = TypeVar("_Item", str, Interval)
 
-_EQUALS = re.compile(r"=|\\approx(?![A-Za-z])")
+_EQUALS = re.compile(r"=|\\(?:approx|equiv)(?![A-Za-z])")
+# What is exact, so that two sides which differ are a mistake and no rounding.
+_ARITHMETIC = re.compile(r"(?:[-+*/^(){}!\d\s]|\\(?:frac|sqrt|cdot|div|binom)(?![A-Za-z]))+")
+_FOLLOWS = re.compile(r"\\(?:Rightarrow|Longrightarrow|implies|therefore)(?![A-Za-z])|⇒|∴")
+_CONSTANT = re.compile(r"(?<=[-+])\s*c\Z|\Ac(?=\s*[-+])")
 _IN = re.compile(r"\\in(?![A-Za-z])")
 _NAME = re.compile(
     r"(?:m?\\(?:angle|triangle)\s*)?"
@@ -53,20 +58,25 @@ def _same(given: str, reference: str, depth: int) -> bool:
     left, right = normalise(given), normalise(reference)
     if ("\\vec" in left) != ("\\vec" in right):
         left, right = _without_arrows(left, right), _without_arrows(right, left)
+    left, right = _with_constant_of(right, left), _with_constant_of(left, right)
+    if not _FOLLOWS.search(right):
+        left = _concluded(left)
     if not left or not right:
         return compact(strip_math(given)) == compact(strip_math(reference)) != ""
     if compact(left) == compact(right):
         return True
     real = real_set(left), real_set(right)
-    if real[0] and real[1]:
-        return _matched(*real, lambda found, wanted: _same_interval(found, wanted, depth))
+    if None not in real:
+        return bool(real[0]) and _matched(*real, lambda found, wanted: _same_interval(found, wanted, depth))
     if option := _OPTION.fullmatch(strip_math(reference)):
         return _same_option(left, *option.groups(), depth)
+    if any(exact and _same(*exact, depth + 1) for exact in _unrounded(left, right)):
+        return True
     sides = _sides(left), _sides(right)
     if len(sides[0]) == len(sides[1]) > 1:
         return _same_relation(left, right, *sides, depth)
     left_value, right_value = (_value(part) for part in sides)
-    if left_value is None or right_value is None:
+    if left_value is None or right_value is None or ("\\approx" not in left and _contradicts(sides[0])):
         return False
     if compact(left_value) == compact(right_value):
         return True
@@ -100,20 +110,57 @@ def _without_arrows(text: str, other: str) -> str:
     return text if named else _ARROW.sub(r"\1", text)
 
 
+def _concluded(text: str) -> str:
+    """``x=12`` of ``x+3=15 \\Rightarrow x=12``: the last of relations that follow from each other."""
+    steps = _FOLLOWS.split(text)
+    return steps[-1].strip() if all(re.search(r"[=<>]|\\[lg]e(?![A-Za-z])", step) for step in steps) else text
+
+
+def _with_constant_of(other: str, text: str) -> str:
+    """``x^2+C`` of ``x^2+c`` where ``other`` calls the constant C."""
+    alike = re.search(r"[-+]\s*C\Z|\AC\s*[-+]", other) and "c" not in re.sub(r"\\[a-z]+", "", other)
+    return _CONSTANT.sub("C", text) if alike else text
+
+
+def _unrounded(left: str, right: str) -> list[tuple[str, str]]:
+    """The pair with what a decimal was rounded from in place of it: ``5\\sqrt{2}`` of ``5\\sqrt{2} \\approx 7.07``."""
+    exact = [_exact(text) for text in (left, right)]
+    return [pair for pair in ((exact[0], right), (left, exact[1])) if None not in pair]
+
+
+def _exact(text: str) -> str | None:
+    exact, _, rounded = text.rpartition("\\approx")
+    values = as_number(_sides(exact)[-1]), as_number(rounded)
+    if values[1] is None or (values[0] is not None and abs(values[0] - values[1]) > abs(values[0]) / 100):
+        return None
+    return exact.strip() or None
+
+
 def _sides(text: str) -> list[str]:
     r"""``x`` and ``5`` of ``x = 5``, ``5 = x`` and ``x \in 5``; all sides of a chain; else the text alone."""
     sides = split_top_level(text, _EQUALS)
-    if len(sides) == 1:
-        sides = split_top_level(text, _IN)
+    equation = len(sides) > 1
+    sides = sides if equation else split_top_level(text, _IN)
     prose = any(_PROSE.search(side) and not _NAME.match(side) for side in sides)
     if prose or not all(sides) or any(len(split_top_level(side, BETWEEN)) > 1 for side in sides[:-1]):
         return [text]
-    return sides[::-1] if len(sides) == 2 and _NAME.match(sides[1]) and is_calculation(sides[0]) else sides
+    turned = equation and len(sides) == 2 and _NAME.match(sides[1]) and is_calculation(sides[0])
+    return sides[::-1] if turned else sides
 
 
 def _value(sides: list[str]) -> str | None:
     """What a name, a calculation or a chain stands for; None of an equation, which stands for nothing but itself."""
-    return sides[-1] if len(sides) != 2 or _NAME.match(sides[0]) or is_calculation(sides[0]) else None
+    first, *between = sides[:-1] or [""]
+    calculated = is_calculation(first) or (between and all(map(is_calculation, between)))
+    return sides[-1] if calculated or _NAME.match(first) else None
+
+
+def _contradicts(sides: list[str]) -> bool:
+    """Whether two exact sides of a chain are not the same: ``2+2=5``."""
+    exact = [side for side in sides if _ARITHMETIC.fullmatch(side)]
+    return any(
+        not same_by_algebra(a, b) and same_by_algebra(a, a) and same_by_algebra(b, b) for a, b in pairwise(exact)
+    )
 
 
 def _same_relation(whole_left: str, whole_right: str, left: list[str], right: list[str], depth: int) -> bool:
@@ -161,10 +208,18 @@ def _same_structure(left: str, right: str, depth: int) -> bool | None:
             return False
         pairs = [pair for a, b in zip(rows[0], rows[1]) for pair in zip(a, b)]
         return len(pairs) <= _MOST_ELEMENTS and all(_same(a, b, depth + 1) for a, b in pairs)
+    if (rows[0] is None) != (rows[1] is None):
+        left, right = _as_tuple(left, rows[0]), _as_tuple(right, rows[1])
     ratios = _ratio(left), _ratio(right)
     if ":" in left + right and (len(ratios[0]) > 1 or len(ratios[1]) > 1):
         return _same_ratio(*ratios, depth, times=bool(_TIME.fullmatch(left) or _TIME.fullmatch(right)))
     return _same_items(left, right, depth)
+
+
+def _as_tuple(text: str, rows: list[list[str]] | None) -> str:
+    """A vector set as a matrix of one row or column."""
+    vector = [cell for row in rows or [] for cell in row]
+    return f"({', '.join(vector)})" if rows and 1 in (len(rows), len(rows[0])) and len(vector) > 1 else text
 
 
 def _ratio(text: str) -> list[str]:
@@ -204,7 +259,8 @@ def _same_items(left: str, right: str, depth: int) -> bool | None:
         if letters[0] == letters[1]:
             left_items, right_items = values
         return _matched(left_items, right_items, lambda found, wanted: _same(found, wanted, depth + 1))
-    if left_brackets == right_brackets or {left_brackets, right_brackets} == {"()", ""}:
+    bare = {left_brackets, right_brackets} == {"()", ""} and "\\pm" not in left + right
+    if left_brackets == right_brackets or bare:
         return all(_same(a, b, depth + 1) for a, b in zip(left_items, right_items))
     return False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from dapo_fast.rewards.normal import as_number, compact, is_unit, normalise, strip_math
+from dapo_fast.rewards.normal import MONTH, as_number, compact, is_unit, normalise, strip_math
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 # Bounds that keep a degenerate response (a megabyte of unclosed boxes) linear.
@@ -14,7 +14,7 @@ _LONGEST_ANSWER = 20_000
 _TAIL = 200_000
 _LONGEST_LINE = 2_000
 
-_JOINED = re.compile(r"(?:[ \t\n$,;]|\\[()\[\]]|\\quad|\\qquad|\\text\{|\}|and|or|\\,)*")
+_JOINED = re.compile(r"(?:[ \t\n$,;]|\\[()\[\]]|\\quad|\\qquad|\\text\{|\}|and|or|\\,|[A-Za-z](?:_\{?\d\}?)?\s*=)*")
 _PHRASE = re.compile(
     r"(?i)(?:\b(?:answer|correct (?:option|choice))s?\b\**\s*(?:(?:is|are|was|equals|becomes|=|:)\s*)+|"
     r"答案\s*[是为:：】]+|选(?:项|择)?\s*[是为:：]*\s*(?=[(（]?[A-HＡ-Ｈ](?![A-Za-z])))"
@@ -26,7 +26,8 @@ _DISPLAY = re.compile(
     r"(?:\\\]|\$\$|\\end\{(?:align|gather|equation)\*?\})",
     re.S,
 )
-_INLINE = re.compile(r"(?<!\\)\$((?:\\\$|[^$\n])+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+# A dollar before a digit ends nothing: "$20 - $4 = $16".
+_INLINE = re.compile(r"(?<!\\)\$((?:\\\$|[^$\n])+?)(?<!\\)\$(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 _ALIGNED = re.compile(r"\\(?:begin|end)\{(?:aligned|align\*?|gathered|split)\}|&|\\\\")
 _END_TOKEN = re.compile(r"(?:</s>|<\|\w{1,20}\|>)\Z")
 # "20 $\text{cm}^2$": the unit alone is set as mathematics.
@@ -41,7 +42,7 @@ _NUMBER = re.compile(
 _SEVERAL = re.compile(r"\d\s*(?:,\s|,?\s*\band\b|\bor\b|[或和、])\s*(?:[A-Za-z]\s*=\s*)?[-−]?\d")
 _ITEM = r"(?<![\w.,/])(?:[A-Za-z](?:_\d)?\s*=\s*)?[-−]?\d[\d./]*(?:,\d{3})*(?!\w)"
 _LIST_OR_POINT_OR_RATIO = re.compile(
-    rf"(?:{_ITEM}(?:\s*(?:,|,?\s+and|,?\s+or)\s+{_ITEM})+|(?<!\w)[A-Z]?[(\[][^()\[\]]*,[^()\[\]]*[)\]]|(?<![\w.,:])\d[\d.]*(?:(?:\s?:\s?\d+)+(?:\s?[AaPp]\.?\s?[Mm]\b)?|\s+to\s+\d+))"
+    rf"(?:{_ITEM}(?:\s*(?:,|,?\s+and|,?\s+or)\s+{_ITEM})+|(?:{MONTH})\s+\d{{1,2}}(?:st|nd|rd|th)?(?:,?\s+\d{{4}})?|(?<!\w)[A-Z]?[(\[][^()\[\]]*,[^()\[\]]*[)\]]|(?<![\w.,:])\d[\d.]*(?:(?:\s?:\s?\d+)+(?:\s?[AaPp]\.?\s?[Mm]\b)?|\s+to\s+\d+))"
     r"\s*\.?\Z"
 )
 _LATEX = re.compile(r"\\[A-Za-z]|[_^]")
@@ -61,12 +62,17 @@ _CHOSEN = re.compile(
     r"(?:\A|[\s(*])([A-H])\W{0,3}\s+is\s+(?:the\s+)?(?:correct|right|best)\b"
 )
 _QUALIFIED = re.compile(
-    r"(?i)\b(?:(?:is|can|could|was)(?:n['’]t|\s?not)(?:\s+be)?|not|log|ln|sqrt|sin|cos|tan|mod|modulo|minus|negative|between|\d+\s+(?:out\s+)?of)\W*\Z|(?:[大小]于|不是|负|第)\s*\Z"
+    r"(?i)(?:\b(?:(?:is|can|could|was)(?:n['’]t|\s?not)(?:\s+be)?|not|log|ln|sqrt|sin|cos|tan|mod|modulo|minus|negative|"
+    r"between|\d+\s+(?:out\s+)?of|half(?:\s+of)?|twice|thrice|divisible\s+by|exceeds|anything\s+but|"
+    r"(?:square|cube|root|multiple|factor|divisor|power|logarithm)\s+of|"
+    r"[a-z]\s+(?:is|must\s+be)\s+(?:at\s+(?:least|most)|(?:less|more|greater|smaller|larger)\s+than))\W*|"
+    r"(?:[大小]于|不是|负|第)\s*)\Z"
 )
 _BOUNDED = re.compile(r"(?i)\b(?:least|most|than|not)\s*\Z")
 _LEFT_SIDE = re.compile(r"(?:(?<![A-Za-z])[A-Za-z](?![A-Za-z])|[-+*/^²³|()<>\d.\s])*=\s*\Z")
 _SENTENCE_END = re.compile(r"(?<!\b[ap]\.m)(?<!!)(?<!\.\.)\.(?=\s|\*|\Z)(?!\s*m\b)|(?i:\s*i hope it)")
 _CALCULATION = re.compile(r"\s*\(\s*=?\s*([\d\s.]+(?:[-+*/×][\d\s.]+){1,8})(?:=[\d\s.]+)?\)\s*\.?\Z")
+_CALCULATED = re.compile(r"(?<![^\s$])([\d.][\d\s.+*/×-]*)=\s*\$?\s*\Z")
 _LIST_MARK = re.compile(r"\s*(?:[,;]|,?\s*\band\b|,?\s*\bor\b)\s*")
 
 
@@ -149,6 +155,7 @@ def _spelt(text: str) -> str:
 
 def _ended(text: str) -> str:
     text = re.sub(r"<(/?)answer>", lambda match: "\n" if match[1] else "\n#### ", text).rstrip()
+    text = re.sub(r"<<[^<>\n]{1,200}>>", "", text)  # GSM8K's calculator
     while match := _END_TOKEN.search(text, max(0, len(text) - 24)):
         text = text[: match.start()].rstrip()
     return text
@@ -170,6 +177,8 @@ def _after_phrase(text: str) -> str | None:
     matches = list(_PHRASE.finditer(text))
     for match in reversed(matches[-8:]):
         rest = text[match.end() : match.end() + _LONGEST_LINE].lstrip(" \t*_:\n")
+        if match[0].endswith("\n"):
+            rest = rest.removeprefix("- ")  # an item of a list, and no minus
         if display := _DISPLAY.match(rest):
             return _ALIGNED.sub(" ", display.group(1)).strip()
         line = rest.splitlines()[0] if rest else ""
@@ -258,16 +267,18 @@ def _number_of(line: str, last: bool) -> str:
     number, before, after = found.group(), line[: found.start()], line[found.end() :]
     if sum_of := _CALCULATION.match(after):
         return number if _value(sum_of.group(1)) == as_number(number) else line
+    calculated = last and _CALCULATED.search(re.sub(r"(?<=\d)\s*x\s*(?=\d)", "*", before))
+    if calculated and _differ(_value(calculated[1]), as_number(number)):
+        return line
     several = last and _SEVERAL.search(line[-80:]) and _SEVERAL.search(line[max(0, found.start() - 12) : found.end()])
     part = _is_part(before, last)
     minus = number[0] in "-−" and re.search(r"[\w)]\s*\Z", before)
     if several or part or (minus and not re.search(r"[A-Za-z]{2}\s*\Z", before)):
         return line
-    if mark := re.match(
-        r"!\s*[.,;]|!(?=\s+[a-z])|\.\.\.|…", after
-    ):  # a factorial, not an exclamation; digits that go on
+    # A factorial, not an exclamation; digits that go on; numbers said in words.
+    if mark := re.match(r"!\s*[.,;]|!(?=\s+[a-z])|\.\.\.|…|\s+(?:hundred|thousand|[mbtr]+illion)\b", after):
         return number + mark.group()
-    return number if re.match(r"°?[\s.,;:!?*)]*\Z|[.,;:!?)]\s", after) or is_unit(after) else line
+    return number if re.match(r"\s?(?:°\s?[CF]?)?[\s.,;:!?*)]*\Z|[.,;:!?)]\s", after) or is_unit(after) else line
 
 
 def _is_part(before: str, last: bool) -> bool:
@@ -276,9 +287,15 @@ def _is_part(before: str, last: bool) -> bool:
         return True
     if not last:
         return bool(re.search(r"[^\s\w,'’]|\b[b-zB-Z]\s", before) or _BOUNDED.search(before))
-    left = _LEFT_SIDE.search(before)
-    equation = left and re.search("[A-Za-z]", left.group()) and re.search(r"[-+*/^²³|<>]", left.group())
+    found = _LEFT_SIDE.search(before)
+    left = re.sub(r"(?<=\d)\s?x\s?(?=\d)", "*", found.group()) if found else ""
+    equation = re.search("[A-Za-z]", left) and re.search(r"[-+*/^²³|<>]|\d\s?[A-Za-z]", left)
     return bool(equation or re.search(r"[-+*/^(<>\\√≠≤≥±∓·×÷]\s*\Z|(?<!['’])\b[b-hj-zB-HJ-Z]\s*\Z", before))
+
+
+def _differ(left: Fraction | None, right: Fraction | None) -> bool:
+    """Of whole numbers alone, since others may be rounded."""
+    return None not in (left, right) and left != right and left.denominator == right.denominator == 1
 
 
 def _value(calculation: str) -> Fraction | None:

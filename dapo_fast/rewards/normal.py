@@ -34,7 +34,9 @@ _SPELLINGS = [
         (r"\\(?:text)?color\s*\{[^{}]*\}|\\[hv]?phantom\s*\{[^{}]*\}|\\(?:[lL]arge|LARGE|[hH]uge|small|tiny|bf)(?![A-Za-z])",
          ""),
         (r"\A\s*(?:\\approx(?![A-Za-z])|≈)", ""),
-        (r"、", ","), (r"或", " or "), (r"¢", " cents"),
+        (r"、", ","), (r"或", " or "), (r"(?<=\d)\s*和\s*(?=-?[\d.]+\s*\Z)", " and "),
+        (r"(?<=\d)\s*\{\s*([a-z]{2,20})\s*\}\s*\Z", r" \1"),
+        (r"¢", " cents"),
         (rf"_\s*\{{\s*\\(?:text|mathrm)\s*\{{\s*({'|'.join(_BASES)})\s*\}}\s*\}}",
          lambda match: f"_{{{_BASES[match[1]]}}}"),
         (r"\\log\s*_\s*\{?\s*e\s*\}?(?![A-Za-z])", r"\\ln "),
@@ -51,10 +53,10 @@ _SPELLINGS = [
         (r"×|\\times(?![A-Za-z])", r"\\cdot "),
         (r"π", r"\\pi "),
         (r"∞|\\inf(?![A-Za-z])|(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
-        (r"≤|<=|\\leqslant(?![A-Za-z])|\\leq(?![A-Za-z])", r"\\le "),
-        (r"≥|>=|\\geqslant(?![A-Za-z])|\\geq(?![A-Za-z])", r"\\ge "),
+        (r"[≤≦]|<=|\\leq(?:slant|q)?(?![A-Za-z])", r"\\le "),
+        (r"[≥≧]|>=|\\geq(?:slant|q)?(?![A-Za-z])", r"\\ge "),
         (r"≠|(?<=\s)!=|\\neq(?![A-Za-z])", r"\\ne "),
-        (r"\\colon(?![A-Za-z])", ":"), (r"\\lt(?![A-Za-z])", "<"), (r"\\gt(?![A-Za-z])", ">"),
+        (r"\\colon(?![A-Za-z])|∶", ":"), (r"\\lt(?![A-Za-z])", "<"), (r"\\gt(?![A-Za-z])", ">"),
         (r"≡", r"\\equiv "),
         (r"≈|~=|\\(?:approxeq|simeq|doteq)(?![A-Za-z])", r"\\approx "),
         (r"∪|\\bigcup(?![A-Za-z])|(?<=[)\]])\s*U\s*(?=[(\[])", r"\\cup "),
@@ -75,7 +77,8 @@ _SPELLINGS = [
         (r"\\[dtc](frac|binom)(?![A-Za-z])", r"\\\1"),
         (r"(?:\{|\A)([^{}]*?)\\(choose|over)(?![A-Za-z])([^{}]*?)(?:\}|\Z)",
          lambda match: rf"\{'binom' if match[2] == 'choose' else 'frac'}{{{match[1].strip()}}}{{{match[3].strip()}}}"),
-        (r"\\overrightarrow(?![A-Za-z])|\\hat(?=\s*\{?\s*[ijk](?![A-Za-z]))", r"\\vec"),
+        (r"\\overrightarrow(?![A-Za-z])|\\hat(?=\s*\{?\s*(?:\\(?:math\w\w|bm|boldsymbol)\s*\{?\s*)?[ijk](?![A-Za-z]))",
+         r"\\vec"),
         # A point's name: P(2,3).
         (r"((?:\A|,|\band\b)\s*)([A-Z])\s*(\([^()=,]{1,99}(?:,[^()=,]{1,99}){1,9}\))(?=\s*(?:\Z|,|and\b))", r"\1\2=\3"),
         (r"\\(?:text|mathrm)\s*\{\s*mod\s*\}|\\[pb]?mod(?![A-Za-z])|(?<![A-Za-z\\])mod(?![A-Za-z])", r"\\mod "),
@@ -85,11 +88,11 @@ _SPELLINGS = [
         (r"([\d})])\s*(?:\\q?quad(?![A-Za-z])\s*)+(?=[A-Za-z](?:_\w)?\s*=)", r"\1, "),
         (rf"(\\(?:sin|cos|tan|cot|sec|csc)(?:\s*\^\s*\{{?\d\}}?)?)\s*[({{]?\s*(-?\d+(?:\.\d+)?)\s*(?:{_DEGREES})\s*[)}}]?",
          r"\1(\\frac{\2\\pi}{180})"),
-        (_DEGREES, ""),
+        (rf"(?:{_DEGREES})\s*[CF](?![A-Za-z])|{_DEGREES}", ""),
         (r"\^\s*\{(?:\s*\\prime(?![A-Za-z]))+\s*\}|\^\s*\\prime(?![A-Za-z])", lambda m: "'" * m[0].count("\\prime")),
         (r"’|′", "'"),
         (r"\\?%|\\text\{\s*percent\s*\}|\bpercent\b", "%"),
-        (r"\\\$|[$€£¥]|\\(?:pounds|euro)\b", ""),
+        (r"\\\$|[$€£¥₹]|\\(?:textdollar|pounds|euro)(?![A-Za-z])|\A\s*(?:USD|EUR|GBP|RMB|INR|Rs\.?)\s*(?=\d)", ""),
         # Thousands: 10{,}000 and 11,\!111, 10\,000; a wider blank between digits says that they are two numbers.
         (r"\{([,:])\}", r"\1"), (r"(?<=illion)\s+dollars?\b", ""),
         (r"(?<=\d),\\!\s*(?=\d{3})", ","),
@@ -98,24 +101,37 @@ _SPELLINGS = [
          r"|hspace\{[^{}]*\})|~|&nbsp;|\n", " "),
     )
 ]  # fmt: skip
+MONTH = (
+    "January|February|March|April|May|June|July|August|September|October|November|December|"
+    "Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec"
+)
 _NUMBER_WORDS = (
     r"(?:hundred|thousand|[mb]illion|trillion|third|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)th)s?|"
-    r"dozen|half|halves|quarter|double|twice|squared|cubed"
+    r"dozen|half|halves|quarter|double|twice|(?<![a-z]\s)(?:squared|cubed)"
 )
 _NO_UNIT = re.compile(
     rf"\b(?:{_NUMBER_WORDS}|and|or|if|for|when|where|to|pi|sin|cos|tan|cot|sec(?=\s+\S)|csc|log|exp|sqrt|mod|choose|factorial|"
+    r"alpha|beta|gamma|delta|theta|lambda|sigma|phi|omega|(?:st|nd|rd|th)|of(?=\s+[\d$])|"
     r"plus|minus|times?(?=\s+\S)(?!\s+as\b)|over|below|under|above|negative|not|abc|less|than|least|most|between|with|except|(?:more|fewer|greater|smaller|larger)(?=\s+than)|[ieknxyz])\b",
     re.I,
 )
 _WORD = (
     r"(?:(?=[a-z]{0,19}[aeiouy])[a-z]{3,20}|as|in|ft|yds?|mi|mph|[ckm]m|[km]g|lbs?|oz|ml|hrs?|sq|cu|of|[ap]m|[mgshl])"
 )
-_UNITS = re.compile(rf"(?<=[\d.}}%)])(?:\s+|-)(?:{_WORD}\b\.?\s*(?:\^\{{?[23]\}}?)?(?:[\s/*]+|\Z))+\Z", re.I)
-_GLUED = (
-    r"cm|mm|km|kg|mg|lbs?|ft|mph|ml|"
-    r"\s?(?![和或到至百万亿十半成折以多余]|分之|千(?![米克瓦卡]))[\u4e00-\u9fff]{1,4}(?![\u4e00-\u9fff])"
+_UNITS = re.compile(
+    rf"(?<=[\d.}}%)])(?:\s+|-|/(?=day|[a-z]{{4}}))(?:{_WORD}\b\.?\s*(?:\^\{{?-?[1-4]\}}?)?(?:(?:[\s/*]|\\cdot)+|\Z))+\Z",
+    re.I,
 )
-_GLUED_UNIT = re.compile(rf"(?<=\d)(?:{_GLUED})(?:\^\{{?[23]\}}?)?\Z")
+_GLUED = (
+    r"cm|mm|km|kg|mg|lbs?|ft|mph|ml|(?<=:\d\d)[ap]m|"
+    r"\s?(?![和或到至百万亿十半成折以多余]|分之|千(?![米克瓦卡]))[\u4e00-\u9fff]{1,4}(?:/[\u4e00-\u9fff]{1,3})?(?![\u4e00-\u9fff])"
+)
+_GLUED_UNIT = re.compile(rf"(?<=[\d}}])(?:{_GLUED})(?:\^\{{?[23]\}}?)?\Z")
+# Capitals stand for letters too, so a blank sets them apart, and a plain number stands before it.
+_OF_MEASURE = r"(?:[kMGmcn]?(?:Hz|eV|Pa|Wh|mol|[WJNVAKgms])|\\Omega|Ω|AU)(?:\^\{?-?\d\}?)?"
+_SYMBOL_UNIT = re.compile(rf"(?<=[\d.}}])\s+{_OF_MEASURE}(?:(?:\s|\\cdot|/)+{_OF_MEASURE})*\Z")
+_POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "百": 2, "千": 3, "万": 4, "亿": 8}
+_SAID = re.compile(rf"(?<![\w.,^/])(-?\d+(?:\.\d+)?)\s*({'|'.join(_POWERS)})(?![a-z]|[米克瓦卡])")
 _TEXT_UNIT = re.compile(
     r"(?:(?<=[\d.})%])|(?<=\\pi)|(?<=\\pi ))\s*"
     r"\\(?:text|mbox|mathrm|textrm|rm|operatorname)\s*\{([^{}]*)\}(?:\^\{?-?\d\}?)?"
@@ -170,6 +186,7 @@ def normalise(text: str) -> str:
     unit = _TEXT_UNIT.search(text)
     if unit and unit.end() == len(text) and not _NO_UNIT.search(re.sub(r"\b[kxyA-Z]\b", "", unit.group(1))):
         text = text[: unit.start()]
+    text = re.sub(rf"(\\[A-Za-z]+)(?={_WRAPPER.pattern})", r"\1 ", text)  # \cdot\text{s} is no \cdots
     for _ in range(4):
         unwrapped = _WRAPPER.sub(lambda match: match.group(1)[1:-1], text)
         unwrapped = unwrapped[1:-1] if re.fullmatch(_BRACES, unwrapped) else unwrapped
@@ -177,11 +194,14 @@ def normalise(text: str) -> str:
             break
         text = unwrapped
     text = _LEAD.sub("", re.sub(r"\s+", " ", text).strip())
-    units = _UNITS.search(text) or _GLUED_UNIT.search(text)
-    if units and not _NO_UNIT.search(units.group()):
+    text = re.sub(rf"\b((?:{MONTH})\.?\s\d{{1,2}})(?:st|nd|rd|th)\b", r"\1", text)
+    text = _SAID.sub(lambda match: rf"{match[1]}\cdot10^{{{_POWERS[match[2]]}}}", text)
+    symbol = _SYMBOL_UNIT.search(text)
+    units = symbol or _UNITS.search(text) or _GLUED_UNIT.search(text)
+    if units and (symbol or not _NO_UNIT.search(units.group())):
         # A single letter is a unit of a plain number, else a factor: "5 m", but "\\pi r^2 h".
-        bare = text[: units.start()]
-        text = bare if len(units.group().strip()) > 1 or is_calculation(bare) else text
+        bare, letter = text[: units.start()], symbol or len(units.group().strip()) == 1
+        text = bare if not letter or is_calculation(bare.rpartition("=")[2]) else text
     if not any(mark in text for mark in ("(", "[", r"\{")):  # "(1,000)" is never a number, and "1, 234" is a list
         text = _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
     text = _without_stop(text)
@@ -190,6 +210,8 @@ def normalise(text: str) -> str:
 
 def is_unit(text: str) -> bool:
     """Whether what follows a number in a sentence is plain words that only say what is counted."""
+    if re.match(rf"\s+{_OF_MEASURE}[\s.]*\Z", text):
+        return True
     word = re.match(rf"(?:\s+(?:an?\s+)?|-)({_WORD})\b|(?:{_GLUED})\b", text, re.I)
     return word is not None and not _NO_UNIT.match(text.lstrip(" -"))
 
@@ -262,9 +284,9 @@ def compact(text: str) -> str:
 
 def as_number(text: str) -> Fraction | None:
     """The exact value of a plain integer, decimal, fraction, mixed number or power of ten; None for anything else."""
-    text = compact(text).removesuffix("%")
-    if len(text) > 400 or "␣" in text:
+    if len(text) > 400 or re.search(r"[\d.]\s+[\d.]|,\s", text.strip()):  # several numbers
         return None
+    text = compact(text).removesuffix("%")
     text = _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
     if match := _MIXED.match(text):
         value = int(match[2]) + Fraction(int(match[3]), int(match[4]))

@@ -21,8 +21,9 @@ def extract_program(response: str, tests: dict[str, Any]) -> str:
     """The program of a response to a problem with ``tests`` (the forms of ``dapo_fast.rewards.code.verify``).
 
     Of the fenced blocks, the last that does what the problem asks: defines the functions under test, or reads the
-    standard input and is no demonstration. A block of output, of usage or of a shell is none of them. Without blocks,
-    the response itself. A HumanEval completion gets its prompt before it.
+    standard input and is no demonstration. A block of output, of usage or of a shell is none of them. Helpers that have
+    earlier blocks of their own come before it. Without blocks, the response itself. A HumanEval completion gets its
+    prompt before it.
     """
     blocks = _python_blocks(response)
     wanted = _wanted(tests)
@@ -102,15 +103,37 @@ def _chosen(blocks: list[str], wanted: set[str]) -> str:
         # The most of the names, and the last of the blocks with as many: helpers may be tested beside the function.
         scores = [len(wanted & _defined(tree)) for _, tree in running]
         if any(scores):
-            return max(zip(scores, range(len(scores)), running, strict=True))[2][0]
+            return _with_helpers(running, max(zip(scores, range(len(scores)), strict=True))[1])
         # What does not parse is still the answer if it means to define the function.
         meant = [block for block in blocks if any(_defines(block, name) for name in wanted)]
         return (meant or blocks)[-1]
     for does in (_reads_input, _prints):
-        found = [block for block, tree in running if does(tree)]
+        found = [place for place, (_, tree) in enumerate(running) if does(tree)]
         if found:
-            return found[-1]
+            return _with_helpers(running, found[-1])
     return blocks[-1]
+
+
+def _with_helpers(blocks: list[tuple[str, ast.Module]], chosen: int) -> str:
+    """The chosen block behind those before it that define what it uses and does not define."""
+    program, tree = blocks[chosen]
+    missing = _free(tree)
+    for earlier, its_tree in reversed(blocks[:chosen]):
+        if missing & _bound(its_tree):
+            program = earlier + program
+            missing = (missing - _bound(its_tree)) | _free(its_tree)
+    return program
+
+
+def _free(tree: ast.AST) -> set[str]:
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    return used - _bound(tree) - set(dir(builtins))
+
+
+def _bound(tree: ast.AST) -> set[str]:
+    names = _defined(tree) | {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    return names | {(alias.asname or alias.name).split(".")[0] for node in imports for alias in node.names}
 
 
 def _parsed(program: str) -> ast.Module | None:

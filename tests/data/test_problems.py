@@ -175,6 +175,12 @@ FORMATS = {
         "B",
         None,
     ),
+    "choices in columns": (
+        {"id": 0, "question": "Which?", "A": "one", "B": 2, "C": "three", "D": "", "answer": "B"},
+        "Which?\nA. one\nB. 2\nC. three\nD. ",
+        "B",
+        None,
+    ),
     "aqua": (
         {"question": "How much?", "options": ["A)21", "B)22"], "rationale": "r", "correct": "B"},
         "How much?\nA)21\nB)22",
@@ -376,6 +382,10 @@ BROKEN = {
     "context of no known format": (
         b'{"question": "q", "context": "c", "answer": "A"}\n',
         ":1: field 'context' belongs to the question",
+    ),
+    "options beside a problem": (
+        b'{"problem": "q", "options": ["a", "b"], "answer": "A"}\n',
+        ":1: field 'options' belongs to the question",
     ),
     "unequal tests": (
         b'{"question": "q", "input_output": {"inputs": ["1"], "outputs": []}}\n',

@@ -297,6 +297,19 @@ def test_block_that_reads(response):
     assert code.extract_program(response, ADD).strip() == SUM
 
 
+@pytest.mark.parametrize("tests", [ASSERTS, CALL, CHECK], ids=["asserts", "call", "check"])
+@pytest.mark.parametrize(
+    "helper", ["def g(x):\n    return x + 1", "from operator import neg as n\ng = lambda x: -n(x) + 1"]
+)
+def test_helpers_in_blocks_of_their_own(helper, tests):
+    space = {}
+    uses = fenced("def f(x):\n    return g(x)")
+    demo = fenced("x = 1\nprint(f(x))\nraise ValueError")
+    program = code.extract_program(f"{demo}A helper:\n{fenced(helper)}\nThen:\n{uses}", tests)
+    exec(program, space)
+    assert space["f"](1) == 2 and "ValueError" not in program
+
+
 def test_completion_in_a_block_and_future_import():
     prompt = "import math\n\n\ndef f(x):\n    '''Add one.'''\n"
     tests = {"entry_point": "f", "test": "", "prompt": prompt}
