@@ -24,7 +24,7 @@ from dapo_fast.models.flat import FlatVarlen
 from dapo_fast.models.padded import padded_inputs, reads_padded
 from dapo_fast.models.tree_flex import Heads, TreeFlex
 from dapo_fast.models.tree_sdpa import TreeSDPA
-from dapo_fast.models.variants import Variant, head_size, largest, variant_of
+from dapo_fast.models.variants import Variant, head_size, largest, rotary_length, variant_of
 
 log = logging.getLogger("dapo_fast.attention")
 
@@ -102,7 +102,17 @@ def requested_backend(model: PreTrainedModel) -> str:
 
 
 def backbone_inputs(model: PreTrainedModel, pack: Pack) -> dict[str, Any]:
-    """Keyword arguments of a backbone's forward over ``pack``; its hidden states are those of ``padded.by_token``."""
+    """Keyword arguments of a backbone's forward over ``pack``; its hidden states are those of ``padded.by_token``.
+
+    Raises:
+        InputError: a sequence is longer than the model's rotary frequencies hold (``variants.rotary_length``).
+    """
+    most = rotary_length(model.config.get_text_config())
+    if most is not None and int(pack.position_ids.max()) >= most:
+        raise InputError(
+            f"a sequence of {int(pack.position_ids.max()) + 1} tokens: beyond {most} the rotary frequencies of this "
+            f"{model.config.model_type} model change, for shorter sequences beside it too"
+        )
     if reads_padded(model.config):
         return padded_inputs(pack)
     return {

@@ -14,6 +14,7 @@ from dapo_fast.errors import InputError
 from dapo_fast.models.checks import check_plugged_in, check_supported
 from dapo_fast.models.loading import load_causal_lm, load_config_of, resolve_device
 from dapo_fast.models.padded import reads_padded
+from dapo_fast.models.variants import context_length
 from dapo_fast.rollout.engine import Progress, Sample, SamplingParams
 from dapo_fast.rollout.in_process.forward import ATTENTION, Prefill, forward
 from dapo_fast.rollout.in_process.generation import Generation
@@ -54,7 +55,7 @@ class InProcessEngine:
         self.tokenizer = tokenizer
         self.max_rows = max_rows
         self.end_ids = end_ids(model, tokenizer)
-        self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+        self.context = context_length(model.config.get_text_config())
         self.generated_tokens = 0
         self.prefilled_tokens = 0
 
