@@ -159,7 +159,8 @@ def _attention(
     kind = query.device.type
     if torch.is_autocast_enabled(kind):  # autocast does not know these kernels, and RoPE leaves it with mixed dtypes
         query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
-    return dapo_attention(query, key, value, scale, variant_of(module, kwargs), kwargs.get("s_aux")), None
+    out = dapo_attention(query, key, value, scale, variant_of(module, kwargs), kwargs.get("s_aux"))
+    return out.contiguous(), None  # as transformers' own: some families view it in another shape
 
 
 def without_plan(
@@ -182,7 +183,7 @@ def without_plan(
         rows = torch.arange(key.shape[2], device=query.device)
         attention_mask = rows[None, :] <= rows[-query.shape[2] :, None]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attend(query, key, value, scale, attention_mask, softcap, sinks).transpose(1, 2), None
+    return attend(query, key, value, scale, attention_mask, softcap, sinks).transpose(1, 2).contiguous(), None
 
 
 for _name in _NAMES.values():

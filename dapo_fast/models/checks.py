@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from dapo_kernels import hidden_states_and_weight, linear_token_logprobs
 from torch import Tensor
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from dapo_fast.errors import InputError, blaming, first_line
 from dapo_fast.models.attention import already_4d
@@ -48,12 +48,20 @@ def check_supported(config: PreTrainedConfig, source: str) -> None:
         reasons.append("it adds a position bias (ALiBi) to attention scores")
     if getattr(config, "attention_dropout", 0.0):
         reasons.append(f"it has attention dropout ({config.attention_dropout}); set attention_dropout to 0")
+    if not (reads_padded(config) or _attends_by_interface(config)):
+        reasons.append("it does not use transformers' attention interface")
     if reasons:
         raise InputError(f"{source}: a {kind} model cannot be trained on step trees: " + "; ".join(reasons))
 
 
+def _attends_by_interface(config: PreTrainedConfig) -> bool:
+    """Whether the causal LM of ``config`` does, as far as transformers knows one."""
+    family = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return family is None or family._supports_attention_backend
+
+
 def check_plugged_in(model: PreTrainedModel, source: str) -> None:
-    """Refuse a model that does not take its attention from transformers' interface, or mixes tokens in other ways.
+    """Refuse a model of several parts, or one that mixes tokens in other ways than its config says.
 
     One with its weights is tried too (``check_reading``); one without them is to be tried once it has them.
 
@@ -63,10 +71,6 @@ def check_plugged_in(model: PreTrainedModel, source: str) -> None:
     name = type(model).__name__
     if model.config.get_text_config() is not model.config:
         raise InputError(f"{source}: {name} is made of several models (images and text, say), not of one of text")
-    if not reads_padded(model.config) and not getattr(model, "_supports_attention_backend", False):
-        raise InputError(
-            f"{source}: {name} does not use transformers' attention interface, so tree attention cannot be plugged in"
-        )
     if model.device.type != "meta":
         check_reading(model, source, model.dtype, lambda: reading_error(model))
 
@@ -85,7 +89,10 @@ def check_reading(model: PreTrainedModel, source: str, dtype: torch.dtype, error
         return
     name = type(model).__name__
     with blaming(source, f"{name} cannot read a small pack"):
-        error = error_of()
+        try:
+            error = error_of()
+        except InputError as found:
+            raise InputError(f"{source}: {found}") from found
     limit = 2e-4 if dtype in (torch.float32, torch.float64) else 0.1
     log.info("%s: a small pack differs from its sequences by %.1e", name, error)
     if not error <= limit:

@@ -10,6 +10,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    FalconConfig,
     GemmaConfig,
     LlamaConfig,
     Olmo2Config,
@@ -312,8 +313,12 @@ SMALL = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidd
     [
         (BloomConfig(vocab_size=40, hidden_size=16, n_layer=1, n_head=2), "attention interface"),
         (RwkvConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1), "its weights change"),
+        (
+            FalconConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2),
+            "attention interface",
+        ),
     ],
-    ids=["bloom", "rwkv"],
+    ids=["bloom", "rwkv", "falcon"],
 )
 def test_unsupported_classes(config, reason):
     with pytest.raises(InputError, match=reason):

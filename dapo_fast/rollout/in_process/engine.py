@@ -63,11 +63,13 @@ class InProcessEngine:
     def _check_cache(self) -> None:
         kept = Prefill()
         forward(self.model, torch.zeros((1, 1), dtype=torch.int64, device=self.model.device), None, kept)
-        if not kept.alike:
-            raise InputError(
-                f"{self.model.config.name_or_path or 'model'}: {type(self.model).__name__} keeps keys and values of "
-                "different sizes in different layers, which the in-process engine cannot; use engine.kind: http"
-            )
+        if kept.alike and kept.once:
+            return
+        name = f"{self.model.config.name_or_path or 'model'}: {type(self.model).__name__}"
+        does = (
+            "keeps keys and values of different sizes in different layers" if kept.once else "attends twice in a layer"
+        )
+        raise InputError(f"{name} {does}, which the in-process engine cannot; use engine.kind: http")
 
     @classmethod
     def load(cls, directory: str | Path, settings: ModelSettings, max_rows: int = 512) -> InProcessEngine:
