@@ -93,9 +93,8 @@ def check_reading(model: PreTrainedModel, source: str, dtype: torch.dtype, error
             error = error_of()
         except InputError as found:
             raise InputError(f"{source}: {found}") from found
-    limit = 2e-4 if dtype in (torch.float32, torch.float64) else 0.1
     log.info("%s: a small pack differs from its sequences by %.1e", name, error)
-    if not error <= limit:
+    if not error <= _limit(dtype):
         trouble = "does not read padded rows" if reads_padded(model.config) else "does not honour tree attention"
         raise InputError(
             f"{source}: {name} {trouble}: a small pack and its separate sequences differ by {error:.1e} (relative)"
@@ -104,9 +103,14 @@ def check_reading(model: PreTrainedModel, source: str, dtype: torch.dtype, error
 
 @torch.no_grad()
 def reading_error(model: PreTrainedModel) -> float:
-    """``backbone_error``, or of a causal LM what its head adds to it."""
-    error = backbone_error(model)
-    return max(error, _head_error(model)) if isinstance(model, GenerationMixin) else error
+    """``backbone_error``.
+
+    Raises:
+        InputError: of a causal LM, whose logits are not what the losses make of its hidden states.
+    """
+    if isinstance(model, GenerationMixin):
+        _check_head(model)
+    return backbone_error(model)
 
 
 @torch.no_grad()
@@ -115,20 +119,30 @@ def backbone_error(model: PreTrainedModel) -> float:
     return padded_error(model) if reads_padded(model.config) else tree_error(model)
 
 
-def _head_error(model: PreTrainedModel) -> float:
-    """How far log-probs that the losses make of a causal LM's hidden states are from its own, in its largest logit."""
+def _check_head(model: PreTrainedModel) -> None:
+    """InputError where log-probs that the losses make of a causal LM's hidden states are not those of its logits."""
     ids = torch.tensor([[1, 2, 3, 4, 5, 6]], device=model.device)
     logits = model(input_ids=ids, use_cache=False).logits[0].float()
     try:
         head = hidden_states_and_weight(model, input_ids=ids, use_cache=False)
     except ValueError as error:
         raise InputError(first_line(error)) from error
+    trouble = f"the logits of {type(model).__name__} are not its last hidden states times its head"
+    if logits.shape[-1] != head.weight.shape[0]:
+        raise InputError(f"{trouble}: there are {logits.shape[-1]}, and {head.weight.shape[0]} rows")
     # The two that a scale or a cap moves furthest apart.
     targets = torch.cat([logits.argmax(-1), logits.argmin(-1)])
     rows = torch.arange(len(logits), device=logits.device).repeat(2)
     ours = linear_token_logprobs(head.hidden[0], head.weight, targets, rows=rows, **head.options)
     own = logits.log_softmax(-1)[rows, targets]
-    return ((ours - own).abs().max() / logits.abs().max()).item()
+    error = ((ours - own).abs().max() / logits.abs().max()).item()
+    if not error <= _limit(head.hidden.dtype):
+        raise InputError(f"{trouble}: log-probabilities differ by {error:.1e} of the largest logit")
+
+
+def _limit(dtype: torch.dtype) -> float:
+    """What rounding may make, relative, of a model that computes in ``dtype``."""
+    return 2e-4 if dtype in (torch.float32, torch.float64) else 0.1
 
 
 def tree_error(model: PreTrainedModel) -> float:

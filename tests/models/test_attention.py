@@ -24,7 +24,7 @@ from dapo_fast.data.packing import pack_actor, pack_sequences
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
 from dapo_fast.errors import InputError
 from dapo_fast.models.attention import Dense, choose_backend, plan_attention
-from dapo_fast.models.checks import check_supported
+from dapo_fast.models.checks import check_plugged_in, check_supported
 from dapo_fast.models.context import shares
 from dapo_fast.models.loading import new_causal_lm
 from dapo_fast.models.readpath import PolicyReader
@@ -323,6 +323,18 @@ SMALL = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidd
 def test_unsupported_classes(config, reason):
     with pytest.raises(InputError, match=reason):
         new_causal_lm(config, 0)
+
+
+@pytest.mark.parametrize(
+    ("made", "trouble"),
+    [(lambda out: 2 * out, "log-probabilities differ by"), (lambda out: out[..., :36], "there are 36, and 40 rows")],
+    ids=["scaled", "cut"],
+)
+def test_logits_of_another_kind_are_refused(made, trouble):
+    model = new_causal_lm(Olmo2Config(**SMALL, pad_token_id=0), 0)
+    model.lm_head.register_forward_hook(lambda module, inputs, out: made(out))
+    with pytest.raises(InputError, match=f"^somewhere: the logits of Olmo2ForCausalLM are not .*{trouble}"):
+        check_plugged_in(model, "somewhere")
 
 
 @pytest.mark.parametrize(
