@@ -37,27 +37,23 @@ def check_supported(config: PreTrainedConfig, source: str) -> None:
     Raises:
         InputError: naming ``source`` and what stands in the way.
     """
+    kind, family = config.model_type, MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     config = config.get_text_config()
-    kind = config.model_type
     reasons = []
     if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_causal", True) is False:
         reasons.append("it is not a causal decoder")
-    if kind in UNREADABLE:
-        reasons.append(UNREADABLE[kind])
+    if config.model_type in UNREADABLE:
+        reasons.append(UNREADABLE[config.model_type])
     if getattr(config, "alibi", False):
         reasons.append("it adds a position bias (ALiBi) to attention scores")
     if getattr(config, "attention_dropout", 0.0):
         reasons.append(f"it has attention dropout ({config.attention_dropout}); set attention_dropout to 0")
-    if not (reads_padded(config) or _attends_by_interface(config)):
+    if family is None:
+        reasons.append("transformers has no causal LM of its kind")
+    elif not (reads_padded(config) or family._supports_attention_backend):
         reasons.append("it does not use transformers' attention interface")
     if reasons:
         raise InputError(f"{source}: a {kind} model cannot be trained on step trees: " + "; ".join(reasons))
-
-
-def _attends_by_interface(config: PreTrainedConfig) -> bool:
-    """Whether the causal LM of ``config`` does, as far as transformers knows one."""
-    family = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    return family is None or family._supports_attention_backend
 
 
 def check_plugged_in(model: PreTrainedModel, source: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from dapo_fast.errors import InputError
 
@@ -88,6 +88,13 @@ def head_size(config: PreTrainedConfig) -> int:
 def windows_of(config: PreTrainedConfig) -> tuple[str, ...]:
     """The names of the settings of ``config`` (of a text model) that bound what a query sees."""
     return tuple(name for name in ("sliding_window", "attention_chunk_size") if getattr(config, name, None))
+
+
+def config_of_text(config: PreTrainedConfig) -> PreTrainedConfig:
+    """What transformers makes a causal LM of: of Qwen3.5's config the part for text, of most the whole."""
+    text = config.get_text_config()
+    family = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return text if getattr(family, "config_class", None) is type(text) else config
 
 
 def context_length(config: PreTrainedConfig) -> int:

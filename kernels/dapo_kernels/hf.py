@@ -46,6 +46,8 @@ def hidden_states_and_weight(model: nn.Module, **inputs: Any) -> LinearHead:
     """
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else getattr(model, "base_model", None)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if decoder is head:  # ModernBERT calls its head so
+        decoder = getattr(model, "base_model", None)
     if decoder is None or decoder is model or head is None:
         raise ValueError(f"model: {type(model).__name__} has no decoder with a linear head on it")
     if hasattr(head, "base_layer") or not isinstance(getattr(head, "weight", None), Tensor):

@@ -15,6 +15,7 @@ from transformers import (
     LlamaConfig,
     Olmo2Config,
     Phi3Config,
+    Qwen2VLConfig,
     RwkvConfig,
 )
 
@@ -297,6 +298,7 @@ def test_a_demanded_backend_is_used_or_refused():
     [
         (RwkvConfig(), "its weights change"),
         (LlamaConfig(attention_dropout=0.1), "attention dropout"),
+        (Qwen2VLConfig(), "transformers has no causal LM of its kind"),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
 )
