@@ -24,7 +24,7 @@ from dapo_fast.models.flat import FlatVarlen
 from dapo_fast.models.padded import padded_inputs, reads_padded
 from dapo_fast.models.tree_flex import Heads, TreeFlex
 from dapo_fast.models.tree_sdpa import TreeSDPA
-from dapo_fast.models.variants import Variant, head_size, largest, variant_of
+from dapo_fast.models.variants import Variant, head_size, largest, rotary_length, variant_of
 
 log = logging.getLogger("dapo_fast.attention")
 
@@ -102,7 +102,17 @@ def requested_backend(model: PreTrainedModel) -> str:
 
 
 def backbone_inputs(model: PreTrainedModel, pack: Pack) -> dict[str, Any]:
-    """Keyword arguments of a backbone's forward over ``pack``; its hidden states are those of ``padded.by_token``."""
+    """Keyword arguments of a backbone's forward over ``pack``; its hidden states are those of ``padded.by_token``.
+
+    Raises:
+        InputError: a sequence is longer than the model's rotary frequencies hold (``variants.rotary_length``).
+    """
+    most = rotary_length(model.config.get_text_config())
+    if most is not None and int(pack.position_ids.max()) >= most:
+        raise InputError(
+            f"a sequence of {int(pack.position_ids.max()) + 1} tokens: beyond {most} the rotary frequencies of this "
+            f"{model.config.model_type} model change, for shorter sequences beside it too"
+        )
     if reads_padded(model.config):
         return padded_inputs(pack)
     return {
@@ -149,7 +159,8 @@ def _attention(
     kind = query.device.type
     if torch.is_autocast_enabled(kind):  # autocast does not know these kernels, and RoPE leaves it with mixed dtypes
         query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
-    return dapo_attention(query, key, value, scale, variant_of(module, kwargs), kwargs.get("s_aux")), None
+    out = dapo_attention(query, key, value, scale, variant_of(module, kwargs), kwargs.get("s_aux"))
+    return out.contiguous(), None  # as transformers' own: some families view it in another shape
 
 
 def without_plan(
@@ -172,7 +183,7 @@ def without_plan(
         rows = torch.arange(key.shape[2], device=query.device)
         attention_mask = rows[None, :] <= rows[-query.shape[2] :, None]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attend(query, key, value, scale, attention_mask, softcap, sinks).transpose(1, 2), None
+    return attend(query, key, value, scale, attention_mask, softcap, sinks).transpose(1, 2).contiguous(), None
 
 
 for _name in _NAMES.values():

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from dapo_kernels import hidden_states_and_weight, linear_token_logprobs
 from torch import Tensor
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from dapo_fast.errors import InputError, blaming, first_line
 from dapo_fast.models.attention import already_4d
@@ -37,23 +37,27 @@ def check_supported(config: PreTrainedConfig, source: str) -> None:
     Raises:
         InputError: naming ``source`` and what stands in the way.
     """
+    kind, family = config.model_type, MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     config = config.get_text_config()
-    kind = config.model_type
     reasons = []
     if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_causal", True) is False:
         reasons.append("it is not a causal decoder")
-    if kind in UNREADABLE:
-        reasons.append(UNREADABLE[kind])
+    if config.model_type in UNREADABLE:
+        reasons.append(UNREADABLE[config.model_type])
     if getattr(config, "alibi", False):
         reasons.append("it adds a position bias (ALiBi) to attention scores")
     if getattr(config, "attention_dropout", 0.0):
         reasons.append(f"it has attention dropout ({config.attention_dropout}); set attention_dropout to 0")
+    if family is None:
+        reasons.append("transformers has no causal LM of its kind")
+    elif not (reads_padded(config) or family._supports_attention_backend):
+        reasons.append("it does not use transformers' attention interface")
     if reasons:
         raise InputError(f"{source}: a {kind} model cannot be trained on step trees: " + "; ".join(reasons))
 
 
 def check_plugged_in(model: PreTrainedModel, source: str) -> None:
-    """Refuse a model that does not take its attention from transformers' interface, or mixes tokens in other ways.
+    """Refuse a model of several parts, or one that mixes tokens in other ways than its config says.
 
     One with its weights is tried too (``check_reading``); one without them is to be tried once it has them.
 
@@ -63,10 +67,6 @@ def check_plugged_in(model: PreTrainedModel, source: str) -> None:
     name = type(model).__name__
     if model.config.get_text_config() is not model.config:
         raise InputError(f"{source}: {name} is made of several models (images and text, say), not of one of text")
-    if not reads_padded(model.config) and not getattr(model, "_supports_attention_backend", False):
-        raise InputError(
-            f"{source}: {name} does not use transformers' attention interface, so tree attention cannot be plugged in"
-        )
     if model.device.type != "meta":
         check_reading(model, source, model.dtype, lambda: reading_error(model))
 
@@ -85,10 +85,12 @@ def check_reading(model: PreTrainedModel, source: str, dtype: torch.dtype, error
         return
     name = type(model).__name__
     with blaming(source, f"{name} cannot read a small pack"):
-        error = error_of()
-    limit = 2e-4 if dtype in (torch.float32, torch.float64) else 0.1
+        try:
+            error = error_of()
+        except InputError as found:
+            raise InputError(f"{source}: {found}") from found
     log.info("%s: a small pack differs from its sequences by %.1e", name, error)
-    if not error <= limit:
+    if not error <= _limit(dtype):
         trouble = "does not read padded rows" if reads_padded(model.config) else "does not honour tree attention"
         raise InputError(
             f"{source}: {name} {trouble}: a small pack and its separate sequences differ by {error:.1e} (relative)"
@@ -97,9 +99,14 @@ def check_reading(model: PreTrainedModel, source: str, dtype: torch.dtype, error
 
 @torch.no_grad()
 def reading_error(model: PreTrainedModel) -> float:
-    """``backbone_error``, or of a causal LM what its head adds to it."""
-    error = backbone_error(model)
-    return max(error, _head_error(model)) if isinstance(model, GenerationMixin) else error
+    """``backbone_error``.
+
+    Raises:
+        InputError: of a causal LM, whose logits are not what the losses make of its hidden states.
+    """
+    if isinstance(model, GenerationMixin):
+        _check_head(model)
+    return backbone_error(model)
 
 
 @torch.no_grad()
@@ -108,20 +115,30 @@ def backbone_error(model: PreTrainedModel) -> float:
     return padded_error(model) if reads_padded(model.config) else tree_error(model)
 
 
-def _head_error(model: PreTrainedModel) -> float:
-    """How far log-probs that the losses make of a causal LM's hidden states are from its own, in its largest logit."""
+def _check_head(model: PreTrainedModel) -> None:
+    """InputError where log-probs that the losses make of a causal LM's hidden states are not those of its logits."""
     ids = torch.tensor([[1, 2, 3, 4, 5, 6]], device=model.device)
     logits = model(input_ids=ids, use_cache=False).logits[0].float()
     try:
         head = hidden_states_and_weight(model, input_ids=ids, use_cache=False)
     except ValueError as error:
         raise InputError(first_line(error)) from error
+    trouble = f"the logits of {type(model).__name__} are not its last hidden states times its head"
+    if logits.shape[-1] != head.weight.shape[0]:
+        raise InputError(f"{trouble}: there are {logits.shape[-1]}, and {head.weight.shape[0]} rows")
     # The two that a scale or a cap moves furthest apart.
     targets = torch.cat([logits.argmax(-1), logits.argmin(-1)])
     rows = torch.arange(len(logits), device=logits.device).repeat(2)
     ours = linear_token_logprobs(head.hidden[0], head.weight, targets, rows=rows, **head.options)
     own = logits.log_softmax(-1)[rows, targets]
-    return ((ours - own).abs().max() / logits.abs().max()).item()
+    error = ((ours - own).abs().max() / logits.abs().max()).item()
+    if not error <= _limit(head.hidden.dtype):
+        raise InputError(f"{trouble}: log-probabilities differ by {error:.1e} of the largest logit")
+
+
+def _limit(dtype: torch.dtype) -> float:
+    """What rounding may make, relative, of a model that computes in ``dtype``."""
+    return 2e-4 if dtype in (torch.float32, torch.float64) else 0.1
 
 
 def tree_error(model: PreTrainedModel) -> float:

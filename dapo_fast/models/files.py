@@ -174,9 +174,9 @@ def refuse(
             "this config"
         )
     ignored = ignored_in_files(model)
+    counts = _names(model, {name: tensor for name, tensor in state.items() if not tensor.is_floating_point()})
     for name, tensor in stored.items():
-        wants = state.get(name)
-        if tensor.dtype in FLOATING or ignored(name) or (wants is not None and not wants.is_floating_point()):
+        if tensor.dtype in FLOATING or ignored(name) or name in counts:
             continue
         raise InputError(f"{tensor.file}: {name} is {tensor.dtype}: quantised weights cannot be trained or read")
 
@@ -214,12 +214,17 @@ def _of_head(model: PreTrainedModel, name: str) -> bool:
 
 def _head_of_causal_lm(model: PreTrainedModel) -> set[str]:
     """Names, its own and the hub's, of what the causal LM of ``model``'s config has on its backbone."""
-    from dapo_fast.models.hub import as_stored  # late: it reads files with this module
-
     with torch.device("meta"):
         causal_lm = AutoModelForCausalLM.from_config(model.config)
-    head = {name: tensor for name, tensor in causal_lm.state_dict().items() if _of_head(causal_lm, name)}
-    return head.keys() | {name for parts in as_stored(causal_lm, head).values() for name in parts}
+    return _names(causal_lm, {name: t for name, t in causal_lm.state_dict().items() if _of_head(causal_lm, name)})
+
+
+def _names(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> set[str]:
+    """The names of ``tensors`` of ``model``, and those that the hub's files have for them."""
+    from dapo_fast.models.hub import as_stored  # late: it reads files with this module
+
+    shapes = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in tensors.items()}
+    return shapes.keys() | {name for parts in as_stored(model, shapes).values() for name in parts}
 
 
 @contextlib.contextmanager

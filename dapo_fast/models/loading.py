@@ -19,6 +19,7 @@ from dapo_fast.models.checks import check_plugged_in, check_supported
 from dapo_fast.models.files import read_pretrained, stored_tensors, untied_in_files
 from dapo_fast.models.padded import choose_padded, reads_padded
 from dapo_fast.models.value import ValueModel
+from dapo_fast.models.variants import config_of_text
 from dapo_fast.sums import check_model
 
 log = logging.getLogger("dapo_fast.models")
@@ -59,7 +60,7 @@ def load_config_of(directory: str | Path) -> PreTrainedConfig:
             f"{directory}: its weights are quantised (quantization_config); they cannot be trained or read"
         )
     check_supported(config, str(directory))
-    return config
+    return config_of_text(config)
 
 
 def load_causal_lm(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     MODEL_MAPPING,
     AutoConfig,
@@ -23,6 +24,7 @@ from transformers.modeling_layers import GenericForTokenClassification
 
 from dapo_fast.errors import InputError, first_line
 from dapo_fast.models.files import read_pretrained
+from dapo_fast.models.variants import config_of_text
 
 _ONE_LABEL = {"id2label": {0: "value"}, "label2id": {"value": 0}, "classifier_dropout": 0.0}
 
@@ -105,6 +107,9 @@ def token_classifier(config: type[PreTrainedConfig]) -> type[PreTrainedModel]:
     name = backbone.__name__.removesuffix("Model") + "ForTokenClassification"
     # For a class from elsewhere transformers does not compute buffers that no file holds (Falcon-H1's multipliers).
     parts = {"__module__": backbone.__module__, "base_model_prefix": family.base_model_prefix or "model"}
+    # What the files of a causal LM may hold beside it: Qwen3.5's eyes.
+    ignored = getattr(MODEL_FOR_CAUSAL_LM_MAPPING.get(config, None), "_keys_to_ignore_on_load_unexpected", None)
+    parts |= {"_keys_to_ignore_on_load_unexpected": ignored}
     return type(name, (GenericForTokenClassification, family), parts)
 
 
@@ -112,7 +117,7 @@ def _token_classifier(
     directory: str | Path, options: dict[str, Any], changes: dict[str, Any], fresh_head: bool
 ) -> PreTrainedModel:
     try:
-        config = AutoConfig.from_pretrained(directory)
+        config = config_of_text(AutoConfig.from_pretrained(directory))
         architecture = (config.architectures or [""])[0]
         if not fresh_head and (config.num_labels != 1 or not architecture.endswith("ForTokenClassification")):
             raise InputError(f"{directory}: not a value model, its config says {architecture or 'no architecture'}")

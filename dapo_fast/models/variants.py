@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from dapo_fast.errors import InputError
 
@@ -88,3 +88,31 @@ def head_size(config: PreTrainedConfig) -> int:
 def windows_of(config: PreTrainedConfig) -> tuple[str, ...]:
     """The names of the settings of ``config`` (of a text model) that bound what a query sees."""
     return tuple(name for name in ("sliding_window", "attention_chunk_size") if getattr(config, name, None))
+
+
+def config_of_text(config: PreTrainedConfig) -> PreTrainedConfig:
+    """What transformers makes a causal LM of: of Qwen3.5's config the part for text, of most the whole."""
+    text = config.get_text_config()
+    family = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return text if getattr(family, "config_class", None) is type(text) else config
+
+
+def context_length(config: PreTrainedConfig) -> int:
+    """Tokens of the longest sequence that a model of ``config`` (of text) reads as in a pack; 1 << 30: of any."""
+    return min(getattr(config, "max_position_embeddings", None) or 1 << 30, rotary_length(config) or 1 << 30)
+
+
+def rotary_length(config: PreTrainedConfig) -> int | None:
+    """Tokens of the longest sequence that does not change the rotary frequencies of all that is read with it; or None.
+
+    ``longrope`` has two sets of frequencies, and ``dynamic`` makes new ones where the longest of a batch is long.
+    """
+    given = getattr(config, "rope_parameters", None) or {}
+    ropes = [given, *(rope for rope in given.values() if isinstance(rope, dict))]  # layers of a kind may have their own
+    lengths = []
+    for rope in ropes:
+        if rope.get("rope_type") == "longrope":
+            lengths.append(rope["original_max_position_embeddings"])
+        elif rope.get("rope_type") == "dynamic":
+            lengths.append(config.max_position_embeddings)
+    return min(lengths, default=None)

@@ -86,9 +86,11 @@ def _check(
         routers(model)
     if settings.lora_rank:
         add_lora(model, settings)
+    is_critic = hasattr(model, "score")
     if by_ranks:
         _check_blocks(model)
-        match_files(model, source, fresh_head=hasattr(model, "score"))
+    if by_ranks or not is_critic:
+        match_files(model, source, fresh_head=is_critic)
     check_export(model, source)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ import torch
 from torch.distributed.fsdp import register_fsdp_forward_method
 
 from dapo_fast.config import ModelSettings, OptimSettings, ParallelSettings
+from dapo_fast.errors import InputError
 from dapo_fast.models.checks import check_reading, reading_error
 from dapo_fast.models.context import check_shared, try_shared
 from dapo_fast.models.loading import (
@@ -117,6 +119,14 @@ def _dress(
     return reader
 
 
+def _outcome(reading_error: Callable[[], float]) -> float | str:
+    """What it gives, or the message of its InputError: for one rank to say it to all."""
+    try:
+        return reading_error()
+    except InputError as error:
+        return str(error)
+
+
 @torch.no_grad()
 def _try_reading(reader: PolicyReader | ValueReader, source: Path, world: World) -> None:
     """``check_reading`` of a sharded model, whose weights are whole within a forward of its root only."""
@@ -124,8 +134,10 @@ def _try_reading(reader: PolicyReader | ValueReader, source: Path, world: World)
     register_fsdp_forward_method(reader, "reading_error")
 
     def error() -> float:
-        found = world.broadcast(reader.reading_error())
+        found = world.broadcast(_outcome(reader.reading_error))
         reshard(reader)
+        if isinstance(found, str):
+            raise InputError(found)
         return found
 
     check_reading(reader.model, str(source), world.dtype, error)

@@ -39,13 +39,15 @@ def hidden_states_and_weight(model: nn.Module, **inputs: Any) -> LinearHead:
     Works for Llama, Qwen, Mistral, Gemma (embedding scale, logit softcap), Cohere and Granite (logit scale) and every
     model with `get_decoder()` and `get_output_embeddings()` whose logits are a linear map of the decoder's
     `last_hidden_state`, softcapped by config.final_logit_softcapping (or what RecurrentGemma and xLSTM call it),
-    multiplied by `logit_scale` (Falcon-H1's lm_head_multiplier), or divided by config.logits_scaling. Under FSDP2 call
-    it inside the root module's forward, where weight is gathered.
+    multiplied by `logit_scale` (Falcon-H1's lm_head_multiplier), or divided by config.logits_scaling (Inkling's
+    logits_mup_width_multiplier). Under FSDP2 call it inside the root module's forward, where weight is gathered.
 
     Raises ValueError naming `model` where it has no such head, or reads more than text.
     """
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else getattr(model, "base_model", None)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if decoder is head:  # ModernBERT calls its head so
+        decoder = getattr(model, "base_model", None)
     if decoder is None or decoder is model or head is None:
         raise ValueError(f"model: {type(model).__name__} has no decoder with a linear head on it")
     if hasattr(head, "base_layer") or not isinstance(getattr(head, "weight", None), Tensor):
@@ -58,7 +60,8 @@ def hidden_states_and_weight(model: nn.Module, **inputs: Any) -> LinearHead:
         raise ValueError(f"model: {type(model).__name__} is made of several models (images and text, say), not of one")
     softcap = next((cap for cap in (getattr(config, name, None) for name in _SOFTCAPS) if cap), None)
     scale = float(getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0)
-    temperature = float(getattr(config, "logits_scaling", None) or 1.0) / scale
+    divisor = getattr(config, "logits_scaling", None) or getattr(config, "logits_mup_width_multiplier", None)
+    temperature = float(divisor or 1.0) / scale
     if softcap is not None and temperature != 1.0:
         raise ValueError(f"model: {type(model).__name__} both scales and softcaps its logits; their order is unknown")
     hidden = decoder(**inputs).last_hidden_state

@@ -10,10 +10,12 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    FalconConfig,
     GemmaConfig,
     LlamaConfig,
     Olmo2Config,
     Phi3Config,
+    Qwen2VLConfig,
     RwkvConfig,
 )
 
@@ -23,7 +25,7 @@ from dapo_fast.data.packing import pack_actor, pack_sequences
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
 from dapo_fast.errors import InputError
 from dapo_fast.models.attention import Dense, choose_backend, plan_attention
-from dapo_fast.models.checks import check_supported
+from dapo_fast.models.checks import check_plugged_in, check_supported
 from dapo_fast.models.context import shares
 from dapo_fast.models.loading import new_causal_lm
 from dapo_fast.models.readpath import PolicyReader
@@ -296,6 +298,7 @@ def test_a_demanded_backend_is_used_or_refused():
     [
         (RwkvConfig(), "its weights change"),
         (LlamaConfig(attention_dropout=0.1), "attention dropout"),
+        (Qwen2VLConfig(), "transformers has no causal LM of its kind"),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
 )
@@ -312,12 +315,28 @@ SMALL = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidd
     [
         (BloomConfig(vocab_size=40, hidden_size=16, n_layer=1, n_head=2), "attention interface"),
         (RwkvConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1), "its weights change"),
+        (
+            FalconConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2),
+            "attention interface",
+        ),
     ],
-    ids=["bloom", "rwkv"],
+    ids=["bloom", "rwkv", "falcon"],
 )
 def test_unsupported_classes(config, reason):
     with pytest.raises(InputError, match=reason):
         new_causal_lm(config, 0)
+
+
+@pytest.mark.parametrize(
+    ("made", "trouble"),
+    [(lambda out: 2 * out, "log-probabilities differ by"), (lambda out: out[..., :36], "there are 36, and 40 rows")],
+    ids=["scaled", "cut"],
+)
+def test_logits_of_another_kind_are_refused(made, trouble):
+    model = new_causal_lm(Olmo2Config(**SMALL, pad_token_id=0), 0)
+    model.lm_head.register_forward_hook(lambda module, inputs, out: made(out))
+    with pytest.raises(InputError, match=f"^somewhere: the logits of Olmo2ForCausalLM are not .*{trouble}"):
+        check_plugged_in(model, "somewhere")
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ ZAMBA = {
 }
 
 
+HTTP = ["engine.kind=http", "engine.urls=[http://localhost:1]"]
 SHARED = ["parallel.processes=2", "parallel.context_parallel_degree=2"]
 HELD = ["parallel.processes=2", "parallel.tensor_parallel_degree=2"]
 
@@ -78,13 +79,10 @@ def test_families_that_stay_refused(models):
         check(models / "shared", "parallel.processes=2")
 
 
-def test_files_are_compared_where_ranks_read_them(models):
-    for settings in (["parallel.processes=2"], ["model.dtype=bfloat16"]):
+def test_files_are_compared_before_anything_is_sampled(models):
+    for settings in (HTTP, ["parallel.processes=2"], ["model.dtype=bfloat16"]):
         with pytest.raises(InputError, match=r"sampled only/model.safetensors: model.more has no place"):
             check(models / "sampled only", *settings)
-
-
-HTTP = ["engine.kind=http", "engine.urls=[http://localhost:1]"]
 
 
 def test_what_is_to_be_trained_is_tried_before_anything_is_sampled(models):

@@ -3,7 +3,7 @@
 import transformers as hf
 from tokenizers import Tokenizer, models
 
-_SIZES = {
+SIZES = {
     "vocab_size": 29,
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -15,10 +15,10 @@ _SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_HEADS = _SIZES | {"head_dim": 8}
+_HEADS = SIZES | {"head_dim": 8}
 _WINDOW = {"sliding_window": 4}
 _MIXED = _WINDOW | {"layer_types": ["sliding_attention", "full_attention"]}
-_LATENT = _SIZES | {
+_LATENT = SIZES | {
     "num_key_value_heads": 4,
     "kv_lora_rank": 8,
     "q_lora_rank": 8,
@@ -47,11 +47,11 @@ _THREE_N = {
 }
 _YARN = {"rope_theta": 1e4, "rope_type": "default"}
 FAMILIES = {
-    "arcee": lambda: hf.ArceeConfig(**_SIZES),
-    "cohere2": lambda: hf.Cohere2Config(**_SIZES, **_MIXED),
+    "arcee": lambda: hf.ArceeConfig(**SIZES),
+    "cohere2": lambda: hf.Cohere2Config(**SIZES, **_MIXED),
     "deepseek_v2": lambda: hf.DeepseekV2Config(**_LATENT, **_EXPERTS),
     "deepseek_v3": lambda: hf.DeepseekV3Config(**_LATENT, **_EXPERTS),
-    "exaone4": lambda: hf.Exaone4Config(**_SIZES, **_MIXED, sliding_window_pattern=None),
+    "exaone4": lambda: hf.Exaone4Config(**SIZES, **_MIXED, sliding_window_pattern=None),
     "gemma": lambda: hf.GemmaConfig(**_HEADS),
     "gemma2": lambda: hf.Gemma2Config(**_HEADS, **_MIXED, query_pre_attn_scalar=8, attn_logit_softcapping=2.0),
     "gemma3_text": lambda: hf.Gemma3TextConfig(**_HEADS, **_MIXED, query_pre_attn_scalar=8),
@@ -65,19 +65,19 @@ FAMILIES = {
     "gpt_oss": lambda: hf.GptOssConfig(
         **_HEADS, **_MIXED, num_local_experts=4, num_experts_per_tok=2, rope_parameters=_YARN
     ),
-    "granite": lambda: hf.GraniteConfig(**_SIZES),
-    "granite_swa": lambda: hf.GraniteSWAConfig(**_SIZES, **_MIXED),
+    "granite": lambda: hf.GraniteConfig(**SIZES),
+    "granite_swa": lambda: hf.GraniteSWAConfig(**SIZES, **_MIXED),
     "minicpm3": lambda: hf.MiniCPM3Config(**_LATENT),
     "ministral": lambda: hf.MinistralConfig(**_HEADS, **_MIXED),
-    "mistral": lambda: hf.MistralConfig(**_SIZES, **_WINDOW),
-    "mixtral": lambda: hf.MixtralConfig(**_SIZES, **_WINDOW, num_local_experts=4),
-    "olmo3": lambda: hf.Olmo3Config(**_SIZES, **_MIXED),
-    "olmoe": lambda: hf.OlmoeConfig(**_SIZES, num_experts=4, num_experts_per_tok=2),
-    "phi3": lambda: hf.Phi3Config(**_SIZES, **_WINDOW),
-    "qwen2": lambda: hf.Qwen2Config(**_SIZES, **_WINDOW, use_sliding_window=True, max_window_layers=1),
+    "mistral": lambda: hf.MistralConfig(**SIZES, **_WINDOW),
+    "mixtral": lambda: hf.MixtralConfig(**SIZES, **_WINDOW, num_local_experts=4),
+    "olmo3": lambda: hf.Olmo3Config(**SIZES, **_MIXED),
+    "olmoe": lambda: hf.OlmoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2),
+    "phi3": lambda: hf.Phi3Config(**SIZES, **_WINDOW),
+    "qwen2": lambda: hf.Qwen2Config(**SIZES, **_WINDOW, use_sliding_window=True, max_window_layers=1),
     "qwen3_moe": lambda: hf.Qwen3MoeConfig(**_HEADS, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8),
     "seed_oss": lambda: hf.SeedOssConfig(**_HEADS, attention_dropout=0.0),
-    "smollm3": lambda: hf.SmolLM3Config(**_SIZES),
+    "smollm3": lambda: hf.SmolLM3Config(**SIZES),
 }
 
 

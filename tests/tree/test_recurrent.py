@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 import train_cases as cases
+import transformers as hf
 from family_cases import tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +28,7 @@ from dapo_fast.data.batches import actor_groups, critic_groups
 from dapo_fast.data.dealing import Ranks, by_length
 from dapo_fast.data.packing import pack_actor, pack_critic, pack_sequences
 from dapo_fast.data.store import write_shard
-from dapo_fast.models.loading import causal_lm_skeleton, load_value_model
+from dapo_fast.models.loading import causal_lm_skeleton, load_causal_lm, load_value_model
 from dapo_fast.models.padded import padded_inputs
 from dapo_fast.models.readpath import PolicyReader, ValueReader
 from dapo_fast.rollout.engine import SamplingParams
@@ -36,7 +37,7 @@ from dapo_fast.train.cost import Lengths, iteration_cost
 from dapo_fast.train.export import check_export, export
 from dapo_fast.train.memory import estimate
 from dapo_fast.train.parallel import ALONE
-from dapo_fast.train.preflight import try_first_layers
+from dapo_fast.train.preflight import check_training, try_first_layers
 
 BETA = 0.1
 ROWS = Ranks(padded=True)
@@ -175,3 +176,19 @@ def test_bf16_and_adapters(family, tmp_path, monkeypatch):
     changed = {name for name in before if not torch.equal(after[name], before[name].to(after[name].dtype))}
     linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     assert changed and changed <= {name for name in linear if "dt_proj" not in name and "lm_head" not in name}
+
+
+def test_of_a_model_of_images_and_text_the_text_is_trained(tmp_path):
+    """Qwen3.5's files, which hold its eyes too, as transformers' causal LM of its text reads them."""
+    eyes = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+    eyes |= {"num_position_embeddings": 16}
+    config = hf.Qwen3_5Config(text_config=FAMILIES["qwen3_5_text"]().to_dict(), vision_config=eyes)
+    hf.Qwen3_5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    asked = [f"model.path={tmp_path}", "data.problems=x", "parallel.processes=2"]
+    check_training(load_config(overrides=asked), tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ids = torch.tensor([[5, 6, 7, 8, 9, 3, 4, 5]])
+    policy, critic = load_causal_lm(tmp_path), load_value_model(tmp_path, init="causal_lm")
+    assert torch.equal(policy(ids).logits, plain(ids).logits)
+    backbone = dict(critic.backbone.named_parameters())
+    assert all(torch.equal(p, backbone[name]) for name, p in policy.base_model.named_parameters())

@@ -17,6 +17,7 @@ from transformers import AutoConfig, GenerationConfig
 
 from dapo_fast.config import EngineSettings
 from dapo_fast.errors import InputError
+from dapo_fast.models.variants import context_length
 from dapo_fast.rollout.engine import Progress, Sample, SamplingParams
 from dapo_fast.rollout.http.answers import Asked, end_of, read_choices
 from dapo_fast.rollout.http.client import Client, ServerError
@@ -58,7 +59,7 @@ class HttpEngine:
         self.dialect = common(dialects)
         config = _text_config(model_dir)
         self._vocabulary = config.vocab_size
-        self.context = min(n for n in (*lengths, getattr(config, "max_position_embeddings", None) or 1 << 30) if n)
+        self.context = min(n for n in (*lengths, context_length(config)) if n)
         self.retokenized = 0
         if settings.seed is False:
             log.warning("engine.seed is false: requests carry no seed, and sampling CANNOT be repeated")

@@ -14,6 +14,7 @@ from dapo_fast.errors import InputError
 from dapo_fast.models.checks import check_plugged_in, check_supported
 from dapo_fast.models.loading import load_causal_lm, load_config_of, resolve_device
 from dapo_fast.models.padded import reads_padded
+from dapo_fast.models.variants import context_length
 from dapo_fast.rollout.engine import Progress, Sample, SamplingParams
 from dapo_fast.rollout.in_process.forward import ATTENTION, Prefill, forward
 from dapo_fast.rollout.in_process.generation import Generation
@@ -54,7 +55,7 @@ class InProcessEngine:
         self.tokenizer = tokenizer
         self.max_rows = max_rows
         self.end_ids = end_ids(model, tokenizer)
-        self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+        self.context = context_length(model.config.get_text_config())
         self.generated_tokens = 0
         self.prefilled_tokens = 0
 
@@ -62,11 +63,13 @@ class InProcessEngine:
     def _check_cache(self) -> None:
         kept = Prefill()
         forward(self.model, torch.zeros((1, 1), dtype=torch.int64, device=self.model.device), None, kept)
-        if not kept.alike:
-            raise InputError(
-                f"{self.model.config.name_or_path or 'model'}: {type(self.model).__name__} keeps keys and values of "
-                "different sizes in different layers, which the in-process engine cannot; use engine.kind: http"
-            )
+        if kept.alike and kept.once:
+            return
+        name = f"{self.model.config.name_or_path or 'model'}: {type(self.model).__name__}"
+        does = (
+            "keeps keys and values of different sizes in different layers" if kept.once else "attends twice in a layer"
+        )
+        raise InputError(f"{name} {does}, which the in-process engine cannot; use engine.kind: http")
 
     @classmethod
     def load(cls, directory: str | Path, settings: ModelSettings, max_rows: int = 512) -> InProcessEngine:

@@ -27,6 +27,7 @@ class Prefill:
     def __init__(self) -> None:
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
+        self.once = True  # no layer has attended twice
 
     def attend(
         self,
@@ -39,6 +40,7 @@ class Prefill:
         sinks: Tensor | None = None,
     ) -> Tensor:
         """``query`` (rows, Hq, T, D), ``key`` and ``value`` (rows, Hkv, T, D or Dv) → (rows, Hq, T, Dv)."""
+        self.once = self.once and layer not in self._keys
         self._keys[layer], self._values[layer] = key.transpose(1, 2), value.transpose(1, 2)
         positions = torch.arange(query.shape[2], device=query.device)
         oldest = variant.oldest(positions)
@@ -167,7 +169,7 @@ def _attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     variant = variant_of(module, kwargs)
     out = dapo_rollout.attend(module.layer_idx, query, key, value, scale, variant, kwargs.get("s_aux"))
-    return out.transpose(1, 2), None
+    return out.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(ATTENTION, _attention)
