@@ -122,8 +122,7 @@ def choose_triton(backend: Backend, device: torch.device, dtype: torch.dtype) ->
     """Whether the Triton kernels run: on a GPU, in up to fp32; elsewhere only in their interpreter."""
     if backend not in ("auto", "triton", "torch"):
         raise ValueError(f"backend: expected auto, triton or torch, got {backend!r}")
-    possible = device.type == "cuda" or os.environ.get("TRITON_INTERPRET", "0") == "1"
-    if backend == "triton" and not possible:
+    if backend == "triton" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET", "0") != "1":
         raise ValueError(f"backend: triton needs a GPU (or TRITON_INTERPRET=1), but hidden is on {device}")
     if backend == "triton" and dtype == torch.float64:
         raise ValueError("backend: the Triton kernels reduce in fp32; fp64 runs on the torch path")

@@ -36,9 +36,10 @@ def tensor(name: str, value: object, shape: tuple[int | None, ...], dtypes: tupl
             f"{name}: is a DTensor, still sharded. Call this inside the forward of the FSDP root module (there the "
             "parameters are gathered), or pass a gathered tensor (full_tensor())"
         )
-    if value.dim() != len(shape) or [w for w, g in zip(shape, value.shape) if w is not None and w != g]:
+    sizes = value.shape
+    if len(sizes) != len(shape) or not all(w is None or w == g for w, g in zip(shape, sizes)):
         wanted = "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
-        raise ValueError(f"{name}: expected shape {wanted}, got {tuple(value.shape)}")
+        raise ValueError(f"{name}: expected shape {wanted}, got {tuple(sizes)}")
     if value.dtype not in dtypes:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise ValueError(f"{name}: expected dtype {allowed}, got {str(value.dtype).removeprefix('torch.')}")
@@ -131,7 +132,7 @@ def offsets(name: str, value: Tensor, entries: int) -> None:
 def per_segment(name: str, value: Tensor, segments: int, hidden: Tensor) -> None:
     tensor(name, value, (segments,), FLOATS)
     same_device(name, value, hidden)
-    # A sum is finite only if all are (or, rarely, overflows: then look closely).
-    if reads_values(value) and not math.isfinite(float(value.sum())) and not bool(torch.isfinite(value).all()):
+    # As a list, like offsets; a sum is finite only if all are.
+    if reads_values(value) and not math.isfinite(sum(value.tolist())) and not bool(torch.isfinite(value).all()):
         at = int((~torch.isfinite(value)).nonzero()[0])
         raise ValueError(f"{name}: entry {at} is {float(value[at])}")

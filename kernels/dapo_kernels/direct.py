@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from dapo_kernels.call import Call
-from dapo_kernels.chunk_torch import LARGEST_SUM, LEAST_P, LEAST_SUM, Dlogits, entropies
-from dapo_kernels.gradients import Gradients
-from dapo_kernels.plan import CPU_CHUNK_BYTES, Chunk, Piece
+from dapo_kernels.chunk_torch import LARGEST_SUM, LEAST_P, LEAST_SUM, entropies
+from dapo_kernels.plan import CPU_CHUNK_BYTES, Chunk
 from dapo_kernels.tokens import Tokens
 
 Results = tuple[Tensor, Tensor, Tokens, tuple[Tensor | None, Tensor | None, Tensor | None]]
@@ -44,28 +43,33 @@ def compute(
     """segment_loss.compute of a batch that ``is_small``; None: not to be had this way."""
     hidden, weight = call.hidden, call.weight
     entries = hidden.shape[0]
-    targets = call.targets.long()[:, None]
-    exponentials = torch.mm(hidden, weight.t())
+    targets = call.targets.long()[None]
+    # Transposed, (V, N): sums and scales of entries are vectors, however few the words.
+    exponentials = torch.mm(weight, hidden.t())
     if call.bias is not None:
-        exponentials.add_(call.bias)
+        exponentials.add_(call.bias[:, None])
     if call.temperature != 1.0:
         exponentials.div_(call.temperature)
-    sums = exponentials.exp_().sum(1)
-    p = exponentials.gather(1, targets)[:, 0].div_(sums)
+    sums = exponentials.exp_().sum(0)
+    p = exponentials.gather(0, targets)[0].div_(sums)
     low, high = torch.aminmax(sums)
     if not (float(low) >= LEAST_SUM and float(high) <= LARGEST_SUM and float(p.min()) > LEAST_P):  # or one is NaN
         return None
-    statistics = (entropies(exponentials, sums[:, None]), sums.log()) if call.statistics else (None, None)
+    statistics = (entropies(exponentials.t(), sums[:, None]), sums.log()) if call.statistics else (None, None)
     tokens = Tokens(p.log_(), *statistics)  # never positive: a sum is no less than any of its terms
     segments = entries if cu_segments is None else cu_segments.shape[0] - 1
     part, of_segments, share = evaluate(tokens.logps, cu_segments, Chunk(0, segments, []), any(needs))
-    gradients = Gradients(call, needs)
+    d_hidden = d_weight = d_bias = None
     if share is not None:
         if call.temperature != 1.0:
             share = share / call.temperature
-        exponentials.mul_((share / sums).neg_()[:, None]).scatter_add_(1, targets, share[:, None])
-        piece = Piece(0, entries, None, None, None, None)
-        gradients.add(Dlogits(exponentials, None), hidden, weight, piece)
-    loss = torch.zeros((), dtype=call.logits_dtype).add_(part)
+        dlogits = exponentials.mul_((share / sums).neg_()).scatter_add_(0, targets, share[None])
+        # The weight's first: hidden is still in the cache that hidden's gradient fills.
+        d_weight = torch.mm(dlogits, hidden) if needs[1] else None
+        d_bias = dlogits.sum(1) if needs[2] else None
+        d_hidden = torch.mm(dlogits.t(), weight) if needs[0] else None
     # An operator's results may not share memory.
-    return loss, of_segments.clone() if cu_segments is None else of_segments, tokens, gradients.finished()
+    loss = part.to(call.logits_dtype, copy=True)
+    if cu_segments is None:
+        of_segments = of_segments.clone()
+    return loss, of_segments, tokens, (d_hidden, d_weight, d_bias)

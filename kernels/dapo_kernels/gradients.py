@@ -128,9 +128,8 @@ def _scaled(g: Tensor | None, upstream: Tensor, dtype: torch.dtype | None, one: 
 
 
 def _is_wrapped(tensor: Tensor) -> bool:
-    # By name: is_grads_batched goes through the older of torch's two vmaps, whose key has no other.
-    keys = str(torch._C._dispatch_keys(tensor))
-    return "Batched" in keys or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    of_torch = torch._C._functorch  # is_grads_batched goes through the older of torch's two vmaps
+    return of_torch.is_functorch_wrapped_tensor(tensor) or of_torch.is_legacy_batchedtensor(tensor)
 
 
 def _graph_is_kept() -> bool:

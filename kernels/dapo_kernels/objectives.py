@@ -57,8 +57,8 @@ class DirectAdvantage(_Operator):
     def with_gradient(
         self, segment_logps: Tensor, token_logps: Tensor, start: int, stop: int
     ) -> tuple[Tensor, Tensor, None]:
-        u = segment_logps - self.ref_logps[start:stop]
-        gap = self.advantages[start:stop] / self.beta - u
+        # Â/β − u in few operations: a small batch is as fast as they are.
+        gap = (self.ref_logps[start:stop] - segment_logps).add_(self.advantages[start:stop], alpha=1 / self.beta)
         slope = gap / -self.normalizer
         return -0.5 * gap.dot(slope), slope, None
 

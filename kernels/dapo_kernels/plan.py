@@ -1,6 +1,5 @@
 """Where the chunks of logits are cut: at segment boundaries, each chunk small enough for its logits buffer."""
 
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -18,8 +17,7 @@ CPU_CHUNK_BYTES, CPU_MIN_ROWS = 1 << 23, 128
 CPU_PIECE_BYTES, CPU_PIECE_ROWS = 1 << 26, 256
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """Entries start:stop, whose logits are in memory at once."""
 
     start: int
@@ -30,8 +28,7 @@ class Piece:
     row_of: Tensor | None  # (n,) int64: entry i reads row rows[row_of[i]]
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Whole segments start:stop, in one piece; in more than one only where a group is longer than a chunk may be."""
 
     start: int
