@@ -56,6 +56,7 @@ class DAPO:
         *,
         problems: str | Path | Iterable[Row | Problem] | None = None,
         heldout: str | Path | Iterable[Row | Problem] | None = None,
+        validation: str | Path | Iterable[Row | Problem] | None = None,
         task: Task | None = None,
         reward: str | Reward | Mapping[str | Reward, float] | None = None,
         engine: Callable[[Path], Engine] | None = None,
@@ -68,7 +69,8 @@ class DAPO:
             config: None: the settings that the directory was made with.
             problems: What to train on: whatever ``load_problems`` reads, rows in memory among it.
             heldout: What policies are measured on; without it nothing is, and every policy is kept.
-            task: A task of one's own instead of both.
+            validation: What ``actor.eval_every`` chooses policies by: none of the others.
+            task: A task of one's own instead of all three.
             reward: ``(problem, response) → a number from 0 to 1``; "math" or "code"; or several of these with weights,
                 of which the weighted mean counts. None: the verifier of each problem's kind.
             engine: A policy's directory → what samples from it; its ``close``, if it has one, is called at the end.
@@ -79,8 +81,9 @@ class DAPO:
             InputError: a setting or something given is wrong, or there are neither problems nor a model.
         """
         given = Given()
+        sources = {"problems": problems, "heldout": heldout, "validation": validation}
         changes = {
-            "data": {"problems": given.source(problems), "heldout": given.source(heldout), "task": given.name(task)},
+            "data": {name: given.source(source) for name, source in sources.items()} | {"task": given.name(task)},
             "engine": {"kind": given.name(engine_factory(engine))},
             "reward": given.reward(reward),
             "objective": given.name(objective),

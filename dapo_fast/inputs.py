@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dapo_fast.config import Config
+from dapo_fast.data.problems import refuse_common
 from dapo_fast.errors import InputError
 from dapo_fast.layout import Layout
 from dapo_fast.models.loading import resolve_device
@@ -43,6 +44,11 @@ def check_inputs(config: Config, parts: Parts, layout: Layout) -> None:
         check_model_directory("model.path", Path(layout.model_path()))
     if config.sft.data is not None:
         read_pairs(Path(config.sft.data))
+    if any(its.actor.eval_every for its in configs[1:]):
+        validation = parts.validation()
+        for problems in read[bool(heldout) :]:
+            refuse_common(validation, problems, "data.problems, and what a policy has learnt says nothing of it")
+        read.append(validation)
     tokenizer = parts.tokenizer()
     for problems in read:
         parts.reward(problems)
@@ -62,9 +68,16 @@ def check_inputs(config: Config, parts: Parts, layout: Layout) -> None:
 def _check_ranks(configs: Sequence[Config], parts: Parts) -> None:
     """Ranks are processes of their own: what they need must be there for anybody to import."""
     alone = all(config.parallel.processes == 1 for config in configs)
-    for setting, name in (("objective", configs[0].objective), ("data.task", configs[0].data.task)):
-        if name and name.startswith("<") and not alone:
-            raise InputError(f"{setting} {name}: the ranks of parallel.processes cannot import it")
+    first = configs[0]
+    needed = {"objective": [first.objective], "data.task": [first.data.task]}
+    if any(config.actor.eval_every for config in configs):
+        needed["reward"] = list(first.reward) if isinstance(first.reward, dict) else [first.reward]
+        given = (first.data.validation, first.data.heldout)
+        needed["data"] = [source for source in given if isinstance(source, str)]
+    for setting, names in needed.items():
+        for name in names:
+            if name and name.startswith("<") and not alone:
+                raise InputError(f"{setting} {name}: the ranks of parallel.processes cannot import it")
     parts.objective()
 
 

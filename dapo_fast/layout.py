@@ -71,7 +71,7 @@ class Layout:
         if stage == "sft":
             return common | {"model": config.model.model_dump()} | _supervised(config)
         if stage == "collect":
-            data = config.data.model_dump(exclude={"heldout", "heldout_limit"})
+            data = config.data.model_dump(exclude=set(config.data.MEASURED))
             own = {"policy": self.digest_of(self.policy(iteration - 1)), "data": data, "engine": config.engine.kind}
             return common | own | reward | {"iteration": iteration, "collect": config.collect.model_dump()}
         trees = self.upstream(self.directory.stage(iteration, "collect")) if iteration else ""
@@ -89,6 +89,9 @@ class Layout:
                 own["objective"] = config.objective
             if config.actor.sft_weight:
                 own["demonstrations"] = _supervised(config)
+            if config.actor.eval_every:
+                data = config.data.model_dump(include={"task", *config.data.MEASURED, "template", "system_prompt"})
+                own["validation"] = {"data": data, "evaluate": config.evaluate.model_dump(), **reward}
             return common | own | {"dtype": config.model.dtype}
         data = config.data.model_dump(include={"task", "heldout", "heldout_limit", "template", "system_prompt"})
         own = {"policy": self.digest_of(self.trained(iteration)), "data": data, "engine": config.engine.kind}

@@ -88,12 +88,30 @@ Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+class Best(Shape):
+    """The policy that the actor's training exported, of those that were measured."""
+
+    step: int
+    accuracy: Share
+    low: Share
+    high: Share
+
+
+class ActorDone(Shape):
+    """done.json of the actor, as far as the report needs it."""
+
+    best: Best | None = None
+
+
 class Step(Shape):
     """A line of metrics.jsonl; what else it holds is drawn where it is a finite number."""
 
     step: int = Field(ge=1, lt=2**53)
     seconds: Amount | None = None
     tokens: Amount | None = None
+    validation_accuracy: Share | None = None
+    validation_low: Share | None = None
+    validation_high: Share | None = None
 
 
 class Checkpoint(Shape):

@@ -80,6 +80,7 @@ class ActorSettings(OptimSettings):
     sft_weight: float = Field(0.0, ge=0, **LATER)  # of the cross-entropy of demonstrations: sft.data, or gold traces
     lr: float = Field(5e-7, gt=0)  # learning rate, the peak of the schedule
     batch_pairs: int = Field(2048, ge=1)  # state-action pairs an optimizer step
+    eval_every: int = Field(0, ge=0, **LATER)  # steps between accuracies on data.validation; the best policy is kept
     state_wise: bool = True  # all actions of one state in the same batch
 
     @field_validator("beta", mode="before")

@@ -70,6 +70,10 @@ class CriticTask:
     def halt(self, metrics: dict[str, float]) -> None:
         """Never: every step is done."""
 
+    def measure(self, step: int, last: bool) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
     def metrics(self, packs: Sequence[Pack], values: Tensor) -> dict[str, float]:
         """Mean value, mean target and squared error of the batch."""
         targets = torch.cat([pack.value_targets for pack in packs]).double()

@@ -54,6 +54,10 @@ class SftTask:
     def halt(self, metrics: dict[str, float]) -> None:
         """Never: every step is done."""
 
+    def measure(self, step: int, last: bool) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
     def metrics(self, packs: Sequence[Pack], values: Tensor) -> dict[str, float]:
         """The mean probability of a whole response."""
         return {"response_probability": values.exp().mean().item()}
