@@ -17,6 +17,7 @@ from dapo_fast.errors import InputError
 from dapo_fast.events import Callback
 from dapo_fast.given import Given, engine_factory
 from dapo_fast.rundir import RunDirectory
+from dapo_fast.snapshots import pin
 from dapo_fast.train.torchrun import is_first_rank
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class DAPO:
         objective: PackObjective | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        """Check the settings; nothing is loaded or written yet.
+        """Check the settings; nothing is loaded or written yet, but of models of the hub the config.json is fetched.
 
         Args:
             config: None: the settings that the directory was made with.
@@ -89,7 +90,8 @@ class DAPO:
             "objective": given.name(objective),
         }
         opened = RunDirectory(directory, config)
-        self._directory = RunDirectory(directory, _merged(opened.config, _without_none(changes)))
+        merged = _merged(opened.config, _without_none(changes))
+        self._directory = RunDirectory(directory, pin(merged, opened.saved))
         self.config = self._directory.config
         self.config.check_whole("DAPO")
         self.directory = self._directory.path
@@ -200,7 +202,7 @@ class DAPO:
             return self._do("evaluate", iteration)
         from dapo_fast.rollout.loading import check_critic
 
-        check_critic("critic", Path(critic), self._pipeline.parts.tokenizer())
+        directory = check_critic("critic", critic, self._pipeline.parts.tokenizer())
         config = self.config.at(iteration)
         if not config.evaluate.samples:
             raise InputError("evaluate.samples 0: there are no sampled responses to choose among")
@@ -208,7 +210,7 @@ class DAPO:
             raise InputError("data.heldout: not set, so there are no responses to choose among")
         measured = self._do("evaluate", iteration)
         with self.locked():
-            return measured | {"chosen": self._pipeline.choose(iteration, Path(critic))}
+            return measured | {"chosen": self._pipeline.choose(iteration, directory)}
 
     def best_of(self, critic: str | Path | None = None, iteration: int | None = None) -> dict[str, Any]:
         """Accuracy of what a critic chooses: among the held-out responses that ``evaluate`` samples, and step by step.
@@ -294,7 +296,7 @@ class DAPO:
         if is_first_rank():
             self._directory.save_config()
             if not os.environ.get("DAPO_FAST_LOCKED"):  # a rank works for a process that has told of itself
-                record(self.directory)
+                record(self.directory, self.config)
 
 
 def _without_none(changes: dict[str, Any]) -> dict[str, Any]:

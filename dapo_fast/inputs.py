@@ -15,6 +15,7 @@ from dapo_fast.layout import Layout
 from dapo_fast.models.loading import resolve_device
 from dapo_fast.parts import Parts
 from dapo_fast.rollout.loading import check_critic, check_model_directory, check_prompts
+from dapo_fast.snapshots import model_directory
 from dapo_fast.train.memory import estimate
 from dapo_fast.train.place import rank_memory_gib
 from dapo_fast.train.preflight import check_training
@@ -41,7 +42,7 @@ def check_inputs(config: Config, parts: Parts, layout: Layout) -> None:
         if iteration == 1 or its.data != configs[iteration - 1].data:
             read.append(parts.problems(iteration))
     if config.model.path is not None or not layout.has_sft():
-        check_model_directory("model.path", Path(layout.model_path()))
+        check_model_directory("model.path", layout.model_path())
     if config.sft.data is not None:
         read_pairs(Path(config.sft.data))
     if any(its.actor.eval_every for its in configs[1:]):
@@ -58,7 +59,7 @@ def check_inputs(config: Config, parts: Parts, layout: Layout) -> None:
     _check_ranks(configs, parts)
     for its in configs[1:]:
         if its.critic.init not in ("actor", "scratch") and its.advantages.source == "critic":
-            check_critic("critic.init", Path(its.critic.init), tokenizer)
+            check_critic("critic.init", its.critic.init, tokenizer)
     _check_training(configs[1:])
     tracker = config.parallel.tracker
     if tracker != "none" and importlib.util.find_spec(tracker) is None:
@@ -85,10 +86,11 @@ def _check_training(configs: Sequence[Config]) -> None:
     """What the iterations train can be built; those that change nothing of it are not tried again."""
     before: list[Any] = []
     path = configs[0].model.path
+    policy = None if path is None else model_directory("model.path", path)
     for config in configs:
         parts = [config.parallel, config.actor, config.critic, config.advantages, config.engine.kind]
         if parts != before:
-            check_training(config, Path(path) if path is not None else None)
+            check_training(config, policy)
         before = parts
 
 
@@ -96,11 +98,12 @@ def warn_of_memory(config: Config) -> None:
     """Say, before hours of sampling, that training what comes of it will not fit."""
     if config.model.path is None:
         return  # a built-in task's model is tiny
+    model = model_directory("model.path", config.model.path, weights=False)
     said: set[str] = set()
     for its in _by_iteration(config)[1:]:
         device, processes = resolve_device(its.model.device), its.parallel.processes
         room = rank_memory_gib(device, processes)
-        said |= set(estimate(config.model.path, its, processes, room, device.type).warnings())
+        said |= set(estimate(model, its, processes, room, device.type).warnings())
     for line in sorted(said):
         log.warning("%s", line)
 

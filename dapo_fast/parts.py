@@ -19,6 +19,7 @@ from dapo_fast.rewards import Reward, named_reward, verify_by_kind
 from dapo_fast.rollout.engine import Engine, make_engine
 from dapo_fast.rollout.loading import load_tokenizer
 from dapo_fast.rollout.server import Server
+from dapo_fast.snapshots import model_directory
 from dapo_fast.tasks import Task, get_task
 
 # Problems of a task, where ``data.limit``, ``data.heldout_limit`` and ``data.validation_limit`` do not say.
@@ -119,7 +120,7 @@ class Parts:
         path = self.config.model.path
         if path is None and self.task is not None:
             return self.task.tokenizer()
-        return load_tokenizer(str(path))
+        return load_tokenizer(model_directory("model.path", str(path), weights=False))
 
     def objective(self) -> PackObjective | None:
         """The actor's loss; None: the squared loss."""

@@ -56,7 +56,7 @@ class Pipeline(Stages):
         check_inputs(self.config, self.parts, self.layout)
         warn_of_memory(self.config)
         self.directory.save_config()
-        record(self.directory.path)
+        record(self.directory.path, self.config)
         if self.layout.has_sft():
             self.perform("sft", 0)
         return self._recorded({"iteration": 0, "accepted": True, **(self.perform("evaluate", 0) or {})})

@@ -27,6 +27,7 @@ from dapo_fast.parts import Parts
 from dapo_fast.rollout.collect import collect
 from dapo_fast.rollout.engine import make_engine
 from dapo_fast.rundir import RunDirectory, read_state
+from dapo_fast.snapshots import model_directory
 from dapo_fast.tasks import Task
 from dapo_fast.train.actor import train_actor
 from dapo_fast.train.best import Measured
@@ -67,7 +68,7 @@ class Stages:
                 write_initial_model(task, start, config.seed)
             wait_for_rank_0(start / "config.json", (start / "config.json").exists)
         else:
-            start = Path(config.model.path)
+            start = model_directory("model.path", config.model.path)
         stream = None
         if config.sft.data is None:
             stream = _gold_stream(task, config, config.seed)
@@ -115,6 +116,8 @@ class Stages:
         init: str | Path = config.critic.init
         if init == "actor":
             init = self.layout.policy(iteration - 1)
+        elif init != "scratch":
+            init = model_directory("critic.init", init)
         out, digest = self.layout.claim("critic", iteration)
         return train_critic(
             trees,

@@ -29,6 +29,7 @@ class Provenance(Shape):
     machine: str
     device: str
     versions: dict[str, str]
+    models: dict[str, str] = {}  # setting → model of the hub, with its commit
 
 
 class ValuedStep(Shape):

@@ -15,7 +15,7 @@ TEMPLATES = ("chat", "plain", "none")
 class ModelSettings(Section):
     """The policy to improve."""
 
-    path: str | None = None  # Hugging Face directory; None: the built-in task's model, from scratch
+    path: str | None = None  # directory, or org/name[@revision] of the hub; None: the task's own, from scratch
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, or to sample if fast; else float32
     attention: Literal["auto", "flex", "tree_sdpa", "varlen", "dense"] = "auto"  # auto: the fastest that the device has
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one

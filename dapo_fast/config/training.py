@@ -51,7 +51,7 @@ class SftSettings(OptimSettings):
 class CriticSettings(OptimSettings):
     """A.3, the value model."""
 
-    init: str = "actor"  # "actor", "scratch" or a Hugging Face directory
+    init: str = "actor"  # "actor", "scratch" or a model, as in model.path
     loss: Literal["bce", "mse"] = "bce"  # of V against the success rate
     lr: float = Field(5e-6, gt=0)  # learning rate, the peak of the schedule
     batch_states: int = Field(512, ge=1)  # states an optimizer step

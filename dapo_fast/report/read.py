@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from dapo_fast.config import Config
 from dapo_fast.errors import InputError
 from dapo_fast.rundir import read_metrics, read_rows, read_state, saved_config
+from dapo_fast.snapshots import cached
 from dapo_fast.state import ActorDone, Decision, Heldout, Measured, Timing
 
 
@@ -97,7 +98,7 @@ class Run:
         """Where the tokenizer of the policy that sampled ``iteration``'s trees may be, likeliest first."""
         trained = [self.path / f"iter{i}" / "actor" / "model" for i in range(iteration - 1, 0, -1)]
         start = [self.path / "sft" / "model", self.path / "sft" / "start"] if self.has_sft else []
-        given = [Path(self.config.model.path)] if self.config.model.path else []
+        given = [cached(self.config.model.path)] if self.config.model.path else []
         return [*trained, *start, *given]
 
 
