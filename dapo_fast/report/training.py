@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,6 +32,7 @@ CURVES: dict[str, list[Curve]] = {
         ("grad_norm", "gradient norm", "before clipping"),
     ],
 }
+MOST_DRAWN = 1e100
 _ASKED_FOR = {"validation_accuracy"}  # recorded by no run that does not ask for it
 _TITLES = {"sft": "Supervised start", "critic": "Critic", "actor": "Actor"}
 
@@ -140,8 +140,8 @@ def _short(stage: Stage) -> str:
 
 
 def is_finite(value: object) -> bool:
-    """Whether a metric is a number that can be drawn."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a metric is a number that can be drawn: a range of some of them must be one too."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MOST_DRAWN
 
 
 def moving_average(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -32,6 +32,8 @@ log = logging.getLogger("dapo_fast.rollout")
 # What tokenizers that are not the same one will hardly cut alike.
 PROBE = "Let x = 12345.678;\n\n  then \\frac{x}{2} ≈ 6172.84 — naïve café, 数学 🙂\tend.\n"
 
+MOST_LAYERS = 10_000  # above, to build a model on no memory at all would take minutes
+
 MOST_TRUNCATED = 0.1  # share of responses that did not finish, above which accuracy says more of the limit than of them
 
 
@@ -53,8 +55,9 @@ def check_model_directory(setting: str, name: str | Path, weights: bool = True) 
         config = AutoConfig.from_pretrained(path)
         if not isinstance(config.architectures or [], list):
             raise ValueError(f"architectures is {config.architectures!r}, not a list")
-        if getattr(config.get_text_config(), "num_hidden_layers", 1) == 0:
-            raise ValueError("num_hidden_layers is 0")
+        layers = getattr(config.get_text_config(), "num_hidden_layers", 1)
+        if not 0 < layers <= MOST_LAYERS:
+            raise ValueError(f"num_hidden_layers is {layers}")
         # Without memory, and so whatever the size: sizes that do not fit together fail here, not after an hour.
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(config)

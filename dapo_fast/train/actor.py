@@ -176,7 +176,7 @@ def train_actor(
             raise InputError(f"actor.{error}: nothing to train the actor on") from error
         reader = policy_reader(policy, settings, model, parallel, world)
         longest = longest_pack("actor", policy, settings, Place.of(world, parallel))
-        dealer = Dealer(world, reader.model, settings.pack_tokens, longest)
+        dealer = Dealer(world, reader.model, settings.pack_tokens, longest, trees_directory)
         _fill_reference(trees, reader, dealer, world, out / "reference", digest)
         best = None
         if measured is not None:

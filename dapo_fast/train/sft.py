@@ -93,7 +93,8 @@ def train_sft(
         stream, steps = data_stream(settings, start, data, seed)
     with open_world(model, parallel) as world:
         reader = policy_reader(start, settings, model, parallel, world)
-        task = SftTask(reader, stream, steps, Dealer(world, reader.model, settings.pack_tokens))
+        source = settings.data or "gold traces"
+        task = SftTask(reader, stream, steps, Dealer(world, reader.model, settings.pack_tokens, source=source))
         train(task, reader, reader.model, settings, world, out, seed, digest, parallel)
         return finish(out, digest, reader.model, start, world, {"steps": steps})
 
