@@ -17,6 +17,7 @@ from dapo_fast.errors import InputError
 from dapo_fast.events import Callback
 from dapo_fast.given import Given, engine_factory
 from dapo_fast.rundir import RunDirectory
+from dapo_fast.snapshots import pin
 from dapo_fast.train.torchrun import is_first_rank
 
 if TYPE_CHECKING:
@@ -56,19 +57,21 @@ class DAPO:
         *,
         problems: str | Path | Iterable[Row | Problem] | None = None,
         heldout: str | Path | Iterable[Row | Problem] | None = None,
+        validation: str | Path | Iterable[Row | Problem] | None = None,
         task: Task | None = None,
         reward: str | Reward | Mapping[str | Reward, float] | None = None,
         engine: Callable[[Path], Engine] | None = None,
         objective: PackObjective | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        """Check the settings; nothing is loaded or written yet.
+        """Check the settings; nothing is loaded or written yet, but of models of the hub the config.json is fetched.
 
         Args:
             config: None: the settings that the directory was made with.
             problems: What to train on: whatever ``load_problems`` reads, rows in memory among it.
             heldout: What policies are measured on; without it nothing is, and every policy is kept.
-            task: A task of one's own instead of both.
+            validation: What ``actor.eval_every`` chooses policies by: none of the others.
+            task: A task of one's own instead of all three.
             reward: ``(problem, response) → a number from 0 to 1``; "math" or "code"; or several of these with weights,
                 of which the weighted mean counts. None: the verifier of each problem's kind.
             engine: A policy's directory → what samples from it; its ``close``, if it has one, is called at the end.
@@ -79,14 +82,16 @@ class DAPO:
             InputError: a setting or something given is wrong, or there are neither problems nor a model.
         """
         given = Given()
+        sources = {"problems": problems, "heldout": heldout, "validation": validation}
         changes = {
-            "data": {"problems": given.source(problems), "heldout": given.source(heldout), "task": given.name(task)},
+            "data": {name: given.source(source) for name, source in sources.items()} | {"task": given.name(task)},
             "engine": {"kind": given.name(engine_factory(engine))},
             "reward": given.reward(reward),
             "objective": given.name(objective),
         }
         opened = RunDirectory(directory, config)
-        self._directory = RunDirectory(directory, _merged(opened.config, _without_none(changes)))
+        merged = _merged(opened.config, _without_none(changes))
+        self._directory = RunDirectory(directory, pin(merged, opened.saved))
         self.config = self._directory.config
         self.config.check_whole("DAPO")
         self.directory = self._directory.path
@@ -197,7 +202,7 @@ class DAPO:
             return self._do("evaluate", iteration)
         from dapo_fast.rollout.loading import check_critic
 
-        check_critic("critic", Path(critic), self._pipeline.parts.tokenizer())
+        directory = check_critic("critic", critic, self._pipeline.parts.tokenizer())
         config = self.config.at(iteration)
         if not config.evaluate.samples:
             raise InputError("evaluate.samples 0: there are no sampled responses to choose among")
@@ -205,7 +210,7 @@ class DAPO:
             raise InputError("data.heldout: not set, so there are no responses to choose among")
         measured = self._do("evaluate", iteration)
         with self.locked():
-            return measured | {"chosen": self._pipeline.choose(iteration, Path(critic))}
+            return measured | {"chosen": self._pipeline.choose(iteration, directory)}
 
     def best_of(self, critic: str | Path | None = None, iteration: int | None = None) -> dict[str, Any]:
         """Accuracy of what a critic chooses: among the held-out responses that ``evaluate`` samples, and step by step.
@@ -291,7 +296,7 @@ class DAPO:
         if is_first_rank():
             self._directory.save_config()
             if not os.environ.get("DAPO_FAST_LOCKED"):  # a rank works for a process that has told of itself
-                record(self.directory)
+                record(self.directory, self.config)
 
 
 def _without_none(changes: dict[str, Any]) -> dict[str, Any]:

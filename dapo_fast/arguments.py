@@ -61,15 +61,15 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("run", nargs="?", metavar="RUN", help="run directory; without it --model, --benchmark and --out")
     newest = "policy after iteration N; 0: the base; without it the newest that is trained"
     sub.add_argument("--iteration", type=int, metavar="N", help=newest)
-    sub.add_argument("--model", metavar="DIR", help="Hugging Face model directory")
+    sub.add_argument("--model", metavar="MODEL", help="directory, or org/name[@revision] of the hub")
     sub.add_argument("--benchmark", metavar="NAME|PATH", help="benchmark or task by name, hub id, file")
     sub.add_argument("--out", metavar="DIR", help="where results go; a second run resumes them")
     sub.add_argument("--limit", type=int, metavar="N", help="only the first N problems")
     choose = "also choose among the evaluate.samples responses by this critic, by majority and by both; and beam search"
-    sub.add_argument("--critic", metavar="DIR", help=choose)
+    sub.add_argument("--critic", metavar="MODEL", help=choose)
     settings(sub)
     sub = command("estimate", "the dry run: memory a rank will need and an iteration's work; loads no weights")
-    sub.add_argument("model", metavar="DIR", help="directory with the model's config.json")
+    sub.add_argument("model", metavar="MODEL", help="directory with config.json, or org/name[@revision] of the hub")
     sub.add_argument("--processes", type=int, default=1, metavar="N", help="ranks")
     sub.add_argument("--problems", type=int, metavar="N", help="problems of an iteration (default: data.limit or 1000)")
     for name, tokens in (("prompt", 200), ("response", 400)):
@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     settings(sub)
     sub = command("serve-values", "step values of given responses over HTTP, by a run's newest critic")
     sub.add_argument("run", metavar="RUN", help="run directory")
-    sub.add_argument("--critic", metavar="DIR", help="another critic of the same policy")
+    sub.add_argument("--critic", metavar="MODEL", help="another critic of the same policy")
     sub.add_argument("--host", default="127.0.0.1", metavar="NAME", help="default 127.0.0.1: this machine alone")
     sub.add_argument("--port", type=int, default=8001, metavar="N", help="default 8001; 0: any that is free")
     settings(sub)

@@ -60,12 +60,14 @@ def choose_by_critic(
         ``samples`` and ``critic`` too.
 
     Raises:
-        InputError: nothing was sampled there.
+        InputError: nothing was sampled there, or not to these problems.
     """
     path = measured / "sampled.jsonl"
     if not path.exists():
         raise InputError(f"{path}: missing; to choose among responses, set evaluate.samples")
     rows = read_lines(path, MeasuredProblem)
+    if [row["id"] for row in rows] != [problem.id for problem in problems]:
+        raise InputError(f"{path}: its lines are not those of the {len(problems)} problems that were measured")
     chosen: dict[str, list[float]] = {}
     finished = [[response for response in row["responses"] if response["finished"]] for row in rows]
     texts = [[response["text"] for response in responses] for responses in finished]

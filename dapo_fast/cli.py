@@ -152,8 +152,7 @@ def _serve_values(args: argparse.Namespace, run: DAPO) -> int:
     from dapo_fast.step_values import StepValues
     from dapo_fast.value_server import value_server
 
-    critic = run.critic_model if args.critic is None else Path(args.critic)
-    check_model_directory("critic", critic)
+    critic = check_model_directory("critic", run.critic_model if args.critic is None else args.critic)
     server = value_server(StepValues.of(critic, run.config), str(critic), args.host, args.port)
     print(f"step values at http://{args.host}:{server.server_address[1]}/values", flush=True)
     with server:
@@ -227,9 +226,9 @@ def _estimate(args: argparse.Namespace) -> int:
             raise InputError(f"--{name.replace('_', '-')} {value}: at least 1, and a number that can be counted to")
     config = _config(args, [f"model.path={json.dumps(args.model)}", "data.problems=none"])
     assert config is not None
-    check_model_directory("model", Path(args.model), weights=False)
-    print(estimate(args.model, config, args.processes))
+    model = check_model_directory("model", args.model, weights=False)
+    print(estimate(model, config, args.processes))
     lengths = Lengths(args.prompt_tokens, args.response_tokens, args.response_steps)
-    print(iteration_cost(args.model, config, args.problems, lengths))
+    print(iteration_cost(model, config, args.problems, lengths))
     print(plans(config, args.problems, lengths))
     return 0

@@ -36,6 +36,9 @@ class _Mode:
     temperature: float
     top_p: float
 
+    def params(self, settings: EvaluateSettings, seed: int) -> SamplingParams:
+        return SamplingParams(self.samples, settings.max_tokens, self.temperature, self.top_p, seed)
+
 
 def evaluate(
     problems: Sequence[Problem],
@@ -84,11 +87,8 @@ def evaluate(
     out = Path(out_dir)
     _claim(out, problems, settings, seed, digest)
     fit = fitting(prompts, engine.context)
-    modes = [_Mode("greedy", 1, 0.0, 1.0)]
-    if settings.samples:
-        modes.append(_Mode("sampled", settings.samples, settings.temperature, settings.top_p))
     summary: dict[str, Any] = {}
-    for mode in modes:
+    for mode in _modes(settings):
         rows = _run(mode, problems, engine, settings, out, fit, verify, seed)
         summary[mode.name] = summarise(rows) | (
             {"too_long": len(prompts) - len(fit)} if len(fit) < len(prompts) else {}
@@ -97,6 +97,33 @@ def evaluate(
         log.info("%s: %s", mode.name, ", ".join(f"{k} {v:.4g}" for k, v in summary[mode.name].items()))
     write_json(out / "summary.json", summary)
     return summary
+
+
+def measure(
+    problems: Sequence[Problem],
+    engine: Engine,
+    settings: EvaluateSettings,
+    encode: Callable[[Problem], Sequence[int]],
+    verify: Reward | None,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Responses to ``problems``, sampled where ``settings`` ask for samples and else greedy; nothing is written.
+
+    Returns:
+        A row a problem, as in the files of ``evaluate``, for ``statistics.summarise``.
+    """
+    mode = _modes(settings)[-1]
+    prompts = fitting({problem.id: encode(problem) for problem in problems}, engine.context)
+    params = mode.params(settings, _batch_seed(seed, mode.name, 0))
+    return _measure(problems, engine, params, prompts, verify, lambda ended: None)
+
+
+def _modes(settings: EvaluateSettings) -> list[_Mode]:
+    """Greedy, and sampled where that is asked for."""
+    modes = [_Mode("greedy", 1, 0.0, 1.0)]
+    if settings.samples:
+        modes.append(_Mode("sampled", settings.samples, settings.temperature, settings.top_p))
+    return modes
 
 
 def _claim(out: Path, problems: Sequence[Problem], settings: EvaluateSettings, seed: int, digest: str) -> None:
@@ -136,13 +163,7 @@ def _run(
         for start in range(len(rows), len(problems), size):
             began = time.monotonic()
             batch = problems[start : start + size]
-            params = SamplingParams(
-                n=mode.samples,
-                max_tokens=settings.max_tokens,
-                temperature=mode.temperature,
-                top_p=mode.top_p,
-                seed=_batch_seed(seed, mode.name, start),
-            )
+            params = mode.params(settings, _batch_seed(seed, mode.name, start))
             new = _measure(batch, engine, params, prompts, verify, _Advance(bar, mode.samples))
             # ASCII JSON: a lone surrogate in a response is written as its escape, and read back as it was.
             file.write("".join(map(json_line, new)))

@@ -11,6 +11,7 @@ from dapo_fast import state
 from dapo_fast.config import Config
 from dapo_fast.errors import InputError
 from dapo_fast.rundir import RunDirectory, read_state
+from dapo_fast.snapshots import model_directory
 from dapo_fast.train.torchrun import is_first_rank
 
 STAGES = ("sft", "collect", "critic", "advantages", "actor", "evaluate")
@@ -24,11 +25,15 @@ class Layout:
         self.config = directory.config
 
     def policy(self, iteration: int) -> Path:
-        """The policy after ``iteration`` (0: the one the run starts from)."""
+        """The policy after ``iteration`` (0: the one the run starts from); a model of the hub is fetched."""
+        return model_directory("model.path", self._policy(iteration))
+
+    def _policy(self, iteration: int) -> Path:
+        """As ``policy``, but a model of the hub is its name."""
         if iteration == 0:
             return self.directory.stage(0, "sft") / "model" if self.has_sft() else Path(self.model_path())
         if not self.accepted(iteration):
-            return self.policy(iteration - 1)
+            return self._policy(iteration - 1)
         return self.directory.stage(iteration, "actor") / "model"
 
     def trained(self, iteration: int) -> Path:
@@ -71,8 +76,8 @@ class Layout:
         if stage == "sft":
             return common | {"model": config.model.model_dump()} | _supervised(config)
         if stage == "collect":
-            data = config.data.model_dump(exclude={"heldout", "heldout_limit"})
-            own = {"policy": self.digest_of(self.policy(iteration - 1)), "data": data, "engine": config.engine.kind}
+            data = config.data.model_dump(exclude=set(config.data.MEASURED))
+            own = {"policy": self.policy_digest(iteration - 1), "data": data, "engine": config.engine.kind}
             return common | own | reward | {"iteration": iteration, "collect": config.collect.model_dump()}
         trees = self.upstream(self.directory.stage(iteration, "collect")) if iteration else ""
         if stage == "critic":
@@ -83,15 +88,19 @@ class Layout:
                 settings["critic"] = self.upstream(self.directory.stage(iteration, "critic"))
             return settings
         if stage == "actor":
-            own = {"policy": self.digest_of(self.policy(iteration - 1)), "actor": config.actor.model_dump()}
+            own = {"policy": self.policy_digest(iteration - 1), "actor": config.actor.model_dump()}
             own["advantages"] = self.upstream(self.directory.stage(iteration, "advantages"))
             if config.objective is not None:
                 own["objective"] = config.objective
             if config.actor.sft_weight:
                 own["demonstrations"] = _supervised(config)
+            if config.actor.eval_every:
+                data = config.data.model_dump(include={"task", *config.data.MEASURED, "template", "system_prompt"})
+                own["validation"] = {"data": data, "evaluate": config.evaluate.model_dump(), **reward}
             return common | own | {"dtype": config.model.dtype}
         data = config.data.model_dump(include={"task", "heldout", "heldout_limit", "template", "system_prompt"})
-        own = {"policy": self.digest_of(self.trained(iteration)), "data": data, "engine": config.engine.kind}
+        trained = self.directory.stage(iteration, "actor") / "model" if iteration else self._policy(0)
+        own = {"policy": self._digest_of(trained), "data": data, "engine": config.engine.kind}
         return common | own | reward | {"evaluate": config.evaluate.model_dump()}
 
     def check_settings(self, until: tuple[str, int] | None = None) -> None:
@@ -126,8 +135,11 @@ class Layout:
         """The digest of a stage that has begun, for what builds on it."""
         return str(read_state(directory / "stage.json", state.Claim)["digest"])
 
-    def digest_of(self, policy: Path) -> str:
-        """The digest of the stage that made ``policy``, or its name where it is not of this run."""
+    def policy_digest(self, iteration: int) -> str:
+        """The digest of the stage that made the policy after ``iteration``, or its name where it is not of this run."""
+        return self._digest_of(self._policy(iteration))
+
+    def _digest_of(self, policy: Path) -> str:
         return self.upstream(policy.parent) if (policy.parent / "stage.json").exists() else f"model {policy}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from dapo_fast.evaluate import evaluate
 from dapo_fast.parts import HELDOUT, Parts
 from dapo_fast.rollout.loading import check_critic, check_model_directory, check_prompts, load_tokenizer
 from dapo_fast.rollout.server import serving
-from dapo_fast.rundir import RunDirectory, log_to
+from dapo_fast.rundir import RunDirectory, log_to, read_state
+from dapo_fast.snapshots import pinned
+from dapo_fast.state import Claim
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,10 @@ class Measurement:
     """What is measured on what.
 
     Attributes:
-        model: Hugging Face directory.
+        model: Hugging Face directory, or a model of the hub.
         benchmark: Whatever ``load_problems`` reads, or a built-in task, of which the held-out problems are taken.
         limit: Only the first so many problems.
-        critic: Directory of a critic that chooses among samples; None: nothing is chosen.
+        critic: One that chooses among samples; None: nothing is chosen.
     """
 
     model: str
@@ -53,19 +55,21 @@ def measure_model(what: Measurement, config: Config, out_dir: str | Path) -> dic
     else:
         problems = load_problems(what.benchmark, limit=what.limit)
     reward = parts.reward(problems)
-    check_model_directory("--model", Path(what.model))
-    tokenizer = load_tokenizer(what.model)
+    what = replace(what, model=pinned("--model", what.model, _measured_before(out)))
+    model = check_model_directory("--model", what.model)
+    tokenizer = load_tokenizer(model)
     check_prompts(problems, tokenizer, config.data)
+    critic = None
     if what.critic is not None:
-        check_critic("--critic", Path(what.critic), tokenizer)
+        critic = check_critic("--critic", what.critic, tokenizer)
         if not config.evaluate.samples:
             raise InputError("evaluate.samples 0: with --critic, set how many responses it chooses among")
     directory.lock()
     log_to(out)
     digest = directory.claim(out, _settings(what, config))
     with ExitStack() as stack:
-        server = stack.enter_context(serving(config.engine, what.model, out / "server.log"))
-        engine = parts.engine(Path(what.model), config, server)
+        server = stack.enter_context(serving(config.engine, model, out / "server.log"))
+        engine = parts.engine(model, config, server)
         stack.callback(getattr(engine, "close", lambda: None))
         summary = evaluate(
             problems,
@@ -77,9 +81,16 @@ def measure_model(what: Measurement, config: Config, out_dir: str | Path) -> dic
             seed=config.seed,
             digest=digest,
         )
-        if what.critic is None:
+        if critic is None:
             return summary
-        return summary | {"chosen": choose(problems, out, what.critic, engine, config, reward)}
+        return summary | {"chosen": choose(problems, out, critic, engine, config, reward)}
+
+
+def _measured_before(out: Path) -> str | None:
+    """The model that ``out`` is claimed for, if it is: of one of the hub, with its commit."""
+    claim = out / "stage.json"
+    model = read_state(claim, Claim)["settings"].get("model") if claim.exists() else None
+    return model if isinstance(model, str) else None
 
 
 def _settings(what: Measurement, config: Config) -> dict[str, Any]:

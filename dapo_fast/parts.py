@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dapo_fast.config import Config, Source
 from dapo_fast.data.mixture import mixed
-from dapo_fast.data.problems import SOLUTION, Problem, gold_solution, load_problems
+from dapo_fast.data.problems import SOLUTION, Problem, asked, gold_solution, load_problems, refuse_common
 from dapo_fast.errors import InputError
 from dapo_fast.models.readpath import PackObjective
 from dapo_fast.names import resolve
@@ -19,9 +19,11 @@ from dapo_fast.rewards import Reward, named_reward, verify_by_kind
 from dapo_fast.rollout.engine import Engine, make_engine
 from dapo_fast.rollout.loading import load_tokenizer
 from dapo_fast.rollout.server import Server
+from dapo_fast.snapshots import model_directory
 from dapo_fast.tasks import Task, get_task
 
-TRAINING, HELDOUT = 600, 1000  # problems of a task, where ``data.limit`` and ``data.heldout_limit`` do not say
+# Problems of a task, where ``data.limit``, ``data.heldout_limit`` and ``data.validation_limit`` do not say.
+TRAINING, HELDOUT, VALIDATION = 600, 1000, 200
 
 
 class Parts:
@@ -64,6 +66,26 @@ class Parts:
             return self.task.problems(data.heldout_limit or HELDOUT, self.config.seed, split="heldout")
         return self._mixed("data.heldout", data.heldout, data.heldout_limit, None) if data.heldout else []
 
+    def validation(self) -> list[Problem]:
+        """What ``actor.eval_every`` chooses a policy by: of a task, held-out problems that ``heldout`` leaves.
+
+        Raises:
+            InputError: one of them is reported on too, or there are none.
+        """
+        data, reported = self.config.data, self.heldout()
+        if data.validation is not None:
+            found = self._mixed("data.validation", data.validation, data.validation_limit, None)
+            refuse_common(found, reported, "data.heldout, and what a policy is chosen by must not be what is reported")
+        elif self.task is not None:
+            count, known = data.validation_limit or VALIDATION, {asked(problem) for problem in reported}
+            drawn = self.task.problems(len(reported) + count, self.config.seed, split="heldout")
+            found = [problem for problem in drawn if asked(problem) not in known][:count]
+        else:
+            found = []
+        if not found:
+            raise InputError("actor.eval_every: there are no problems to choose the policy by (data.validation)")
+        return found
+
     def _mixed(self, setting: str, given: str | list[Source], limit: int | None, seed: int | None) -> list[Problem]:
         sources = [Source(path=given)] if isinstance(given, str) else given
         names = [Path(source.path).stem for source in sources]
@@ -98,7 +120,7 @@ class Parts:
         path = self.config.model.path
         if path is None and self.task is not None:
             return self.task.tokenizer()
-        return load_tokenizer(str(path))
+        return load_tokenizer(model_directory("model.path", str(path), weights=False))
 
     def objective(self) -> PackObjective | None:
         """The actor's loss; None: the squared loss."""

@@ -16,6 +16,7 @@ from dapo_fast.provenance import record
 from dapo_fast.report import write_report
 from dapo_fast.rundir import RunDirectory, read_rows, read_state, write_json
 from dapo_fast.stages import NoContrastError, Stages, why_no_state
+from dapo_fast.statistics import with_interval
 from dapo_fast.train.torchrun import is_first_rank, torchrun
 
 log = logging.getLogger("dapo_fast.pipeline")
@@ -55,7 +56,7 @@ class Pipeline(Stages):
         check_inputs(self.config, self.parts, self.layout)
         warn_of_memory(self.config)
         self.directory.save_config()
-        record(self.directory.path)
+        record(self.directory.path, self.config)
         if self.layout.has_sft():
             self.perform("sft", 0)
         return self._recorded({"iteration": 0, "accepted": True, **(self.perform("evaluate", 0) or {})})
@@ -102,7 +103,7 @@ class Pipeline(Stages):
             mode = "sampled" if "sampled" in measured and "sampled" in previous else "greedy"
             new, old = measured[mode], previous[mode]
             worse = new["high"] < old["low"]
-            reason = f"{mode} accuracy {_interval(new)} after iteration {iteration}, {_interval(old)} before"
+            reason = f"{mode} accuracy {with_interval(new)} after iteration {iteration}, {with_interval(old)} before"
             decision = {"accepted": not (worse and self.config.keep_best), "reason": reason}
             if worse:
                 fate = "the previous policy is kept" if self.config.keep_best else "it is kept all the same"
@@ -153,7 +154,3 @@ class ChildFailedError(RuntimeError):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
-
-
-def _interval(measured: dict) -> str:
-    return f"{measured['accuracy']:.1%} [{measured['low']:.1%}, {measured['high']:.1%}]"

@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from dapo_fast.checked import json_line
+from dapo_fast.config import Config
 from dapo_fast.environment import commit, cpu, version_of
 from dapo_fast.rewards.cores import usable_cores
 from dapo_fast.rundir import read_lines
+from dapo_fast.snapshots import models_of
 from dapo_fast.state import Provenance
 
 FILE = "provenance.jsonl"
 _LIBRARIES = ("dapo-fast", "torch", "triton", "transformers")
 
 
-def record(run: Path) -> None:
+def record(run: Path, config: Config) -> None:
     """Add a line about this process to ``run/provenance.jsonl``, unless the last one says the same but for the date."""
-    facts = _facts()
+    facts = _facts() | {"models": models_of(config)}
     before = read_provenance(run)
     if before and before[-1] | {"date": ""} == facts | {"date": ""}:
         return

@@ -147,13 +147,16 @@ class RunDirectory:
             InputError: no config is given and none, or no valid one, is saved.
         """
         self.path = check_run_path(path)
-        saved = self.path / "config.yaml"
+        config = self.saved() if config is None else config
         if config is None:
-            if not saved.exists():
-                raise InputError(f"{self.path}: no config.yaml here; start the run with --config FILE or --preset NAME")
-            config = saved_config(saved)
+            raise InputError(f"{self.path}: no config.yaml here; start the run with --config FILE or --preset NAME")
         self.config = config
         self._lock: IO[str] | None = None
+
+    def saved(self) -> Config | None:
+        """The settings that ``save_config`` wrote; None where it did not."""
+        path = self.path / "config.yaml"
+        return saved_config(path) if path.exists() else None
 
     def save_config(self) -> None:
         """Write the settings in force to ``config.yaml``."""

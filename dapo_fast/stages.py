@@ -16,18 +16,21 @@ import torch
 from dapo_fast import state
 from dapo_fast.advantages import compute_advantages
 from dapo_fast.best_of import choose
-from dapo_fast.config import Config
+from dapo_fast.config import Config, EngineSettings
 from dapo_fast.data.prompts import prompt_encoder
 from dapo_fast.data.store import sealed_summary
 from dapo_fast.errors import InputError
-from dapo_fast.evaluate import evaluate
+from dapo_fast.evaluate import evaluate, measure
 from dapo_fast.layout import Layout, wait_for_rank_0
 from dapo_fast.loan import EngineLoan, free_memory
 from dapo_fast.parts import Parts
 from dapo_fast.rollout.collect import collect
+from dapo_fast.rollout.engine import make_engine
 from dapo_fast.rundir import RunDirectory, read_state
+from dapo_fast.snapshots import model_directory
 from dapo_fast.tasks import Task
 from dapo_fast.train.actor import train_actor
+from dapo_fast.train.best import Measured
 from dapo_fast.train.critic import ValueFiller, train_critic
 from dapo_fast.train.demonstrations import Demonstrations
 from dapo_fast.train.parallel import open_world
@@ -65,7 +68,7 @@ class Stages:
                 write_initial_model(task, start, config.seed)
             wait_for_rank_0(start / "config.json", (start / "config.json").exists)
         else:
-            start = Path(config.model.path)
+            start = model_directory("model.path", config.model.path)
         stream = None
         if config.sft.data is None:
             stream = _gold_stream(task, config, config.seed)
@@ -113,6 +116,8 @@ class Stages:
         init: str | Path = config.critic.init
         if init == "actor":
             init = self.layout.policy(iteration - 1)
+        elif init != "scratch":
+            init = model_directory("critic.init", init)
         out, digest = self.layout.claim("critic", iteration)
         return train_critic(
             trees,
@@ -170,7 +175,26 @@ class Stages:
             digest=digest,
             objective=self.parts.objective(),
             demonstrations=self._demonstrations(iteration),
+            measured=self._measured(iteration),
         )
+
+    def _measured(self, iteration: int) -> Measured | None:
+        """How ``actor.eval_every`` measures policies: sampled in this process, a share of the problems; None: not."""
+        config = self.config.at(iteration)
+        if not config.actor.eval_every:
+            return None
+        problems = self.parts.validation()
+        reward = self.parts.reward(problems)
+
+        def rows(policy: Path, share: slice) -> list[dict[str, Any]]:
+            engine = make_engine(EngineSettings(max_rows=config.engine.max_rows), policy, config.model)
+            encode = prompt_encoder(engine.tokenizer, config.data)
+            found = measure(problems[share], engine, config.evaluate, encode, reward, config.seed + share.start)
+            del engine
+            free_memory()
+            return found
+
+        return rows
 
     def _demonstrations(self, iteration: int) -> Demonstrations | None:
         """What ``actor.sft_weight`` mixes in, as for the supervised start but other batches; None: nothing."""

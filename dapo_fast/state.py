@@ -29,6 +29,7 @@ class Provenance(Shape):
     machine: str
     device: str
     versions: dict[str, str]
+    models: dict[str, str] = {}  # setting → model of the hub, with its commit
 
 
 class ValuedStep(Shape):
@@ -84,8 +85,23 @@ class AdvantagesDone(Done):
     single: int
 
 
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, le=1e30)]  # of anything that is counted, multiplied and summed
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Best(Shape):
+    """The policy that the actor's training exported, of those that were measured."""
+
+    step: int
+    accuracy: Share
+    low: Share
+    high: Share
+
+
+class ActorDone(Shape):
+    """done.json of the actor, as far as the report needs it."""
+
+    best: Best | None = None
 
 
 class Step(Shape):
@@ -94,6 +110,9 @@ class Step(Shape):
     step: int = Field(ge=1, lt=2**53)
     seconds: Amount | None = None
     tokens: Amount | None = None
+    validation_accuracy: Share | None = None
+    validation_low: Share | None = None
+    validation_high: Share | None = None
 
 
 class Checkpoint(Shape):
@@ -147,15 +166,16 @@ class Accuracy(Shape):
     accuracy: Share
     low: Share
     high: Share
-    n: int | None = None
-    samples: int = 1
+    n: int | None = Field(None, ge=1, lt=2**53)
+    samples: int = Field(1, ge=1, lt=2**53)
     tokens: Amount | None = None
     truncated: Share | None = None
 
     @model_validator(mode="after")
     def _pass_at_k(self) -> Accuracy:
         for key, value in (self.model_extra or {}).items():
-            if key.startswith("pass@") and not (key[5:].isdecimal() and isinstance(value, int | float)):
+            known = key[5:].isdecimal() and len(key) < 20 and isinstance(value, int | float)
+            if key.startswith("pass@") and not known:
                 raise ValueError(f"{key} is {value!r}, not the share of problems that one of k samples solves")
         return self
 

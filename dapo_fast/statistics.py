@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist, fmean, variance
 from typing import Any
 
@@ -37,6 +37,11 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for k in sorted({2**e for e in range(samples.bit_length())} | {samples}):
             summary[f"pass@{k}"] = fmean(pass_at_k(samples, int(c), k) for c in right)
     return summary
+
+
+def with_interval(measured: Mapping[str, Any]) -> str:
+    """An accuracy and its interval, in per cent."""
+    return f"{measured['accuracy']:.1%} [{measured['low']:.1%}, {measured['high']:.1%}]"
 
 
 def mean_of_problems(rewards: Sequence[float]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from dapo_fast.models.padded import reads_padded
 from dapo_fast.models.readpath import ValueReader
 from dapo_fast.rollout.loading import load_tokenizer
 from dapo_fast.rollout.steps import Splitter
+from dapo_fast.snapshots import model_directory
 
 _TOGETHER = 64  # problems whose responses are in memory as tokens
 
@@ -52,7 +53,7 @@ class StepValues:
         """Load a critic.
 
         Args:
-            critic: Directory that training wrote (``DAPO.critic_model``), with the policy's tokenizer.
+            critic: What training wrote (``DAPO.critic_model``), with the policy's tokenizer: a directory or on the hub.
             template: Puts the question as the critic knows it (``data.template`` of its run).
             system_prompt: Of its run too (``data.system_prompt``).
             splitter: Cuts responses as in its run (``collect.splitter``).
@@ -62,7 +63,7 @@ class StepValues:
         Raises:
             InputError: no critic there, or no such splitter.
         """
-        model = model or ModelSettings()
+        model, critic = model or ModelSettings(), model_directory("critic", critic)
         self._device = resolve_device(model.device)
         self._reader = ValueReader(load_value_model(critic, self._device, model.dtype, model.attention))
         self._tokenizer = load_tokenizer(critic)

@@ -8,6 +8,7 @@ import torch
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
+os.environ["HF_HUB_OFFLINE"] = "1"  # a name that is no file's is not to be looked for on the hub
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -40,7 +40,7 @@ class CellLayout(Layout):
             return super().settings(stage, iteration)
         settings = {"stage": stage, "seed": config.seed, "trains": self._trains, "actor": config.actor.model_dump()}
         settings["trees"] = self.upstream(self.directory.stage(iteration, reads(self._trains)))
-        return settings | {"policy": self.digest_of(self.policy(iteration - 1)), "dtype": config.model.dtype}
+        return settings | {"policy": self.policy_digest(iteration - 1), "dtype": config.model.dtype}
 
     def claim(self, stage: str, iteration: int) -> tuple[Path, str]:
         place = self.directory.stage(iteration, stage)

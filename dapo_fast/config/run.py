@@ -19,7 +19,7 @@ from dapo_fast.names import check_name
 
 # What ``by_iteration`` cannot change: it is read once, or iterations could not be compared.
 _OF_THE_RUN = {"seed", "iterations", "keep_best", "reward", "objective", "model", "sft", "by_iteration"}
-_DATA_OF_THE_RUN = {"task", "template", "system_prompt", "heldout", "heldout_limit"}
+_DATA_OF_THE_RUN = {"task", "template", "system_prompt", *DataSettings.MEASURED}
 
 # What actor.beta "auto" stands for. The first policy has the most to gain and bears large targets; afterwards more of
 # what is left in Â is noise, and targets that large take a policy apart (docs/study.md).
@@ -103,6 +103,9 @@ class Config(Section):
             raise InputError(f"{source}: data: name a task (data.task) or a source of problems (data.problems)")
         if self.data.task is None and self.model.path is None:
             raise InputError(f"{source}: model.path: needed, since only a task brings its own model")
+        chooses = any(self.at(iteration).actor.eval_every for iteration in (1, *self.by_iteration))
+        if chooses and self.data.task is None and self.data.validation is None:
+            raise InputError(f"{source}: actor.eval_every: needs data.validation, problems to choose the policy by")
 
     def at(self, iteration: int) -> Config:
         """The settings in force in ``iteration`` (1 is the first, 0 before it).

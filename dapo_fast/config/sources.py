@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -15,7 +15,7 @@ TEMPLATES = ("chat", "plain", "none")
 class ModelSettings(Section):
     """The policy to improve."""
 
-    path: str | None = None  # Hugging Face directory; None: the built-in task's model, from scratch
+    path: str | None = None  # directory, or org/name[@revision] of the hub; None: the task's own, from scratch
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, or to sample if fast; else float32
     attention: Literal["auto", "flex", "tree_sdpa", "varlen", "dense"] = "auto"  # auto: the fastest that the device has
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
@@ -31,9 +31,14 @@ class Source(Section):
 class DataSettings(Section):
     """Problems to train on and problems held out."""
 
+    # What policies are measured on, which decides nothing of what is sampled to learn from.
+    MEASURED: ClassVar = ("heldout", "heldout_limit", "validation", "validation_limit")
+
     task: str | None = None  # a built-in task ("arithmetic") or module:task; it generates its own problems
     problems: str | list[Source] | None = None  # JSONL file, benchmark name or hub id; or a list of {path, weight}
     heldout: str | list[Source] | None = None  # the same, for evaluation; None: no held-out measurement
+    validation: str | list[Source] | None = Field(None, **LATER)  # for actor.eval_every; None: the task's
+    validation_limit: int | None = Field(None, ge=1, **LATER)  # the first so many of these
     template: str = "chat"  # "chat", "plain", "none" or a string with {prompt}
     system_prompt: str | None = Field(None, **LATER)  # template chat: of conversations that begin without one
     limit: int | None = Field(None, ge=1)  # problems used in an iteration
@@ -49,7 +54,7 @@ class DataSettings(Section):
             get_task(value)
         return value
 
-    @field_validator("problems", "heldout", mode="after")
+    @field_validator("problems", "heldout", "validation", mode="after")
     @classmethod
     def _each_once(cls, value: str | list[Source] | None) -> str | list[Source] | None:
         if isinstance(value, list):

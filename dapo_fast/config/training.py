@@ -51,7 +51,7 @@ class SftSettings(OptimSettings):
 class CriticSettings(OptimSettings):
     """A.3, the value model."""
 
-    init: str = "actor"  # "actor", "scratch" or a Hugging Face directory
+    init: str = "actor"  # "actor", "scratch" or a model, as in model.path
     loss: Literal["bce", "mse"] = "bce"  # of V against the success rate
     lr: float = Field(5e-6, gt=0)  # learning rate, the peak of the schedule
     batch_states: int = Field(512, ge=1)  # states an optimizer step
@@ -80,6 +80,7 @@ class ActorSettings(OptimSettings):
     sft_weight: float = Field(0.0, ge=0, **LATER)  # of the cross-entropy of demonstrations: sft.data, or gold traces
     lr: float = Field(5e-7, gt=0)  # learning rate, the peak of the schedule
     batch_pairs: int = Field(2048, ge=1)  # state-action pairs an optimizer step
+    eval_every: int = Field(0, ge=0, **LATER)  # steps between accuracies on data.validation; the best policy is kept
     state_wise: bool = True  # all actions of one state in the same batch
 
     @field_validator("beta", mode="before")

@@ -64,6 +64,19 @@ def content_digest(problems: Iterable[Problem]) -> str:
     return content.hexdigest()
 
 
+def asked(problem: Problem) -> str:
+    """All that ``problem`` asks, as text: two of the same question are one problem, whatever their ids."""
+    return problem.prompt if problem.messages is None else json.dumps(problem.messages, sort_keys=True, default=str)
+
+
+def refuse_common(validation: Iterable[Problem], others: Iterable[Problem], where: str) -> None:
+    """InputError where a problem of ``data.validation`` is one of ``others`` too, which are in ``where``."""
+    known = {asked(problem) for problem in others}
+    for problem in validation:
+        if asked(problem) in known:
+            raise InputError(f"data.validation: problem {problem.id!r} is in {where}")
+
+
 # Benchmarks by name -------------------------------------------------------------------------------------------------
 
 BENCHMARKS: dict[str, tuple[str, str | None, str]] = {  # name: hub id, configuration, split

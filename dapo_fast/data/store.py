@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from dapo_fast.data.columns import Columns
 from dapo_fast.data.tree import Tree
+from dapo_fast.data.wellformed import check_trees
 from dapo_fast.errors import InputError, first_line, refuse_pipe
 from dapo_fast.published import published
 from dapo_fast.rundir import read_state, write_json
@@ -193,9 +194,11 @@ def shard_meta(path: str | Path) -> dict[str, str]:
 def read_columns(path: str | Path) -> Columns:
     """One shard as columns; InputError names a file that is not one."""
     try:
-        return Columns(_batch(_open(path)))
-    except (ValueError, TypeError, pa.ArrowException) as error:  # text that is not UTF-8, or a list that is null
+        columns = Columns(_batch(_open(path)))
+        check_trees(columns.batch)
+    except (ValueError, TypeError, pa.ArrowException) as error:  # text that is not UTF-8, a list that is null, no trees
         raise InputError(f"{path}: not a readable tree shard ({first_line(error)})") from error
+    return columns
 
 
 def _batch(table: pa.Table) -> pa.RecordBatch:

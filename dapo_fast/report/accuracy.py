@@ -9,15 +9,14 @@ from dapo_fast.report.charts import Chart, percent
 from dapo_fast.report.markup import figure, missing, paragraph, section, table
 from dapo_fast.report.read import Iteration, Run
 from dapo_fast.report.trees import TreeSummary
+from dapo_fast.statistics import with_interval
 
 MODES = {"greedy": "s0", "sampled": "s1"}
 
 
 def interval(value: dict[str, Any] | None) -> str:
     """An accuracy with its 95% Wilson interval, as the evaluation wrote it."""
-    if not value:
-        return "not measured"
-    return f"{value['accuracy']:.1%} [{value['low']:.1%}, {value['high']:.1%}]"
+    return with_interval(value) if value else "not measured"
 
 
 def accuracy_section(run: Run, trees: dict[int, TreeSummary]) -> str:

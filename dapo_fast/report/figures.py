@@ -17,7 +17,7 @@ from dapo_fast.report.accuracy import is_rejected
 from dapo_fast.report.cost import StageCost, costs
 from dapo_fast.report.critic import fixed, roc_points, thick
 from dapo_fast.report.read import Run, Stage
-from dapo_fast.report.training import CURVES, is_finite, moving_average
+from dapo_fast.report.training import CURVES, is_finite, moving_average, recorded
 from dapo_fast.report.trees import BINS, GAP_BINS, TreeSummary
 
 SERIES = ("#1f5f99", "#b4560f", "#6f4a9e", "#2b7a5f", "#8a6d12", "#a33a63")
@@ -150,7 +150,7 @@ def _training(run: Run) -> Figure | None:
         stages = [run.sft] if name == "sft" else [it.stages[name] for it in run.rounds]
         stages = [stage for stage in stages if stage.metrics]
         if stages:
-            rows.append((name, stages, curves))
+            rows.append((name, stages, recorded(curves, stages)))
     if not rows:
         return None
     width = max(len(curves) for _, _, curves in rows)

@@ -118,7 +118,8 @@ def _lede(run: Run) -> str:
     config = run.config
     given = config.data.problems
     what = config.data.task or (given if isinstance(given, str) else " and ".join(s.path for s in given or ()))
-    model = "a small model trained from scratch" if config.model.path is None else Path(config.model.path).name
+    path = config.model.path
+    model = "a small model trained from scratch" if path is None else Path(path).name.partition("@")[0]
     text = f"Direct advantage policy optimization of {model} on {what}"
     mode, start, best, at = _gain(run)
     if start is None:

@@ -20,6 +20,7 @@ def provenance_table(run: Run) -> str:
     last = lines[-1]
     versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
     facts = [["machine", last["machine"]], ["device", last["device"]], ["versions", versions]]
+    facts += [[setting, model] for setting, model in last.get("models", {}).items()]
     made = [
         [f"{line['date'][:16].replace('T', ' ')} UTC", line["command"], line["commit"] or "installed"] for line in lines
     ]

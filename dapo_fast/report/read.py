@@ -11,7 +11,8 @@ from pydantic import BaseModel
 from dapo_fast.config import Config
 from dapo_fast.errors import InputError
 from dapo_fast.rundir import read_metrics, read_rows, read_state, saved_config
-from dapo_fast.state import Decision, Heldout, Measured, Timing
+from dapo_fast.snapshots import cached
+from dapo_fast.state import ActorDone, Decision, Heldout, Measured, Timing
 
 
 @dataclass(slots=True)
@@ -97,11 +98,15 @@ class Run:
         """Where the tokenizer of the policy that sampled ``iteration``'s trees may be, likeliest first."""
         trained = [self.path / f"iter{i}" / "actor" / "model" for i in range(iteration - 1, 0, -1)]
         start = [self.path / "sft" / "model", self.path / "sft" / "start"] if self.has_sft else []
-        given = [Path(self.config.model.path)] if self.config.model.path else []
+        given = [cached(self.config.model.path)] if self.config.model.path else []
         return [*trained, *start, *given]
 
 
 _TRAINED = ("sft", "critic", "actor")
+_ENDS: dict[str, tuple[str, type[BaseModel]]] = {
+    "evaluate": ("summary.json", Measured),
+    "actor": ("done.json", ActorDone),
+}
 _OF_ITERATION = ("collect", "critic", "advantages", "actor", "evaluate")
 
 
@@ -134,7 +139,8 @@ def _read_iteration(run: Path, number: int, stopped: str | None) -> Iteration:
 
 
 def _read_stage(path: Path, name: str, iteration: int) -> Stage:
-    done = _read_object(path / "summary.json", Measured) if name == "evaluate" else _read_object(path / "done.json")
+    file, shape = _ENDS.get(name, ("done.json", None))
+    done = _read_object(path / file, shape)
     timing = _read_object(path / "timing.json", Timing)
     metrics = read_metrics(path / "metrics.jsonl") if name in _TRAINED else []
     return Stage(name, iteration, path, done, metrics, timing["seconds"] if timing else None)

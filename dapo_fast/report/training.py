@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,8 +9,10 @@ import numpy as np
 from dapo_fast.report.charts import Chart, number, thinned
 from dapo_fast.report.markup import figure, missing, paragraph, section, table
 from dapo_fast.report.read import Run, Stage
+from dapo_fast.statistics import with_interval
 
-CURVES = {
+Curve = tuple[str, str, str]  # key of a metric, title, what it is
+CURVES: dict[str, list[Curve]] = {
     "sft": [
         ("loss", "loss", "cross-entropy, nats a response token"),
         ("response_probability", "probability of a response", "mean over the batch"),
@@ -27,9 +28,12 @@ CURVES = {
         ("kl_reference", "KL to the reference", "a step, nats"),
         ("explained", "residual explained", "1 − loss ⁄ loss at the reference"),
         ("same_sign", "moved the right way", "share of pairs with sign(u) = sign(Â)"),
+        ("validation_accuracy", "validation accuracy", "what the policy is chosen by (actor.eval_every)"),
         ("grad_norm", "gradient norm", "before clipping"),
     ],
 }
+MOST_DRAWN = 1e100
+_ASKED_FOR = {"validation_accuracy"}  # recorded by no run that does not ask for it
 _TITLES = {"sft": "Supervised start", "critic": "Critic", "actor": "Actor"}
 
 
@@ -49,12 +53,28 @@ def training_section(run: Run) -> str:
         if not stages:
             body.append(missing("No optimizer step yet.", run.command(name, 0 if name == "sft" else 1)))
             continue
+        curves = recorded(curves, stages)
         drawn = [_curve(name, stages, *curve) for curve in curves]
         absent = [title for (_, title, _), text in zip(curves, drawn) if not text]
         body.append(f'<div class="figures small">{"".join(drawn)}</div>')
         if absent:
             body.append(missing(f"Not recorded in metrics.jsonl: {', '.join(absent)}."))
+        body += [paragraph(line) for line in map(_chosen, stages) if line]
     return section("training", "Training", intro, *body)
+
+
+def recorded(curves: Sequence[Curve], stages: Sequence[Stage]) -> list[Curve]:
+    """``curves`` without those that the run did not ask for."""
+    found = {key for stage in stages for row in stage.metrics for key in row}
+    return [curve for curve in curves if curve[0] not in _ASKED_FOR or curve[0] in found]
+
+
+def _chosen(stage: Stage) -> str:
+    best = (stage.done or {}).get("best")
+    if not best:
+        return ""
+    text = f"Iteration {stage.iteration} exports the policy of step {best['step']}, the best on data.validation"
+    return f"{text}: {with_interval(best)}."
 
 
 def _curve(name: str, stages: Sequence[Stage], key: str, title: str, unit: str) -> str:
@@ -120,8 +140,8 @@ def _short(stage: Stage) -> str:
 
 
 def is_finite(value: object) -> bool:
-    """Whether a metric is a number that can be drawn."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a metric is a number that can be drawn: a range of some of them must be one too."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MOST_DRAWN
 
 
 def moving_average(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -21,6 +21,7 @@ from dapo_fast.data.problems import Problem
 from dapo_fast.data.prompts import prompt_encoder
 from dapo_fast.errors import InputError, blaming, refuse_pipe
 from dapo_fast.models.files import stored_tensors
+from dapo_fast.snapshots import model_directory
 from dapo_fast.sums import check_model
 
 if TYPE_CHECKING:
@@ -31,40 +32,46 @@ log = logging.getLogger("dapo_fast.rollout")
 # What tokenizers that are not the same one will hardly cut alike.
 PROBE = "Let x = 12345.678;\n\n  then \\frac{x}{2} ≈ 6172.84 — naïve café, 数学 🙂\tend.\n"
 
+MOST_LAYERS = 10_000  # above, to build a model on no memory at all would take minutes
+
 MOST_TRUNCATED = 0.1  # share of responses that did not finish, above which accuracy says more of the limit than of them
 
 
-def check_model_directory(setting: str, path: Path, weights: bool = True) -> None:
-    """InputError, naming ``setting`` or a file, where ``path`` holds no Hugging Face model, or none that can be built.
+def check_model_directory(setting: str, name: str | Path, weights: bool = True) -> Path:
+    """The directory that ``name`` is, or that the model of the hub with that name is in.
 
-    ``weights``: its files of weights are there too, and their headers can be read.
+    Args:
+        weights: Its files of weights are there too, and their headers can be read.
+
+    Raises:
+        InputError: names ``setting`` or a file: there is no Hugging Face model, or none that can be built.
     """
+    path = model_directory(setting, name, weights)
     if not (path / "config.json").is_file():
-        of_the_hub = len(path.parts) == 2 and not path.is_absolute() and not path.exists()
-        hint = (
-            f"; if it is a model of the hub, give the directory that `hf download {path}` prints" if of_the_hub else ""
-        )
-        raise InputError(f"{setting} {path}: not a Hugging Face model directory (no config.json){hint}")
+        raise InputError(f"{setting} {path}: not a Hugging Face model directory (no config.json)")
     for file in path.iterdir():
         refuse_pipe(file)
     with blaming(f"{setting} {path}", "config.json describes no causal language model"):
         config = AutoConfig.from_pretrained(path)
         if not isinstance(config.architectures or [], list):
             raise ValueError(f"architectures is {config.architectures!r}, not a list")
-        if getattr(config.get_text_config(), "num_hidden_layers", 1) == 0:
-            raise ValueError("num_hidden_layers is 0")
+        layers = getattr(config.get_text_config(), "num_hidden_layers", 1)
+        if not 0 < layers <= MOST_LAYERS:
+            raise ValueError(f"num_hidden_layers is {layers}")
         # Without memory, and so whatever the size: sizes that do not fit together fail here, not after an hour.
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(config)
     if weights:
         stored_tensors(path)
+    return path
 
 
-def check_critic(setting: str, path: Path, ours: PreTrainedTokenizerBase) -> None:
-    """InputError, naming ``setting``, where ``path`` holds no model, or one of another vocabulary than ``ours``."""
-    check_model_directory(setting, path)
+def check_critic(setting: str, name: str | Path, ours: PreTrainedTokenizerBase) -> Path:
+    """As ``check_model_directory``; InputError too where its vocabulary is another one than ``ours``."""
+    path = check_model_directory(setting, name)
     if load_tokenizer(path)(PROBE)["input_ids"] != ours(PROBE)["input_ids"]:
         raise InputError(f"{setting} {path}: its tokenizer is not the policy's, whose tokens it would have to read")
+    return path
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:

@@ -21,6 +21,7 @@ from dapo_fast.data.tree import Tree
 from dapo_fast.errors import InputError
 from dapo_fast.models.readpath import PackObjective, PolicyReader
 from dapo_fast.targets import beta_of, log_partition
+from dapo_fast.train.best import BestStep, Measured
 from dapo_fast.train.dealer import Dealer, Epochs, read_values
 from dapo_fast.train.demonstrations import Demonstrated, Demonstrations
 from dapo_fast.train.loop import Batch, Task, train
@@ -52,8 +53,10 @@ class ActorTask:
         seed: int,
         beta: float,
         objective: PackObjective | None = None,
+        best: BestStep | None = None,
     ) -> None:
         self._reader = reader
+        self._best = best
         self._trees = trees
         self._beta = beta
         self._kl_budget = settings.kl_budget
@@ -94,6 +97,10 @@ class ActorTask:
             return None
         return f"KL to the reference {metrics['kl_reference']:.3g} nats, over actor.kl_budget {self._kl_budget:g}"
 
+    def measure(self, step: int, last: bool) -> dict[str, float]:
+        """Accuracy on what policies are chosen by, where that is due."""
+        return {} if self._best is None else self._best.measure(step, last)
+
     def metrics(self, packs: Sequence[Pack], values: Tensor) -> dict[str, float]:
         """How far the policy has moved from the reference, and how much of the target it has met.
 
@@ -133,6 +140,7 @@ def train_actor(
     digest: str,
     objective: PackObjective | None = None,
     demonstrations: Demonstrations | None = None,
+    measured: Measured | None = None,
 ) -> dict[str, Any]:
     """Train the policy on the stored advantages and write it to ``out/model``; a killed run goes on where it was.
 
@@ -144,6 +152,7 @@ def train_actor(
         policy: The reference: where training starts from.
         objective: Another loss of the same steps; None: the squared loss.
         demonstrations: What ``settings.sft_weight`` weighs.
+        measured: How policies fare, every ``settings.eval_every`` steps: the best is written, not the last.
 
     Raises:
         InputError: no state is kept, there are no demonstrations to weigh, or the trees, the model or the settings are
@@ -154,6 +163,8 @@ def train_actor(
         return done
     if bool(settings.sft_weight) != (demonstrations is not None):
         raise InputError(f"actor.sft_weight {settings.sft_weight:g}: needs demonstrations, and 0 takes none")
+    if bool(settings.eval_every) != (measured is not None):
+        raise InputError(f"actor.eval_every {settings.eval_every}: needs a measure of policies, and 0 takes none")
     with open_world(model, parallel) as world, open_trees(trees_directory, out, world) as trees:
         groups = actor_groups(trees)
         if not groups:
@@ -165,15 +176,19 @@ def train_actor(
             raise InputError(f"actor.{error}: nothing to train the actor on") from error
         reader = policy_reader(policy, settings, model, parallel, world)
         longest = longest_pack("actor", policy, settings, Place.of(world, parallel))
-        dealer = Dealer(world, reader.model, settings.pack_tokens, longest)
+        dealer = Dealer(world, reader.model, settings.pack_tokens, longest, trees_directory)
         _fill_reference(trees, reader, dealer, world, out / "reference", digest)
-        own = ActorTask(reader, trees, settings, dealer, seed, beta, objective)
+        best = None
+        if measured is not None:
+            best = BestStep(reader.model, policy, world, out, digest, settings.eval_every, measured)
+        own = ActorTask(reader, trees, settings, dealer, seed, beta, objective, best)
         task: Task = own
         if demonstrations is not None:
             task = Demonstrated(own, reader, dealer, demonstrations, settings.sft_weight)
         train(task, reader, reader.model, settings, world, out, seed, digest, parallel)
+        chosen = {} if best is None else {"best": best.restore()}
         _write_scores(out / "scores.parquet", trees[:SCORED_TREES], reader, dealer, world)
-        summary = {"steps": task.steps, "states": len(groups), "pairs": len(advantages), "beta": beta}
+        summary = {"steps": task.steps, "states": len(groups), "pairs": len(advantages), "beta": beta} | chosen
         return finish(out, digest, reader.model, policy, world, summary)
 
 

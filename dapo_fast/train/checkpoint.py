@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import warnings
+from collections.abc import Iterable
 from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
@@ -31,6 +32,8 @@ from dapo_fast.train.parallel import World
 
 log = logging.getLogger("dapo_fast.train")
 
+CHECKPOINTS = "checkpoints"  # within a stage's directory, until it is done
+
 # One process without a group is a way of training, not a mishap.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
@@ -43,10 +46,13 @@ def training_state(model: nn.Module, optimizer: torch.optim.Optimizer, kind: str
     Everything else of a run's state is a function of the step: the data, the schedule and the random numbers.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return {
-        "model": {name: p.detach() for name, p in trained.items()},
-        "optimizer": {name: plain_states(optimizer, p, kind) for name, p in trained.items()},
-    }
+    states = {name: plain_states(optimizer, p, kind) for name, p in trained.items()}
+    return weights_state(model) | {"optimizer": states}
+
+
+def weights_state(model: nn.Module) -> dict[str, Any]:
+    """Trainable parameters by name."""
+    return {"model": {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}}
 
 
 class _SummingWriter(dcp.FileSystemWriter):
@@ -68,11 +74,11 @@ class _SummingWriter(dcp.FileSystemWriter):
 class Checkpoints:
     """The checkpoints of one training run."""
 
-    def __init__(self, directory: Path, world: World, keep: int, digest: str) -> None:
+    def __init__(self, directory: Path, world: World, keep: int | None, digest: str) -> None:
         """Open ``directory``, which need not exist.
 
         Args:
-            keep: How many of the newest to keep.
+            keep: How many of the newest to keep; None: all that ``drop`` is not told of.
             digest: Identifies the settings; a checkpoint of another digest is refused.
         """
         self.directory = directory
@@ -110,11 +116,15 @@ class Checkpoints:
             # The coordinator's save ends after every rank's data is written.
             if self.world.rank == 0:
                 os.replace(temporary, final)
-                for old in self.steps()[: -self.keep]:
-                    shutil.rmtree(self._path(old))
+                self.drop([] if self.keep is None else self.steps()[: -self.keep])
             published.set_result(None)
         except BaseException as error:  # wait() raises it in the training thread
             published.set_exception(error)
+
+    def drop(self, steps: Iterable[int]) -> None:
+        """Remove the checkpoints of ``steps``; rank 0 does it."""
+        for step in steps if self.world.rank == 0 else ():
+            shutil.rmtree(self._path(step))
 
     def wait(self) -> None:
         """Block until the save under way is published; raises what it raised."""

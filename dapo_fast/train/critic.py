@@ -70,6 +70,10 @@ class CriticTask:
     def halt(self, metrics: dict[str, float]) -> None:
         """Never: every step is done."""
 
+    def measure(self, step: int, last: bool) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
     def metrics(self, packs: Sequence[Pack], values: Tensor) -> dict[str, float]:
         """Mean value, mean target and squared error of the batch."""
         targets = torch.cat([pack.value_targets for pack in packs]).double()
@@ -120,7 +124,7 @@ def train_critic(
             )
         reader = value_reader(start, kind, settings, model, parallel, world, seed)
         longest = longest_pack("critic", start, settings, Place.of(world, parallel))
-        dealer = Dealer(world, reader.model, settings.pack_tokens, longest)
+        dealer = Dealer(world, reader.model, settings.pack_tokens, longest, trees_directory)
         task = CriticTask(reader, training, settings, dealer, seed)
         train(task, reader, reader.model, settings, world, out, seed, digest, parallel)
         measured = _measure_heldout(heldout, training, reader, dealer, world)

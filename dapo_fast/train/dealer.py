@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from dapo_fast.config import OptimSettings
 from dapo_fast.data.dealing import Ranks, deal
 from dapo_fast.data.pack import ROW_BLOCK, Pack, pad_lengths
+from dapo_fast.errors import InputError
 from dapo_fast.models.attention import choose_backend, requested_backend
 from dapo_fast.models.context import shares
 from dapo_fast.models.padded import reads_padded
@@ -37,13 +38,17 @@ def _is_dense(model: PreTrainedModel, world: World) -> bool:
 class Dealer:
     """Cuts what a step reads into packs that fill the ranks of this world, and deals them."""
 
-    def __init__(self, world: World, model: PreTrainedModel, pack_tokens: int, longest: int = 0) -> None:
+    def __init__(
+        self, world: World, model: PreTrainedModel, pack_tokens: int, longest: int = 0, source: object = "trees"
+    ) -> None:
         """Of a pack, or where ranks share packs of each one's share, tokens at most.
 
         Args:
             pack_tokens: Of any.
             longest: Of a tree with long trunks, where that is more.
+            source: What errors call where all this is from.
         """
+        self._source = source
         sharing = self._sharing = world.sharing
         self._block = ROW_BLOCK[world.device.type]
         self._most = pack_tokens * sharing
@@ -54,11 +59,19 @@ class Dealer:
         self._lengths = pad_lengths(self._most, world.device, sharing, longest)
         busy = min(pack_tokens, BUSY_TOKENS[world.device.type]) * sharing
         self._ranks = Ranks(world.readers // sharing, busy, config.hidden_size, reads_padded(config), longest)
+        self._words = config.vocab_size
         self._said = False
 
     def packs(self, pack: Callable[..., list[Pack]], *what: Any) -> list[Pack]:
-        """What ``pack`` (one of ``data.packing``) makes of ``what``."""
+        """What ``pack`` (one of ``data.packing``) makes of ``what``.
+
+        Raises:
+            InputError: a token that the model does not know.
+        """
         packs = pack(*what, self._most, self._lengths, ranks=self._ranks)
+        largest = max((int(ids.max()) for p in packs for ids in (p.input_ids, p.targets) if ids.numel()), default=0)
+        if largest >= self._words:
+            raise InputError(f"{self._source}: token {largest}, where the model's vocabulary has {self._words}")
         long = [p.tokens for p in packs if p.tokens > self._most]
         if long and not self._said:
             self._said = True

@@ -20,7 +20,7 @@ class Demonstrated:
     """A task whose loss is another's plus ``weight`` times the mean −log π of the demonstrations' tokens."""
 
     def __init__(self, task: Task, reader: PolicyReader, dealer: Dealer, given: Demonstrations, weight: float) -> None:
-        self.name, self.steps, self.halt = task.name, task.steps, task.halt
+        self.name, self.steps, self.halt, self.measure = task.name, task.steps, task.halt, task.measure
         self._task = task
         self._reader = reader
         self._dealer = dealer

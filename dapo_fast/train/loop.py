@@ -29,7 +29,7 @@ from dapo_fast.rundir import read_state, write_json
 from dapo_fast.signals import handled
 from dapo_fast.state import Halted
 from dapo_fast.train.balance import Balance
-from dapo_fast.train.checkpoint import Checkpoints, training_state
+from dapo_fast.train.checkpoint import CHECKPOINTS, Checkpoints, training_state
 from dapo_fast.train.optim import clip_gradients, learning_rate, make_optimizer, set_rate
 from dapo_fast.train.parallel import World, last_of_batch
 from dapo_fast.train.profiling import profiled
@@ -77,6 +77,9 @@ class Task(Protocol):
     def halt(self, metrics: dict[str, float]) -> str | None:
         """Why training should end with this step, before ``steps``; None: it goes on. The same on every rank."""
 
+    def measure(self, step: int, last: bool) -> dict[str, float]:
+        """What there is to report of the model after ``step`` steps, ``last`` or not, beside ``metrics``."""
+
 
 HALTED = "halted.json"  # written where a task ended before its last step
 
@@ -109,7 +112,7 @@ def train(
     root.eval()  # No dropout: the loss is of the policy's own log-probabilities.
     trained = [p for p in root.parameters() if p.requires_grad]
     optimizer = make_optimizer(model, settings)
-    checkpoints = Checkpoints(directory / "checkpoints", world, settings.keep_checkpoints, digest)
+    checkpoints = Checkpoints(directory / CHECKPOINTS, world, settings.keep_checkpoints, digest)
     start = checkpoints.resume(training_state(model, optimizer, settings.optimizer_state))
     steps = _halted(directory, task.steps)
     if start:
@@ -142,9 +145,10 @@ def train(
             metrics |= task.metrics(batch.packs, report.values) | ({"router_loss": balance.value} if balance else {})
             metrics |= meter.read(batch.ranks, time.perf_counter() - began)
             metrics["memory_gib"] = report.memory
-            telemetry.log(step + 1, metrics)
             done = step + 1
             reason = task.halt(metrics) if done < task.steps else None
+            metrics |= task.measure(done, last=bool(reason) or done == steps)
+            telemetry.log(done, metrics)
             if reason:
                 log.warning("%s: ended after step %d of %d: %s", task.name, done, task.steps, reason)
                 if world.rank == 0:

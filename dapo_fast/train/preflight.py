@@ -17,6 +17,7 @@ from dapo_fast.models.files import tied_groups
 from dapo_fast.models.loading import causal_lm_skeleton, load_config_of, value_model_skeleton
 from dapo_fast.models.padded import reads_padded
 from dapo_fast.models.tensor import check_divided
+from dapo_fast.snapshots import model_directory
 from dapo_fast.train.balance import routers
 from dapo_fast.train.blocks import blocks
 from dapo_fast.train.export import check_export
@@ -53,7 +54,7 @@ def check_training(config: Config, policy: Path | None) -> None:
         for settings in of_policy:
             source = _trained_from(policy, settings)
             _check(causal_lm_skeleton(source, attention), settings, source, parallel, by_ranks=sharded)
-    start = policy if init in ("actor", "scratch") else Path(init)
+    start = policy if init in ("actor", "scratch") else model_directory("critic.init", init)
     if has_critic and start is not None:
         model = value_model_skeleton(start, attention).model
         _check(model, config.critic, start, parallel, by_ranks=sharded and init != "scratch")

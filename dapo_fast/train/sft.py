@@ -54,6 +54,10 @@ class SftTask:
     def halt(self, metrics: dict[str, float]) -> None:
         """Never: every step is done."""
 
+    def measure(self, step: int, last: bool) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
     def metrics(self, packs: Sequence[Pack], values: Tensor) -> dict[str, float]:
         """The mean probability of a whole response."""
         return {"response_probability": values.exp().mean().item()}
@@ -89,7 +93,8 @@ def train_sft(
         stream, steps = data_stream(settings, start, data, seed)
     with open_world(model, parallel) as world:
         reader = policy_reader(start, settings, model, parallel, world)
-        task = SftTask(reader, stream, steps, Dealer(world, reader.model, settings.pack_tokens))
+        source = settings.data or "gold traces"
+        task = SftTask(reader, stream, steps, Dealer(world, reader.model, settings.pack_tokens, source=source))
         train(task, reader, reader.model, settings, world, out, seed, digest, parallel)
         return finish(out, digest, reader.model, start, world, {"steps": steps})
 

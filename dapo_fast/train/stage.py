@@ -12,6 +12,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from dapo_fast.errors import InputError
 from dapo_fast.rundir import read_metrics, read_state, write_json
 from dapo_fast.state import Done
+from dapo_fast.train.checkpoint import CHECKPOINTS
 from dapo_fast.train.export import export
 from dapo_fast.train.parallel import World
 from dapo_fast.train.trees import TREES
@@ -33,7 +34,7 @@ def finished(directory: Path, digest: str) -> dict[str, Any] | None:
     if summary["digest"] != digest:
         raise InputError(f"{path}: made with other settings; use a new run directory")
     # Of a process killed as it was dropping them.
-    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
     (directory / TREES).unlink(missing_ok=True)
     return summary
 
@@ -68,7 +69,7 @@ def finish(
             raise InputError(f"{metrics}: holds no step, though the training is done")
         result = {"digest": digest, "last": rows[-1]} | summary
         write_json(directory / "done.json", result)
-        if (directory / "checkpoints").exists():  # a short run has none
-            shutil.rmtree(directory / "checkpoints")
+        if (directory / CHECKPOINTS).exists():  # a short run has none
+            shutil.rmtree(directory / CHECKPOINTS)
         log.info("%s: done", directory / "model")
     return world.broadcast(result)

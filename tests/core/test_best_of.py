@@ -111,6 +111,13 @@ def test_nothing_sampled(tmp_path):
         choose_by_critic([Problem("0", "?", "4")], tmp_path, Says(), "a critic", {})
 
 
+@pytest.mark.parametrize("lines", [1, 3])
+def test_lines_of_other_problems(lines, tmp_path):
+    (tmp_path / "sampled.jsonl").write_text(rows(*[[("4 |0.5", True, True)]] * lines))
+    with pytest.raises(InputError, match=r"sampled\.jsonl: its lines are not those of the 2 problems"):
+        choose_by_critic([Problem(str(i), "?", "4") for i in range(2)], tmp_path, Says(), "a critic", {})
+
+
 CLOSING = """
 from dapo_fast.config import ModelSettings
 from dapo_fast.rollout.in_process import InProcessEngine

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dapo_fast import environment
+from dapo_fast import Config, environment
 from dapo_fast.errors import InputError
 from dapo_fast.provenance import read_provenance, record
 
@@ -12,9 +12,9 @@ from dapo_fast.provenance import read_provenance, record
 def test_a_line_a_process_that_says_something_new(tmp_path, monkeypatch):
     assert read_provenance(tmp_path) == []
     monkeypatch.setattr("sys.argv", ["/x/dapo_fast/__main__.py", "run", "a run", "--preset", "arithmetic"])
-    record(tmp_path), record(tmp_path)
+    record(tmp_path, Config()), record(tmp_path, Config())
     monkeypatch.setattr("sys.argv", ["/x/bin/dapo-fast", "evaluate", "r"])
-    record(tmp_path)
+    record(tmp_path, Config())
     lines = read_provenance(tmp_path)
     assert [line["command"] for line in lines] == [
         "dapo-fast run 'a run' --preset arithmetic", "dapo-fast evaluate r",

@@ -13,6 +13,7 @@ from dapo_fast import DAPO
 from dapo_fast.cli import main
 from dapo_fast.data.store import read_trees
 from dapo_fast.errors import InputError
+from dapo_fast.rundir import read_state
 
 PAGE = Path(__file__).parents[2] / "docs" / "python-api.md"
 SMALL = {
@@ -51,6 +52,11 @@ def test_rows_of_a_dataset_and_a_reward_of_ones_own(page):
     assert len(trees) == 20 and mine.policy == mine.directory / "iter1" / "actor" / "model"
     assert {trunk.reward for tree in trees for trunk in tree.trunks} == {0.0, 1.0}
     assert mine.config.data.problems.startswith("<20 problems ")
+
+
+def test_the_best_step_is_chosen_by_other_rows(page):
+    done = read_state(page["best"].policy.parent / "done.json")
+    assert done["best"]["step"] in (2, 4) and page["best"].config.data.validation.startswith("<5 problems ")
 
 
 def test_fractions_of_several_rewards(page):

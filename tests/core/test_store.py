@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from dataclasses import replace
+from itertools import accumulate
 
 import numpy as np
 import pyarrow as pa
@@ -28,8 +29,9 @@ from dapo_fast.data.store import (
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
 from dapo_fast.errors import InputError
 
-tokens = st.lists(st.integers(0, 2**31 - 1), max_size=5)
+tokens = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5)
 number = st.floats(0, 1, width=32)
+value = st.none() | number
 maybe = st.none() | st.floats(-100, 100, width=32)
 candidates = st.builds(
     Candidate,
@@ -37,33 +39,34 @@ candidates = st.builds(
     st.integers(1, 16),
     st.booleans(),
     number,
-    q=maybe,
+    value=value,
+    q=value,
     advantage=maybe,
     ref_logp=maybe,
     logp_after=maybe,
 )
-states = st.builds(
-    State,
-    st.integers(0, 5),
-    st.integers(0, 9),
-    st.lists(number, max_size=4),
-    st.lists(candidates, max_size=3),
-    maybe,
-    st.none() | st.booleans(),
-)
-trunks = st.builds(Trunk, tokens, tokens, number, st.booleans())
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
-trees = st.builds(
-    Tree,
-    text,
-    text,
-    text,
-    tokens,
-    st.lists(trunks, max_size=2),
-    st.lists(states, max_size=3),
-    st.integers(0, 32),
-    st.integers(0, 32),
-)
+
+
+@st.composite
+def trunks(draw):
+    steps = draw(st.lists(tokens, min_size=1, max_size=4))
+    ids = [token for step in steps for token in step]
+    return Trunk(ids, list(accumulate(map(len, steps))), draw(number), draw(st.booleans()))
+
+
+@st.composite
+def trees(draw):
+    """Of any trunks, with states on them; or with the prompt alone."""
+    kept = draw(st.lists(trunks(), max_size=2))
+    places = [(i, step) for i, trunk in enumerate(kept) for step in range(len(trunk.step_ends))] or [(0, 0)]
+    rewards, actions = st.lists(number, max_size=4), st.lists(candidates, max_size=3)
+    states = [
+        State(*place, draw(rewards), draw(actions), draw(value), draw(st.none() | st.booleans()))
+        for place in draw(st.lists(st.sampled_from(places), max_size=3))
+    ]
+    count = st.integers(0, 32)
+    return Tree(draw(text), draw(text), draw(text), draw(tokens), kept, states, draw(count), draw(count))
 
 
 def whole(tree):
@@ -73,7 +76,7 @@ def whole(tree):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(trees, max_size=3))
+@given(st.lists(trees(), max_size=3))
 def test_round_trip(tmp_path_factory, written):
     path = tmp_path_factory.mktemp("store") / "shard-00000.parquet"
     write_shard(path, written, {"digest": "d"})

@@ -114,6 +114,11 @@ SHAPES = [
     ("iter0/evaluate/summary.json", {"greedy": ACCURACY | {"n": "2"}}, "report", "n"),
     ("iter0/evaluate/summary.json", {"greedy": ACCURACY | {"pass@two": 0.5}}, "report", "pass@two"),
     ("iter0/evaluate/summary.json", {"greedy": ACCURACY | {"pass@2": "half"}}, "report", "pass@2"),
+    ("iter0/evaluate/summary.json", {"greedy": ACCURACY | {f"pass@{'9' * 5000}": 0.5}}, "report", "pass@"),
+    ("iter0/evaluate/summary.json", {"greedy": ACCURACY | {"n": -3}}, "report", "n"),
+    ("iter0/evaluate/summary.json", {"greedy": ACCURACY | {"samples": 0}}, "report", "samples"),
+    ("iter0/evaluate/summary.json", {"greedy": ACCURACY | {"tokens": 1e300}}, "report", "tokens"),
+    ("iter1/actor/done.json", {"digest": "d", "best": {"step": "last"}}, "report", "best"),
     ("iter1/collect/timing.json", {"seconds": "long"}, "report", "seconds"),
     ("iter1/collect/timing.json", {"seconds": -1}, "report", "seconds"),
     ("iter1/collect/timing.json", {"seconds": float("inf")}, "report", "seconds"),
@@ -156,6 +161,13 @@ STEPS = ['{"step": 0}', '{"step": "1"}', '{"loss": 1}', '{"step": 1.5}', '{"step
 def test_lines_of_metrics(line, run, capsys):
     replace(run / "sft" / "metrics.jsonl", f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
     refused(capsys, ["report", run], f"{run}/sft/metrics.jsonl, line 2", keeps=[run])
+
+
+def test_numbers_too_large_to_draw_are_left_out(run):
+    """Their range would be infinite, though each is a number."""
+    rows = [{"step": 1, "loss": 1e308, "grad_norm": 1}, {"step": 2, "loss": -1e308, "grad_norm": 2}]
+    replace(run / "iter1" / "actor" / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["report", str(run)]) == 0
 
 
 # Places ----------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Shards of trees and checkpoints that are missing, doubled, cut or damaged, through the stages that read them."""
 
+import hashlib
 import json
 import shutil
 
@@ -67,6 +68,68 @@ def test_shards(damage, reader, run, capsys):
     for shard in (run / "iter1" / "advantages").glob("shard-*") if command == "advantages" else ():
         shard.unlink()
     refused(capsys, [command, run], f"{run}/iter1/{store}/shard-0000", keeps=[run])
+
+
+def forged(path, change):
+    """Let ``change`` loose on the trees of a shard, and have done.json say that they were so."""
+    trees = read_shard(path)
+    change(trees[0])
+    write_shard(path, trees)
+    done = path.with_name("done.json")
+    shards = json.loads(done.read_text())["shards"]
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    edited(done, shards=shards | {path.name: shards[path.name] | {"sha256": digest}})
+
+
+def put(name, value):
+    """Set an attribute; of ``a.b.c`` that of the last item of the lists in between."""
+
+    def change(tree):
+        *lists, last = name.split(".")
+        for part in lists:
+            tree = getattr(tree, part)[-1]
+        setattr(tree, last, value)
+
+    return change
+
+
+FORGERIES = {
+    "prompt_ids": [[], [-1], [10**6]],
+    "problem_id": [None],
+    "sampled": [None],
+    "trunks.ids": [[], [-5], [3]],
+    "trunks.step_ends": [[], [0], [2, 1], [10**6], [-1]],
+    "trunks.reward": [7.0, -1.0, None],
+    "trunks.finished": [None],
+    "states.trunk": [-1, 99, None],
+    "states.step": [-1, 99, None],
+    "states.rewards": [[3.0], [None]],
+    "states.candidates.ids": [[], [-1]],
+    "states.candidates.count": [-1, None],
+    "states.candidates.n": [-1],
+    "states.candidates.reward": [float("inf"), None],
+    "states.candidates.advantage": [float("inf")],
+    "states.candidates.value": [-3.0],
+    "states.candidates.terminal": [None],
+}
+FORGED = [(name, value) for name, values in FORGERIES.items() for value in values]
+
+
+@pytest.mark.parametrize(("name", "value", "reader"), [(*one, READERS[i % 4]) for i, one in enumerate(FORGED)])
+def test_shards_that_are_forged_together_with_their_digest(name, value, reader, run, capsys):
+    store, command = reader
+    path = run / "iter1" / store / "shard-00001.parquet"
+    forged(path, put(name, value))
+    unknown = value == [10**6] and name == "prompt_ids"  # a token that this model has not: the shard is one of another
+    if command == "report" and unknown:  # which shows whatever tokens there are
+        assert main([command, str(run)]) == 0
+        return
+    if command != "report":
+        (run / "iter1" / command / "done.json").unlink()
+        for shard in (run / "iter1" / "advantages").glob("shard-*") if command == "advantages" else ():
+            shard.unlink()
+    words, keeps = (["token 1000000"], []) if unknown else ([path], [run])  # where it is read training has begun
+    refused(capsys, [command, run], *words, keeps=keeps)
 
 
 @pytest.fixture(scope="module")

@@ -123,6 +123,12 @@ def test_results_are_those_of_the_evaluations(run, page):
     assert details[2] == ["base, sampled", "1,000", "4", "93.0%", "0.0%", "15.5"]
 
 
+def test_accuracy_on_the_way_is_drawn_where_it_was_measured(run, page):
+    (only,) = page.tables["Actor: validation accuracy"][1:]
+    assert only == ["iteration 2", "4", "0.5", "0.4", "0.4", "0.4", "0.7"]
+    assert "Iteration 2 exports the policy of step 40, the best on data.validation: 70.0% [65.0%, 75.0%]." in page.text
+
+
 def test_critic_numbers_are_those_of_the_heldout_file(run, page):
     for iteration in (1, 2):
         measured = load(run / f"iter{iteration}" / "critic" / "heldout.json")

@@ -122,7 +122,32 @@ def stream(step: int) -> list[tuple[list[int], list[int]]]:
     return [(encode(prompt), [*encode(response), tokenizer.eos_token_id]) for prompt, response in pairs]
 
 
-def run(stage: str, base: Path, out: Path, parallel: dict, digest: str = "test", **changes: object) -> dict:
+def distance(base: Path, policy: Path) -> float:
+    """How far the weights of ``policy`` are from those of ``base/policy``."""
+    before, after = (load_file(path / "model.safetensors") for path in (base / "policy", policy))
+    return sum((after[name] - tensor).square().sum().item() for name, tensor in before.items()) ** 0.5
+
+
+def peaked(base: Path, peak: float) -> Callable[[Path, slice], list[dict]]:
+    """A measure of policies on three problems, which is the larger the nearer to ``peak`` their ``distance`` is."""
+
+    def measured(policy: Path, share: slice) -> list[dict]:
+        reward = 1 / (1 + abs(distance(base, policy) - peak))
+        response = {"correct": False, "reward": reward, "finished": True, "tokens": 1}
+        return [{"responses": [response]}] * len(range(3)[share])
+
+    return measured
+
+
+def run(
+    stage: str,
+    base: Path,
+    out: Path,
+    parallel: dict,
+    digest: str = "test",
+    measured: Callable[[Path, slice], list[dict]] | None = None,
+    **changes: object,
+) -> dict:
     """Train ``stage`` from ``base/policy`` and ``base/trees`` into ``out``; advantages by ``base/critic-1``."""
     from dapo_fast.advantages import compute_advantages
     from dapo_fast.train.actor import train_actor
@@ -142,7 +167,8 @@ def run(stage: str, base: Path, out: Path, parallel: dict, digest: str = "test",
             fill = ValueFiller(base / "critic-1" / "model", AdvantageSettings(pack_tokens=100), CPU, laid, world)
             settings = AdvantageSettings(**changes)
             return compute_advantages(base / "trees", out, settings, fill, digest, world=world)
-    return train_actor(base / "trees", base / "policy", ActorSettings(**ACTOR | changes), laid, CPU, out, **common)
+    settings = ActorSettings(**ACTOR | changes)
+    return train_actor(base / "trees", base / "policy", settings, laid, CPU, out, measured=measured, **common)
 
 
 def die(base: Path, out: Path, rank: int, call: int, by: int = signal.SIGKILL) -> None:
@@ -169,7 +195,9 @@ def run_jobs(base: Path, jobs: list[dict]) -> None:
     for job in jobs:
         if "dies" in job:
             die(base, base / job["out"], **job["dies"])
-        run(job["stage"], base, base / job["out"], job.get("parallel", {}), **job.get("changes", {}))
+        measured = peaked(base, job["peak"]) if "peak" in job else None
+        options = {"measured": measured, **job.get("changes", {})}
+        run(job["stage"], base, base / job["out"], job.get("parallel", {}), **options)
 
 
 def forked(size: int, work: Callable[[], None], log: Path) -> list[BaseProcess]:
