@@ -104,10 +104,16 @@ def rows(shapes: list[Shape]) -> tuple[list[str], list[list[str]]]:
     return header, cells
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Print the table of one shape. Exit code 2 for other words than three whole numbers."""
     if len(sys.argv) != 4 or not all(word.isdecimal() and int(word) for word in sys.argv[1:]):
         print(__doc__, file=sys.stderr)
-        sys.exit(2)
+        return 2
     header, cells = rows([tuple(map(int, sys.argv[1:]))])
     for name, cell in zip(header, cells[0]):
         print(f"{name:24} {cell:>20}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

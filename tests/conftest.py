@@ -11,6 +11,25 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
 os.environ["HF_HUB_OFFLINE"] = "1"  # a name that is no file's is not to be looked for on the hub
 
 
+# Files that take longest, the longest first: of two processes, none is left with one of them when the other is done.
+LONGEST = (
+    "test_two_processes.py",
+    "test_end_to_end.py",
+    "test_study.py",
+    "test_vllm_script.py",
+    "test_distributed.py",
+    "test_triton.py",
+    "test_torchrun.py",
+    "test_tensor.py",
+    "test_attacks.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def imports_are_no_garbage():
     """Runs collect garbage after every stage: half a second each, spent on what imports left for good."""

@@ -17,7 +17,6 @@ from dapo_fast.report.advantages import advantages_section
 from dapo_fast.report.compare import comparison, write_path
 from dapo_fast.report.cost import cost_section, costs, duration
 from dapo_fast.report.critic import critic_section
-from dapo_fast.report.figures import write_figures
 from dapo_fast.report.heldout import heldout_section
 from dapo_fast.report.markup import asset, document, missing, paragraph, section
 from dapo_fast.report.progress import progress_section
@@ -69,6 +68,9 @@ def write_comparison(first: str | Path, second: str | Path) -> Path:
 
 
 def _write(run: Run) -> Path:
+    # Late: Matplotlib takes long to load, and every command that trains loads this module.
+    from dapo_fast.report.figures import write_figures
+
     trees = {}
     for iteration in run.rounds:
         fraction = run.config.at(iteration.number).critic.heldout_fraction

@@ -2,8 +2,13 @@
 
 import fcntl
 import json
+import multiprocessing
+import os
+import shutil
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -26,6 +31,7 @@ from benchmarks.study.config import (  # noqa: E402
     tuning_cells,
 )
 from benchmarks.study.rows import rows_of  # noqa: E402
+from benchmarks.study.runner import _end_with  # noqa: E402
 from dapo_fast.config import load_config  # noqa: E402
 from dapo_fast.data.batches import actor_groups  # noqa: E402
 from dapo_fast.data.packing import pack_actor  # noqa: E402
@@ -144,8 +150,11 @@ def test_committed_study_is_valid():
 def run_study(monkeypatch, capsys):
     """The study's command, but for its own process: (exit code, what it said)."""
     monkeypatch.setenv("TQDM_DISABLE", "1")
+    get_context = multiprocessing.get_context
 
-    def run(directory, config, *arguments):
+    def run(directory, config, *arguments, workers="fork"):
+        """Workers start as a study's do, with all imports, only where they are to "spawn"."""
+        monkeypatch.setattr(multiprocessing, "get_context", lambda kind: get_context(workers))
         words = [str(directory), "--config", str(config), "--workers", "1", "--no-record", *arguments]
         return command.main(words), capsys.readouterr().err
 
@@ -155,7 +164,7 @@ def run_study(monkeypatch, capsys):
 def test_study_runs_shares_and_resumes(tmp_path, run_study):
     config = tmp_path / "study.yaml"
     config.write_text(yaml.safe_dump(STUDY))
-    code, said = run_study(tmp_path / "study", config)
+    code, said = run_study(tmp_path / "study", config, workers="spawn")
     assert code == 0, said
     seed = tmp_path / "study" / "instruments" / "seed0"
     cells = {path.parent.name: json.loads(path.read_text()) for path in seed.glob("*/cell.json")}
@@ -186,8 +195,10 @@ def test_study_runs_shares_and_resumes(tmp_path, run_study):
     model = (seed / "dpo" / "iter1" / "actor").resolve() / "model" / "model.safetensors"
     before, others = model.read_bytes(), (seed / "dapo" / "cell.json").stat().st_mtime_ns
     for path in model.parent.parent.iterdir():
-        if path.name != "stage.json":
-            subprocess.run(["rm", "-r", path], check=True)
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "stage.json":
+            path.unlink()
     (seed / "dpo" / "cell.json").unlink()
     assert run_study(tmp_path / "study", config, "--variant", "dpo")[0] == 0
     assert model.read_bytes() == before
@@ -253,19 +264,26 @@ def test_a_worker_that_was_killed_is_one_line(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-WORKER = """
-import os, threading, time
-from benchmarks.study.runner import _end_with
-threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-print("works", flush=True)
-time.sleep(60)
-print("still there", flush=True)
-"""
-
-
 def test_a_killed_studys_workers_end():
-    start = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {WORKER!r}])"
-    with subprocess.Popen([sys.executable, "-c", start], cwd=ROOT, stdout=subprocess.PIPE, text=True) as study:
-        assert study.stdout.readline() == "works\n"
-        study.kill()
-        assert study.stdout.read() == "", "the pipe is closed by the worker's end, not by the study's"
+    fork = multiprocessing.get_context("fork")
+    reading, writing = os.pipe()
+
+    def worker():
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        os.write(writing, b"works\n")
+        time.sleep(600)
+        os.write(writing, b"still there\n")
+
+    def study():
+        child = fork.Process(target=worker)
+        child.start()
+        child.join()
+
+    process = fork.Process(target=study)
+    process.start()
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        assert pipe.readline() == b"works\n"
+        process.kill()
+        assert pipe.read() == b"", "the pipe is closed by the worker's end, not by the study's"
+    process.join()

@@ -3,8 +3,7 @@
 Exits 0 if every gradient agrees and a DTensor weight is refused by name.
 """
 
-import os
-import sys
+import tempfile
 
 import dapo_kernels as dk
 import torch
@@ -50,10 +49,9 @@ def loss_of(model, steps):
     return model(ids.flatten(), targets.flatten(), cu, advantages, ref, STEPS).loss
 
 
-def worker(rank, port):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def worker(rank, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=WORLD)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
     mesh = init_device_mesh("cpu", (WORLD,))
     alone = make()
     loss_of(alone, slice(None)).backward()
@@ -80,5 +78,6 @@ def worker(rank, port):
 
 
 if __name__ == "__main__":
-    mp.spawn(worker, (int(sys.argv[1]),), nprocs=WORLD)
+    with tempfile.TemporaryDirectory() as folder:
+        mp.start_processes(worker, (folder,), nprocs=WORLD, start_method="fork")
     print("FSDP2 agrees")

@@ -1,10 +1,10 @@
 """Program: losses and log-probabilities of a vocabulary that processes share out, against one process with all of it.
 
-Takes a port and the number of processes; exits 0 if all agree.
+Takes numbers of processes; exits 0 if all agree.
 """
 
-import os
 import sys
+import tempfile
 
 import dapo_kernels as dk
 import torch
@@ -93,10 +93,9 @@ def dtensors(rank, world):
             raise AssertionError(f"not refused: {said}")
 
 
-def worker(rank, port, world):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def worker(rank, world, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/{world}", rank=rank, world_size=world)
     for number, options in enumerate(CASES):
         agrees(make_case([4, 1, 0, 9, 2], seed=number, **options), rank, world)
     dtensors(rank, world)
@@ -104,5 +103,7 @@ def worker(rank, port, world):
 
 
 if __name__ == "__main__":
-    mp.spawn(worker, tuple(map(int, sys.argv[1:3])), nprocs=int(sys.argv[2]))
-    print("shared vocabularies agree")
+    with tempfile.TemporaryDirectory() as folder:
+        for world in map(int, sys.argv[1:]):
+            mp.start_processes(worker, (world, folder), nprocs=world, start_method="fork")
+            print(f"shared vocabularies of {world} agree")

@@ -27,7 +27,7 @@ from dapo_fast.rundir import RunDirectory, write_json
 def few_pictures(request, monkeypatch):
     """PNGs take most of the time of a report: only the tests marked for it draw them."""
     if "pictures" not in request.fixturenames:
-        monkeypatch.setattr("dapo_fast.report.page.write_figures", lambda run, trees: [])
+        monkeypatch.setattr("dapo_fast.report.figures.write_figures", lambda run, trees: [])
 
 
 @pytest.fixture

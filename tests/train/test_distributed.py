@@ -1,4 +1,4 @@
-"""Training under torchrun with gloo: other numbers of processes, the same mathematics; and what a lost process does."""
+"""Training on several ranks with gloo: other numbers of them, the same mathematics; and what a lost one does."""
 
 import json
 import os
@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import train_cases as cases
@@ -16,11 +15,10 @@ from train_cases import assert_same, assert_same_advantages, curve, launch
 from dapo_fast.cli import main
 from dapo_fast.config import load_config
 from dapo_fast.data.store import seal
+from dapo_fast.names import import_path
 from dapo_fast.pipeline import Pipeline
 from dapo_fast.rundir import RunDirectory
 from dapo_fast.train import heartbeat
-
-REPOSITORY = Path(cases.__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -29,17 +27,6 @@ def base(tmp_path_factory):
     cases.write_model(directory / "policy", tied=True)
     cases.write_trees(directory / "trees")
     return directory
-
-
-def environment():
-    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "kernels"), os.environ.get("PYTHONPATH", "")])
-    return os.environ | {"PYTHONPATH": path}
-
-
-def start(processes, base, jobs, log):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += [cases.__file__, str(base), json.dumps(jobs)]
-    return subprocess.Popen(command, env=environment(), stdout=log, stderr=subprocess.STDOUT)
 
 
 def test_every_world_size_gives_what_one_process_gives(base):
@@ -102,20 +89,20 @@ def test_two_processes_balance_experts_as_one_does(tmp_path):
     assert curve(tmp_path / "actor-1", "router_loss")[-1] < values[0]
 
 
-def test_sigterm_under_torchrun_and_resume_in_one_process(base):
-    """torchrun is told to stop; its two ranks save the same step; one process finishes what they began."""
+def test_ranks_told_to_stop_save_one_step_and_one_process_goes_on(base):
     changes = {"steps": 40, "save_every": 1000}
-    with open(base / "log-term", "w+") as log:
-        process = start(2, base, [{"stage": "actor", "out": "term", "changes": changes}], log)
-        metrics = base / "term" / "metrics.jsonl"
-        deadline = time.monotonic() + 600
-        while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(600) != 0
-        log.seek(0)
-        assert "SIGTERM; saved step" in log.read()
+    ranks = cases.jobs_forked(2, base, [{"stage": "actor", "out": "term", "changes": changes}], base / "log-term")
+    metrics = base / "term" / "metrics.jsonl"
+    deadline = time.monotonic() + 600
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
+        assert time.monotonic() < deadline and all(rank.is_alive() for rank in ranks)
+        time.sleep(0.02)
+    for rank in ranks:
+        os.kill(rank.pid, signal.SIGTERM)
+    for rank in ranks:
+        rank.join(600)
+    assert [rank.exitcode for rank in ranks] == [128 + signal.SIGTERM] * 2
+    assert "SIGTERM; saved step" in (base / "log-term").read_text()
     assert len(list((base / "term" / "checkpoints").glob("step-*"))) == 1
     cases.run("actor", base, base / "term", {}, **changes)
     cases.run("actor", base, base / "straight", {}, **changes)
@@ -149,8 +136,26 @@ def test_a_rank_that_hangs_stops_the_others(base, monkeypatch):
     assert "no sign of life from rank 1" in (base / "log-hangs").read_text()
 
 
-def test_the_command_line_under_torchrun(base):
-    """`torchrun … -m dapo_fast critic RUN`, `advantages` and `actor` give what `dapo-fast critic RUN` … give."""
+def through_forks(words, log):
+    """``dapo-fast WORDS`` on two ranks that a launcher with no command of its own started. Returns what they print."""
+    ranks = cases.forked(2, lambda: sys.exit(main(words)), log)
+    for rank in ranks:
+        rank.join(600)
+    assert [rank.exitcode for rank in ranks] == [0, 0], log.read_text()
+    return log.read_text()
+
+
+def through_torchrun(words, log):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"PYTHONPATH": import_path()}
+    command = [sys.executable, *launcher, "-m", "dapo_fast", *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_command_line_on_several_ranks(base):
+    """``dapo-fast critic RUN``, ``advantages`` and, under torchrun, ``actor`` give what they give in one process."""
     overrides = ["sft.steps=4", "critic.batch_states=24", "actor.batch_pairs=32", "actor.steps=5", "advantages.gap=0"]
     runs = base / "run-1", base / "run-2"
     for run in runs:
@@ -160,14 +165,10 @@ def test_the_command_line_under_torchrun(base):
         collected, digest = pipeline.layout.claim("collect", 1)
         cases.write_trees(collected)
         seal(collected, {"digest": digest})
-    options = f"--preset arithmetic {' '.join(overrides)}"
-    launch_line = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 -m dapo_fast"
-    for stage in ("critic", "advantages", "actor"):
-        assert main([stage, str(runs[0]), "--preset", "arithmetic", *overrides]) == 0
-        line = f"{launch_line} {stage} {runs[1]} {options}"
-        done = subprocess.run(line.split(), env=environment(), capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count(f"{stage}: digest=") == 1
+    for stage, launched in (("critic", through_forks), ("advantages", through_forks), ("actor", through_torchrun)):
+        lines = [[stage, str(run), "--preset", "arithmetic", *overrides] for run in runs]
+        assert main(lines[0]) == 0
+        assert launched(lines[1], base / f"log-{stage}").count(f"{stage}: digest=") == 1
         one, two = (run / "iter1" / stage for run in runs)
         (assert_same_advantages if stage == "advantages" else assert_same)(two, one)
         # The next stage is to start from the same bits.

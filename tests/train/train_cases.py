@@ -1,4 +1,4 @@
-"""Small models and made-up trees of the built-in task, for tests of training; also run as a script under torchrun."""
+"""Small models and made-up trees of the built-in task, for tests of training, on one process or several."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def forked(size: int, work: Callable[[], None], log: Path) -> list[BaseProcess]:
 
     def rank(number: int) -> None:
         os.environ.update(variables | {"RANK": str(number), "LOCAL_RANK": str(number)})
-        sys.stderr = open(log, "a", buffering=1)  # noqa: SIM115 - as long as this process
+        sys.stdout = sys.stderr = open(log, "a", buffering=1)  # noqa: SIM115 - as long as this process
         work()
 
     context = multiprocessing.get_context("fork")
@@ -254,7 +254,3 @@ def assert_same_advantages(first: Path, second: Path) -> None:
             assert ours.value == pytest.approx(theirs.value, abs=1e-6) and ours.kept == theirs.kept
             for a, b in zip(ours.candidates, theirs.candidates, strict=True):
                 assert (a.value, a.q, a.advantage) == pytest.approx((b.value, b.q, b.advantage), abs=1e-6)
-
-
-if __name__ == "__main__":
-    run_jobs(Path(sys.argv[1]), json.loads(sys.argv[2]))
