@@ -15,6 +15,7 @@ from dapo_fast.rewards import Reward, verify_many
 from dapo_fast.rollout.engine import Engine, Sample, SamplingParams
 from dapo_fast.rollout.loading import fitting
 from dapo_fast.rollout.steps import Splitter
+from dapo_fast.rollout.text import text_of
 from dapo_fast.statistics import mean_of_problems
 from dapo_fast.step_values import StepValues
 
@@ -77,8 +78,7 @@ class BeamSearch:
             self._extend(searches, depth)
             depth += 1
         best = [max(search.ended, key=lambda one: one[0])[1] if search.ended else None for search in searches]
-        decode = self._engine.tokenizer.decode
-        return [None if trunk is None else decode(trunk.ids, skip_special_tokens=True) for trunk in best]
+        return [None if trunk is None else text_of(self._engine.tokenizer, trunk.ids) for trunk in best]
 
     def _extend(self, searches: Sequence[_Search], depth: int) -> None:
         """One more step of every beam that has room for one."""

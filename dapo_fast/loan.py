@@ -33,15 +33,22 @@ class EngineLoan:
         wanted = (policy, {"engine": config.engine.model_dump(), "model": config.model.model_dump()})
         if wanted != self._lent_for:
             self.release()
-            server = self._lent.enter_context(serving(config.engine, policy, self._server_log))
-            self._engine = self._parts.engine(policy, config, server)
-            self._lent.callback(getattr(self._engine, "close", lambda: None))
+            try:
+                self._start(policy, config)
+            except BaseException:
+                self.release()
+                raise
             self._lent_for = wanted
         try:
             yield self._engine
         finally:
             if not self._keeps:
                 self.release()
+
+    def _start(self, policy: Path, config: Config) -> None:
+        server = self._lent.enter_context(serving(config.engine, policy, self._server_log))
+        self._engine = self._parts.engine(policy, config, server)
+        self._lent.callback(getattr(self._engine, "close", lambda: None))
 
     def release(self) -> None:
         """Let go of the engine: training wants the memory."""

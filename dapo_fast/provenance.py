@@ -11,6 +11,7 @@ from typing import Any
 from dapo_fast.checked import json_line
 from dapo_fast.config import Config
 from dapo_fast.environment import commit, cpu, version_of
+from dapo_fast.published import published
 from dapo_fast.rewards.cores import usable_cores
 from dapo_fast.rundir import read_lines
 from dapo_fast.snapshots import models_of
@@ -26,8 +27,9 @@ def record(run: Path, config: Config) -> None:
     before = read_provenance(run)
     if before and before[-1] | {"date": ""} == facts | {"date": ""}:
         return
-    with open(run / FILE, "a", encoding="utf-8") as file:
-        file.write(json_line(facts))
+    # Whole, not one line more: where a kill has left half of one, what is added to it would be no line either.
+    with published(run / FILE) as file:
+        file.write("".join(map(json_line, [*before, facts])).encode())
 
 
 def read_provenance(run: Path) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from dapo_fast.published import published
 # and the resume, a batch of another pack size still being the same batch.
 _FREE = {"save_every", "keep_checkpoints", "pack_tokens", "longest_pack", "attention", "device"}
 # What a stage leaves before it has a result: to other settings it goes, and what is said of the past stays.
-_PREPARED = {"stage.json", "claim.json", "timing.json", "start"}
+_PREPARED = {"stage.json", "claim.json", "timing.json", "start", "trees.arrow"}
 _SAID = {"config.yaml", "run.log", "server.log", "server.pid", ".lock", "tensorboard"}
 
 
@@ -36,15 +35,6 @@ def write_json(path: Path, value: Any) -> None:
     """Publish JSON atomically, with its sum: a reader sees the whole file or the one before."""
     with published(path) as file:
         file.write(json.dumps(with_sum(value), indent=1).encode())
-
-
-def sync(path: Path) -> None:
-    """Put a file, or a directory's list of names, on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_text(path: Path) -> str:
@@ -161,9 +151,9 @@ class RunDirectory:
     def save_config(self) -> None:
         """Write the settings in force to ``config.yaml``."""
         self.path.mkdir(parents=True, exist_ok=True)
-        temporary = self.path / "config.yaml.tmp"
-        temporary.write_text(with_last_line(yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)))
-        os.replace(temporary, self.path / "config.yaml")
+        text = with_last_line(yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
+        with published(self.path / "config.yaml") as file:
+            file.write(text.encode())
 
     def lock(self) -> None:
         """Hold the directory until this process ends; InputError if another process does."""

@@ -18,6 +18,7 @@ from dapo_fast.models.padded import reads_padded
 from dapo_fast.models.readpath import ValueReader
 from dapo_fast.rollout.loading import load_tokenizer
 from dapo_fast.rollout.steps import Splitter
+from dapo_fast.rollout.text import text_of
 from dapo_fast.snapshots import model_directory
 
 _TOGETHER = 64  # problems whose responses are in memory as tokens
@@ -93,7 +94,7 @@ class StepValues:
         starts = [0, *trunk.step_ends]
         after = [*values[1:], None] if finished else values[1:]
         return [
-            ValuedStep(self._tokenizer.decode(trunk.ids[start:end], skip_special_tokens=True), before, then)
+            ValuedStep(text_of(self._tokenizer, trunk.ids[start:end]), before, then)
             for start, end, before, then in zip(starts, trunk.step_ends, values, after)
         ]
 

@@ -14,13 +14,12 @@ from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from dapo_fast.data.problems import load_problems
+from dapo_fast.data.problems import KINDS, load_problems
 from dapo_fast.data.rows import read_json, text
 from dapo_fast.errors import InputError, blaming
 from dapo_fast.step_values import StepValues
 
 MOST_BYTES = 2**20  # of a request
-_KINDS = ("math", "code", "open")
 _FIELDS = {"prompt", "response", "kind", "finished", "tools"}
 
 
@@ -41,8 +40,8 @@ def answer(values: StepValues, body: bytes) -> dict[str, Any]:
     if unknown := sorted(row.keys() - _FIELDS):
         raise InputError(f"request: there is no field {', '.join(unknown)}; there are {', '.join(sorted(_FIELDS))}")
     response, kind, finished = text(row, "response", "request"), row.get("kind", "math"), row.get("finished", True)
-    if kind not in _KINDS or not isinstance(finished, bool):
-        raise InputError(f"request: 'kind' is one of {', '.join(_KINDS)}, and 'finished' true or false")
+    if kind not in KINDS or not isinstance(finished, bool):
+        raise InputError(f"request: 'kind' is one of {', '.join(KINDS)}, and 'finished' true or false")
     (problem,) = load_problems([{"prompt": row.get("prompt"), "tools": row.get("tools")}])
     return {"steps": [asdict(step) for step in values(replace(problem, kind=kind), response, finished)]}
 

@@ -37,7 +37,7 @@ class OptimSettings(Section):
 class SftSettings(OptimSettings):
     """Supervised start, completion-only. ``steps`` 0 leaves it out."""
 
-    data: str | None = None  # JSONL of {"prompt", "response"}; a built-in task brings its own gold traces
+    data: str | None = None  # JSONL of {"prompt", "response"} (and "kind"); a task brings its own gold traces
     batch_sequences: int = Field(64, ge=1)  # sequences an optimizer step
     lr: float = Field(1e-5, gt=0)  # learning rate, the peak of the schedule
     steps: int | None = Field(0, ge=0)  # optimizer steps; 0: no supervised start, unless there is data

@@ -19,6 +19,7 @@ from dapo_fast.errors import InputError, first_line
 
 log = logging.getLogger("dapo_fast.data")
 
+KINDS = ("math", "code", "open")  # of problems that no built-in task made
 MAX_LINE_BYTES = 64 * 2**20  # the longest published line, a LiveCodeBench problem with its tests, is below this
 
 

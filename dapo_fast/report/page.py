@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 
 from dapo_fast.names import unresolved
+from dapo_fast.published import published
 from dapo_fast.report.accuracy import accuracy_section
 from dapo_fast.report.advantages import advantages_section
 from dapo_fast.report.compare import comparison, write_path
@@ -25,7 +25,7 @@ from dapo_fast.report.read import Run, read_run
 from dapo_fast.report.steps import Tokenizers, steps_section
 from dapo_fast.report.training import training_section
 from dapo_fast.report.trees import TreeSummary, summarise
-from dapo_fast.report.viewer import choose, load_tokenizer, trajectory
+from dapo_fast.report.viewer import choose, tokenizer_of, trajectory
 
 log = logging.getLogger("dapo_fast.report")
 
@@ -83,16 +83,15 @@ def _write(run: Run) -> Path:
 
 
 def _publish(target: Path, page: str) -> Path:
-    temporary = target.with_name(target.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, target)
+    with published(target) as file:
+        file.write(page.encode())
     log.info("report: %s", target)
     return target
 
 
 def _page(run: Run, trees: dict[int, TreeSummary]) -> str:
     spent = costs(run)
-    tokenizers = {number: load_tokenizer(run, number) for number in trees}
+    tokenizers = {number: tokenizer_of(run, number) for number in trees}
     body = {
         "provenance": provenance_section(run),
         "progress": progress_section(run),

@@ -13,6 +13,7 @@ from dapo_fast.report.markup import missing, paragraph, section, table
 from dapo_fast.report.read import Run
 from dapo_fast.report.trees import TreeSummary
 from dapo_fast.report.viewer import step_text
+from dapo_fast.rollout.text import text_of
 
 SHOWN = 4  # of the best, and as many of the worst
 _STILL = 0.1  # nats: a smaller change is none
@@ -79,7 +80,7 @@ def _row(step: _Step, tokenizer: PreTrainedTokenizerBase) -> Sequence[str]:
     before = step.tree.prompt_ids + step.tree.response_prefix(step.state)
     # The line before it, or the prompt's last one: a step says little alone.
     so_far = step.tree.response_prefix(step.state) or step.tree.prompt_ids
-    follows = tokenizer.decode(so_far, skip_special_tokens=True).rstrip().rpartition("\n")[2]
+    follows = text_of(tokenizer, so_far).rstrip().rpartition("\n")[2]
     return [
         f"{follows} ⏎ {step_text(before, candidate.ids, tokenizer).strip()}",
         f"{step.advantage:+.2f}",

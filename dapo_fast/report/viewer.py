@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
-from dapo_fast.errors import blaming
 from dapo_fast.report.read import Run
 from dapo_fast.report.trees import TreeSummary, gap
+from dapo_fast.rollout.loading import load_tokenizer
+from dapo_fast.rollout.text import text_of
 
 log = logging.getLogger("dapo_fast.report")
 
 CONTEXT_TOKENS = 16  # decoded before a step, since what a token reads as can depend on those before it
 
 
-def load_tokenizer(run: Run, iteration: int) -> PreTrainedTokenizerBase | None:
+def tokenizer_of(run: Run, iteration: int) -> PreTrainedTokenizerBase | None:
     """The tokenizer of the policy that sampled ``iteration``'s trees; None if its directory is not there."""
     for directory in run.policy_directories(iteration):
         if (directory / "tokenizer_config.json").exists():
             log.info("report: step texts of iteration %d by the tokenizer in %s", iteration, directory)
-            with blaming(directory, "no readable tokenizer"):
-                return AutoTokenizer.from_pretrained(Path(directory))
+            return load_tokenizer(directory)
     return None
 
 
@@ -154,9 +153,9 @@ def step_text(before: list[int], ids: list[int], tokenizer: PreTrainedTokenizerB
     """What the step ``ids`` reads as after the tokens ``before``."""
     context = before[-CONTEXT_TOKENS:]
     # Special tokens stay visible: an end token is part of the action.
-    head = tokenizer.decode(context, skip_special_tokens=False)
-    whole = tokenizer.decode([*context, *ids], skip_special_tokens=False)
-    return whole[len(head) :] if whole.startswith(head) else tokenizer.decode(ids, skip_special_tokens=False)
+    head = text_of(tokenizer, context, special=True)
+    whole = text_of(tokenizer, [*context, *ids], special=True)
+    return whole[len(head) :] if whole.startswith(head) else text_of(tokenizer, ids, special=True)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -24,6 +24,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from dapo_fast.errors import InputError
+from dapo_fast.rollout.text import text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -133,7 +134,7 @@ class Splitter:
         return piece
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text_of(self._tokenizer, ids)
 
 
 def split_steps(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, splitter: str = "line") -> list[int]:

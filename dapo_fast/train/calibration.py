@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 BINS = 10
+_EDGE = 1e-6  # values are kept off 0 and 1: an fp32 sigmoid rounds to these, and would cost without bound where it errs
 
 
 def measure(values: Tensor, correct: Tensor, sampled: Tensor, squares: Tensor) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def measure(values: Tensor, correct: Tensor, sampled: Tensor, squares: Tensor) -
 
 
 def _cross_entropy(targets: Tensor, values: Tensor) -> float:
+    values = values.clamp(_EDGE, 1 - _EDGE)
     return -(torch.special.xlogy(targets, values) + torch.special.xlogy(1 - targets, 1 - values)).mean().item()
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from dapo_fast.errors import InputError, blaming
 from dapo_fast.models.files import Stored, stored_tensors
 from dapo_fast.models.hub import as_stored, sources
-from dapo_fast.rundir import sync
+from dapo_fast.published import sync
 from dapo_fast.sums import SUMS, file_sum, write_sums
 from dapo_fast.train.adapters import ADAPTERS, export_adapters, gathered
 from dapo_fast.train.parallel import World
@@ -204,7 +204,8 @@ def save_config(model: nn.Module, directory: Path, dtype: torch.dtype) -> None:
 
 def _copy_others(source: Path, target: Path) -> None:
     # What a model directory has beside weights and config: the tokenizer's files, a chat template, a licence.
-    not_these = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json", SUMS)
+    weights = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".ot")
+    not_these = (*weights, ".index.json", SUMS)
     for path in sorted(source.iterdir()):
         if path.is_file() and not path.name.endswith(not_these) and not (target / path.name).exists():
             shutil.copyfile(path, target / path.name)

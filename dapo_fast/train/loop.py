@@ -153,17 +153,21 @@ def train(
                 log.warning("%s: ended after step %d of %d: %s", task.name, done, task.steps, reason)
                 if world.rank == 0:
                     write_json(directory / HALTED, {"step": done, "reason": reason})
-                break
+            ends = bool(reason) or done == steps
             # Not after the last step: the model is exported next, and its checkpoint deleted.
-            if done < task.steps and (done % settings.save_every == 0 or report.signal):
+            if report.signal or (not ends and done % settings.save_every == 0):
                 telemetry.sync()
                 checkpoints.save(done, training_state(model, optimizer, settings.optimizer_state))
-            if report.signal and done < task.steps:
+            if report.signal:
                 checkpoints.wait()
                 name = signal.Signals(report.signal).name
                 log.warning("%s: %s; saved step %d, the same command goes on from there", task.name, name, done)
                 raise SystemExit(128 + report.signal)
+            if ends:
+                break
     checkpoints.wait()
+    if stop.signal:  # since the last step asked for signals: as if it had come now
+        signal.raise_signal(stop.signal)
     return metrics
 
 

@@ -10,10 +10,10 @@ import contextlib
 import itertools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -32,6 +32,8 @@ from dapo_fast.train.heartbeat import Heart, is_lost_peer
 log = logging.getLogger("dapo_fast.train")
 
 _generation = itertools.count()
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,23 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
+
+    def from_first(self, work: Callable[[], Result]) -> Result:
+        """What ``work`` gives on rank 0, the only one to do it, on every rank.
+
+        Raises:
+            InputError: as ``work`` does, on every rank: in a collective nobody waits for a rank that has left.
+        """
+        result, error = None, None
+        if self.rank == 0:
+            try:
+                result = work()
+            except InputError as raised:
+                error = raised
+        result, said = self.broadcast((result, None if error is None else str(error)))
+        if said is not None:
+            raise error or InputError(said)
+        return result
 
     def all_sum(self, values: torch.Tensor) -> torch.Tensor:
         """``values`` summed over the ranks, in place."""

@@ -14,7 +14,7 @@ from dapo_fast.config import DataSettings, ModelSettings, ParallelSettings, SftS
 from dapo_fast.data.messages import prompt_of, question
 from dapo_fast.data.pack import Pack
 from dapo_fast.data.packing import pack_sequences
-from dapo_fast.data.problems import Problem
+from dapo_fast.data.problems import KINDS, Problem
 from dapo_fast.errors import InputError, blaming
 from dapo_fast.models.readpath import PolicyReader
 from dapo_fast.train.dealer import Dealer, Epochs
@@ -79,7 +79,8 @@ def train_sft(
 
     Args:
         stream: Optimizer step (from 0) → its sequences, a function of the step alone; None: ``settings.data``, a JSONL
-            file of ``{"prompt", "response"}``, shuffled by ``seed``.
+            file of ``{"prompt", "response"}``, shuffled by ``seed``. Rows with "tests", or of "kind" code, are prompted
+            as programs are, of "kind" open without an instruction, others as maths problems.
         data: How prompts of ``settings.data`` become tokens.
 
     Raises:
@@ -142,7 +143,11 @@ def read_pairs(path: Path) -> list[tuple[Problem, str]]:
             raise InputError(f'{path}:{number}: "response" is a text')
         messages = None if isinstance(prompt, str) else prompt
         text = prompt if isinstance(prompt, str) else question(prompt)
-        pairs.append((Problem(str(number), text, extra={"tools": row.get("tools")}, messages=messages), response))
+        kind = row.get("kind", "code" if "tests" in row else "math")
+        if kind not in KINDS:
+            raise InputError(f'{path}:{number}: "kind" is one of {", ".join(KINDS)}')
+        extra = {"tools": row.get("tools")}
+        pairs.append((Problem(str(number), text, kind=kind, extra=extra, messages=messages), response))
     if not pairs:
         raise InputError(f"sft.data {path}: no rows")
     return pairs

@@ -61,8 +61,8 @@ def finish(
         summary = summary | {"changed": changed}
         kind = str(world.dtype).removeprefix("torch.")
         log.info("%s: %.1f%% of the weights have changed, as %s", directory / "model", 100 * changed, kind)
-    result: dict[str, Any] = {}
-    if world.rank == 0:
+
+    def recorded() -> dict[str, Any]:
         metrics = directory / "metrics.jsonl"
         rows = read_metrics(metrics)
         if not rows:
@@ -72,4 +72,6 @@ def finish(
         if (directory / CHECKPOINTS).exists():  # a short run has none
             shutil.rmtree(directory / CHECKPOINTS)
         log.info("%s: done", directory / "model")
-    return world.broadcast(result)
+        return result
+
+    return world.from_first(recorded)

@@ -22,6 +22,7 @@ from dapo_fast.errors import InputError
 from dapo_fast.events import tell_step
 from dapo_fast.models.size import active_body
 from dapo_fast.models.variants import head_size, largest
+from dapo_fast.published import published
 from dapo_fast.rundir import read_metrics
 from dapo_fast.train.parallel import World
 
@@ -41,7 +42,7 @@ class Telemetry:
         """Open the metrics of a run that goes on after ``start`` steps: later lines, of a run that was killed, go.
 
         Raises:
-            InputError: the tracker is not installed.
+            InputError: the tracker is not installed, or ``metrics.jsonl`` is damaged.
         """
         self._writing = world.rank == 0
         self._run: Any = None
@@ -50,14 +51,14 @@ class Telemetry:
                 module = importlib.import_module(tracker)
             except ImportError as error:
                 raise InputError(f"parallel.tracker {tracker}: not installed (pip install {tracker})") from error
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / "metrics.jsonl"
+        world.from_first(lambda: _cut_metrics(path, start))
         if not self._writing:
             return
-        directory.mkdir(parents=True, exist_ok=True)
         name = f"{directory.absolute().parent.name}-{stage}"
         if tracker != "none":
             self._run = module.init(project="dapo-fast", name=name, config=settings)
-        path = directory / "metrics.jsonl"
-        _cut_metrics(path, start)
         self._file = open(path, "a")  # noqa: SIM115 - open for the life of the run
         self._events = _Events(directory / "tensorboard", start)
         self._bar = tqdm(total=steps, initial=start, unit="step", mininterval=1.0, disable=not sys.stderr.isatty())
@@ -101,9 +102,8 @@ def _cut_metrics(path: Path, start: int) -> None:
     if not path.exists():
         return
     kept = [json_line(row) for row in read_metrics(path) if row["step"] <= start]
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+    with published(path) as file:
+        file.write("".join(kept).encode())
 
 
 class _Events:

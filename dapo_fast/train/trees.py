@@ -8,7 +8,6 @@ from pathlib import Path
 
 from dapo_fast.data.mapped import MappedTrees
 from dapo_fast.data.store import write_columns
-from dapo_fast.errors import InputError
 from dapo_fast.train.parallel import World
 
 TREES = "trees.arrow"
@@ -22,18 +21,8 @@ def open_trees(store: Path, directory: Path, world: World) -> Iterator[MappedTre
     """
     path = directory / TREES
 
-    def write() -> str | None:
-        try:
-            write_columns(store, path)
-        except InputError as error:
-            return str(error)
-        return None
-
     try:
-        # Nobody waits for a rank that has left: what is wrong with the trees is said to all.
-        error = world.broadcast(write() if world.rank == 0 else None)
-        if error is not None:
-            raise InputError(error)
+        world.from_first(lambda: write_columns(store, path))
         yield MappedTrees(path)
     finally:
         if world.rank == 0:

@@ -25,6 +25,15 @@ def test_a_line_a_process_that_says_something_new(tmp_path, monkeypatch):
         read_provenance(tmp_path)
 
 
+def test_what_a_kill_left_of_a_line_is_no_part_of_the_next(tmp_path, monkeypatch):
+    record(tmp_path, Config())
+    with open(tmp_path / "provenance.jsonl", "a") as file:
+        file.write('{"date": "2026-')
+    monkeypatch.setattr("sys.argv", ["dapo-fast", "report"])
+    record(tmp_path, Config())
+    assert [line["command"] for line in read_provenance(tmp_path)][1:] == ["dapo-fast report"]
+
+
 def test_the_commit_is_of_our_own_checkout(tmp_path, monkeypatch):
     said = {"ls-files": "__init__.py", "rev-parse": "abc1234", "status": ""}
     monkeypatch.setattr(environment, "said", lambda *command, at: said[command[1]])

@@ -196,11 +196,12 @@ def test_what_cannot_be_sampled_is_refused():
     assert engine.generate([], SamplingParams(1, 4)) == []
     with pytest.raises(InputError, match="max_tokens"):
         engine.generate([[3], [4]], SamplingParams(1, (4,)))
-    with pytest.raises(InputError, match="not finite"):
-        broken = engine_for()
-        with torch.no_grad():
-            broken.model.lm_head.weight.fill_(float("nan"))
-        broken.generate([[3]], SamplingParams(1, 4))
+    broken = engine_for()
+    with torch.no_grad():
+        broken.model.lm_head.weight.fill_(float("nan"))
+    for temperature in (1.0, 0.0):
+        with pytest.raises(InputError, match="not finite"):
+            broken.generate([[3]], SamplingParams(1, 4, temperature=temperature))
 
 
 @pytest.mark.parametrize("bad", [{"n": 0}, {"max_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}])

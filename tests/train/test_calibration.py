@@ -13,3 +13,12 @@ def test_brier_is_the_mean_over_completions_of_fractions_as_well(rewards):
     measured = measure(*(torch.tensor(column, dtype=torch.float64) for column in [values, *columns]))
     errors = [(value - reward) ** 2 for value, of_state in zip(values, rewards, strict=True) for reward in of_state]
     assert measured["brier"] == pytest.approx(sum(errors) / len(errors))
+
+
+def test_a_saturated_value_that_errs_costs_a_number():
+    values = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    columns = [torch.tensor(column).double() for column in ([0.0, 2.0], [2.0, 2.0], [0.0, 2.0])]
+    sure = measure(values, *columns)
+        values, torch.tensor([0.0, 2.0]).double(), torch.tensor([2.0, 2.0]).double(), torch.tensor([0.0, 2.0]).double()
+    )
+    assert sure["bce"] == pytest.approx(13.8, abs=0.1) and sure["brier"] == 1

@@ -14,6 +14,7 @@ from dapo_fast.layout import Layout
 from dapo_fast.parts import Parts
 from dapo_fast.rundir import RunDirectory
 from dapo_fast.train.actor import train_actor
+from dapo_fast.train.sft import read_pairs
 
 
 def train(base, out, **changes):
@@ -65,3 +66,14 @@ def test_a_run_without_them_is_saved_as_before_there_were_any():
     assert "sft_weight" not in load_config(preset="arithmetic").model_dump()["actor"]
     config = load_config(preset="arithmetic", overrides=["actor.sft_weight=0.1"])
     assert config.model_dump()["actor"]["sft_weight"] == config.at(2).actor.sft_weight == 0.1
+
+
+def test_rows_say_which_kind_of_problem_they_answer(tmp_path):
+    rows = [{}, {"tests": "assert 1"}, {"kind": "open"}, {"kind": "poem"}]
+    path = tmp_path / "pairs.jsonl"
+    for count in (3, 4):
+        path.write_text("".join(json.dumps({"prompt": "p", "response": "r", **row}) + "\n" for row in rows[:count]))
+        if count == 3:
+            assert [problem.kind for problem, _ in read_pairs(path)] == ["math", "code", "open"]
+    with pytest.raises(InputError, match=r"pairs\.jsonl:4: \"kind\" is one of math, code, open"):
+        read_pairs(path)

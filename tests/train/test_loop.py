@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import shutil
+import signal
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from dapo_fast.config import ActorSettings, ParallelSettings
 from dapo_fast.data.batches import actor_batches
 from dapo_fast.data.store import write_shard
 from dapo_fast.errors import InputError
-from dapo_fast.rundir import read_json
+from dapo_fast.rundir import read_json, read_metrics
+from dapo_fast.train import loop
 from dapo_fast.train.actor import train_actor
 from dapo_fast.train.loop import NonFiniteError
 
@@ -286,3 +288,23 @@ def test_a_kl_budget_ends_training_and_a_rerun_stays_there(base, tmp_path):
     after = weights(tmp_path / "a")
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert len(curve(tmp_path / "a")) == len(kl)
+
+
+@pytest.mark.parametrize("when", ["clip_gradients", "learning_rate"])
+def test_a_signal_in_the_last_step_is_heard(base, tmp_path, monkeypatch, when):
+    """Before the ranks are asked for signals, and after: nothing is exported, and the same command goes on."""
+    before, calls = getattr(loop, when), []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return before(*arguments)
+
+    monkeypatch.setattr(loop, when, interrupted)
+    with pytest.raises(SystemExit if when == "clip_gradients" else KeyboardInterrupt):
+        cases.run("actor", base, tmp_path / "a", {}, steps=2)
+    assert not (tmp_path / "a" / "model").exists()
+    cases.run("actor", base, tmp_path / "a", {}, steps=2)
+    assert [row["step"] for row in read_metrics(tmp_path / "a" / "metrics.jsonl")] == [1, 2]
+    assert (tmp_path / "a" / "done.json").exists()
