@@ -34,7 +34,9 @@ def concluded(text: str) -> str:
 
 
 def unrounded(left: str, right: str) -> list[tuple[str, str]]:
-    """The pair with what a decimal was rounded from in place of it: ``5\\sqrt{2}`` of ``5\\sqrt{2} \\approx 7.07``."""
+    """Where one of them rounds, the pair before that: ``5\\sqrt{2}`` of ``5\\sqrt{2} \\approx 7.07``."""
+    if ("\\approx" in left) == ("\\approx" in right):
+        return []
     exact = [_exact(text) for text in (left, right)]
     return [pair for pair in ((exact[0], right), (left, exact[1])) if None not in pair]
 
