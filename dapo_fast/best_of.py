@@ -14,7 +14,8 @@ from dapo_fast.data.problems import Problem
 from dapo_fast.errors import InputError
 from dapo_fast.rewards import Reward
 from dapo_fast.rewards.extract import extract_answer
-from dapo_fast.rewards.normal import as_number, normalise
+from dapo_fast.rewards.normal import normalise
+from dapo_fast.rewards.plain import as_number
 from dapo_fast.rollout.engine import Engine
 from dapo_fast.rundir import read_lines, write_json
 from dapo_fast.state import MeasuredProblem

@@ -8,8 +8,8 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
 
-from dapo_fast.rewards.normal import as_number, is_calculation
 from dapo_fast.rewards.parts import bracketed, split_top_level
+from dapo_fast.rewards.plain import as_number, is_calculation
 
 _REALS = re.compile(r"\\mathbb\s*\{?R\}?|R|ℝ|[Aa]ll (?:the )?real(?: number)?s?|[Aa]ny real number|\\Re")
 _HALF = re.compile(

@@ -1,15 +1,50 @@
-"""The elements that an answer is made of: of tuples, sets, lists and matrices."""
+"""Texts taken apart: what surrounds an answer, and the elements of tuples, sets, lists and matrices."""
 
 from __future__ import annotations
 
 import re
 
-from dapo_fast.rewards.normal import strip_math
-
 _ENVIRONMENT = re.compile(r"\\begin\{([pbB]?matrix|array)\}(?:\{[lcr|]*\})?(.*?)\\end\{\1\}", re.S)
 BETWEEN = re.compile(
     r"\s*,?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*,?\s*|\s*\\(?:text|textrm|mathrm)\s*\{\s*,?\s*(?:and|or)\s*\}\s*|[,;]|\\\\"
 )
+DOTS = r"(?:\\[lcd]?dots|\.\.\.|…)(?![A-Za-z])"
+_QUOTES = (('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"), ("__", "__"))
+
+
+def strip_math(text: str) -> str:
+    r"""Without surrounding ``$``, ``\( \)``, ``\[ \]``, Markdown emphasis and final punctuation."""
+    text = text.strip()
+    while True:
+        before = text
+        text = text.strip().strip("*`_" if text.startswith(("*", "`", "_")) else "*`").strip()
+        text = without_stop(text)
+        for left, right in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("{", "}"), *_QUOTES):
+            inside = text[len(left) : len(text) - len(right)]
+            if (
+                len(text) > len(left) + len(right)
+                and text.startswith(left)
+                and text.endswith(right)
+                and left not in inside
+                and right not in inside
+                and not inside.endswith("\\")
+            ):
+                text = inside
+                break
+        if text == before:
+            return text
+
+
+def without_stop(text: str) -> str:
+    if re.search(rf"\d\.\d+{DOTS}\Z", text):
+        return text
+    return text.rstrip(" .,;:。．\\").strip()
+
+
+def compact(text: str) -> str:
+    """For comparing spellings: no blanks but those between digits, no braces around a single sign."""
+    text = re.sub(r"(?<=[\d.])\s+(?=[\d.])", "␣", text)
+    return re.sub(r"([_^])\{(\w)\}", r"\1\2", re.sub(r"\s+", "", text))
 
 
 def split_top_level(text: str, separator: re.Pattern[str]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 
-from dapo_fast.rewards.normal import tolerance_between
+from dapo_fast.rewards.plain import tolerance_between
 
 _COMMANDS = re.compile(
     r"d?frac|sqrt|cdot|div|(?:arc)?(?:sin|cos|tan)|cot|sec|csc|(?:sin|cos|tan)h|ln|log|exp|binom|infty|to|pi|%|"

@@ -120,6 +120,8 @@ WRONG = {
         ("2", r"1 \Rightarrow 2"),
         ("12", r"x=12 \Rightarrow x=13"),
         ("q", r"p \Rightarrow q"),
+        (r"P=\frac{2000}{e^{0.0075}} \approx 1985.06", r"P=\frac{2000}{e^{0.0075}} \approx 1985.07"),
+        (r"P=\frac{2000}{e^{0.0075}} \approx 1985.06", r"P=\frac{3000}{e^{0.0075}} \approx 1985.06"),
     ),
     "remainders": boxed((r"1 \pmod 4", r"x\equiv 1 \pmod 5"), ("1", r"x\equiv 1 \pmod 4")),
     "constants": boxed(("x^2+C", "x^2-c"), ("x^2+C", "x^3+c"), ("ax+C", "cx+C")),
