@@ -41,6 +41,11 @@ class ValueModel(nn.Module):
         head = getattr(model, "score", None)
         if not isinstance(head, nn.Linear) or head.out_features != 1:
             raise InputError(f"{type(model).__name__}: not a value model (a token classifier with one label)")
+        width = getattr(model.config, "word_embed_proj_dim", head.in_features)  # OPT 350M's, after its last layer
+        if width != head.in_features:
+            raise InputError(
+                f"{type(model).__name__}: no critic, its hidden states are {width} wide and not {head.in_features}"
+            )
         self.model = model
 
     @property
