@@ -118,12 +118,24 @@ def token_classifier(config: type[PreTrainedConfig]) -> type[PreTrainedModel]:
     return type(name, (GenericForTokenClassification, family), parts)
 
 
+def architecture_of(config: PreTrainedConfig, source: str | Path) -> str:
+    """The class that ``config`` was saved of; "" where it does not say.
+
+    Raises:
+        InputError: naming ``source``, whose config says something else there.
+    """
+    named = config.architectures or [""]
+    if not isinstance(named, (list, tuple)) or not isinstance(named[0], str):
+        raise InputError(f"{source}: architectures in its config.json: expected names of classes, got {named!r}")
+    return named[0]
+
+
 def _token_classifier(
     directory: str | Path, options: dict[str, Any], changes: dict[str, Any], fresh_head: bool
 ) -> PreTrainedModel:
     try:
         config = config_of_text(AutoConfig.from_pretrained(directory))
-        architecture = (config.architectures or [""])[0]
+        architecture = architecture_of(config, directory)
         if not fresh_head and (config.num_labels != 1 or not architecture.endswith("ForTokenClassification")):
             raise InputError(f"{directory}: not a value model, its config says {architecture or 'no architecture'}")
         config = type(config).from_dict(config.to_dict() | changes)
