@@ -1,4 +1,4 @@
-"""``python benchmarks/readme.py`` makes the tables and figures of README.md and docs/ from the results files.
+"""``python benchmarks/readme.py`` makes the tables and figures of README.md and docs/ from results and declarations.
 
 ``--check`` writes nothing, names what differs, and then exits with code 1.
 """
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import models_page
 import one_problem
 import roofline
 from study import pretrained
@@ -216,6 +217,7 @@ BLOCKS: dict[Path, dict[str, Block]] = {
     ROOT / "README.md": {"study": lambda: study(study_summary)},
     DOCS / "benchmarks.md": {"results": end_to_end, "cost": cost, "benchmarks": benchmarks},
     DOCS / "kernels.md": {"roofline": counted},
+    DOCS / "models.md": models_page.BLOCKS,
     DOCS / "one-problem.md": {name: partial(one_problem.block, name) for name in one_problem.BLOCKS},
     DOCS / "study.md": {
         "methods": lambda: study(lambda rows: study_tables.compared(rows, "methods", declared=declared("methods"))),
@@ -256,7 +258,7 @@ def main() -> int:
     if "--check" in sys.argv:
         stale += stale_figures(rows, DOCS) if rows else []
         for name in stale:
-            print(f"{name} differs from benchmarks/results: run `python benchmarks/readme.py`", file=sys.stderr)
+            print(f"{name} is not what it is made of: run `python benchmarks/readme.py`", file=sys.stderr)
         return int(bool(stale))
     for path in BLOCKS:
         path.write_text(rendered(path))

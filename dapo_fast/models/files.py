@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from dapo_fast.errors import InputError, blaming, first_line, refuse_pipe
+from dapo_fast.models.checks import PROVED
 from dapo_fast.sums import check_model
 
 FLOATING = ("F64", "F32", "F16", "BF16")
@@ -132,10 +133,26 @@ def read_pretrained(auto: Any, source: str | Path, fresh_head: bool = False, **o
     state = model.state_dict()
     mismatched = {name: (tuple(has), tuple(wants)) for name, has, wants in info["mismatched_keys"]}
     refuse(model, state, source, stored, info["missing_keys"], info["unexpected_keys"], mismatched, fresh_head)
+    _restore(model, state, stored)
     for name, tensor in state.items():
         if not is_finite(tensor):
             raise InputError(not_finite(source, stored, name))
     return model
+
+
+@torch.no_grad()
+def _restore(model: PreTrainedModel, state: Mapping[str, Tensor], stored: Mapping[str, Stored]) -> None:
+    """Have ``model`` hold what its files do: some families' initial values are written over what was read.
+
+    Youtu's padding row and Zaya's last router bias are; the families of ``PROVED`` have none.
+    """
+    from dapo_fast.models.hub import Plain, sources  # late: it reads files with this module
+
+    if model.config.model_type in PROVED:
+        return
+    for name, read in sources(model, state.keys(), stored).items():
+        if isinstance(read, Plain) and name in state:
+            state[name].copy_(read.rows(slice(None)))
 
 
 def refuse(

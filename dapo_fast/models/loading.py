@@ -18,7 +18,7 @@ from dapo_fast.models.attention import implementation
 from dapo_fast.models.checks import check_plugged_in, check_supported
 from dapo_fast.models.files import read_pretrained, stored_tensors, untied_in_files
 from dapo_fast.models.padded import choose_padded, reads_padded
-from dapo_fast.models.value import ValueModel
+from dapo_fast.models.value import ValueModel, architecture_of
 from dapo_fast.models.variants import config_of_text
 from dapo_fast.sums import check_model
 
@@ -91,7 +91,7 @@ def load_causal_lm(
 
 def _config_of_policy(directory: str | Path) -> PreTrainedConfig:
     config = load_config_of(directory)
-    architecture = (config.architectures or [""])[0]
+    architecture = architecture_of(config, directory)
     if architecture.endswith("Classification"):
         # transformers would load it, with a random lm_head.
         raise InputError(f"{directory}: a {architecture}, not a causal LM; a critic is no policy")

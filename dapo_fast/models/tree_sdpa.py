@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dapo_fast.data.pack import Pack
 from dapo_fast.models.dense import Dense
@@ -157,8 +158,8 @@ class TreeSDPA:
             return self.dense(query, key, value, scale, variant, sinks)
         blocks = self.blocks_for(query.dtype, variant)
         width = value.shape[-1]
-        if width < query.shape[-1]:  # multi-head latent attention; the kernel knows one size
-            value = torch.nn.functional.pad(value, (0, query.shape[-1] - width))
+        size = max(width, query.shape[-1])  # the kernel knows one; they differ in multi-head latent attention
+        query, key, value = (x if x.shape[-1] == size else pad(x, (0, size - x.shape[-1])) for x in (query, key, value))
         out = _BlockAttention.apply(query, key, value, sinks, blocks, scale)
         return out[..., :width]
 

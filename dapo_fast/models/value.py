@@ -41,6 +41,11 @@ class ValueModel(nn.Module):
         head = getattr(model, "score", None)
         if not isinstance(head, nn.Linear) or head.out_features != 1:
             raise InputError(f"{type(model).__name__}: not a value model (a token classifier with one label)")
+        width = getattr(model.config, "word_embed_proj_dim", head.in_features)  # OPT 350M's, after its last layer
+        if width != head.in_features:
+            raise InputError(
+                f"{type(model).__name__}: no critic, its hidden states are {width} wide and not {head.in_features}"
+            )
         self.model = model
 
     @property
@@ -113,12 +118,24 @@ def token_classifier(config: type[PreTrainedConfig]) -> type[PreTrainedModel]:
     return type(name, (GenericForTokenClassification, family), parts)
 
 
+def architecture_of(config: PreTrainedConfig, source: str | Path) -> str:
+    """The class that ``config`` was saved of; "" where it does not say.
+
+    Raises:
+        InputError: naming ``source``, whose config says something else there.
+    """
+    named = config.architectures or [""]
+    if not isinstance(named, (list, tuple)) or not isinstance(named[0], str):
+        raise InputError(f"{source}: architectures in its config.json: expected names of classes, got {named!r}")
+    return named[0]
+
+
 def _token_classifier(
     directory: str | Path, options: dict[str, Any], changes: dict[str, Any], fresh_head: bool
 ) -> PreTrainedModel:
     try:
         config = config_of_text(AutoConfig.from_pretrained(directory))
-        architecture = (config.architectures or [""])[0]
+        architecture = architecture_of(config, directory)
         if not fresh_head and (config.num_labels != 1 or not architecture.endswith("ForTokenClassification")):
             raise InputError(f"{directory}: not a value model, its config says {architecture or 'no architecture'}")
         config = type(config).from_dict(config.to_dict() | changes)

@@ -13,7 +13,7 @@ from dapo_fast.errors import InputError
 from dapo_fast.models.attention import choose_backend
 from dapo_fast.models.checks import PROVED, check_reading, reading_error
 from dapo_fast.models.context import check_shared
-from dapo_fast.models.files import tied_groups
+from dapo_fast.models.files import is_finite, not_finite, stored_tensors, tied_groups
 from dapo_fast.models.loading import causal_lm_skeleton, load_config_of, value_model_skeleton
 from dapo_fast.models.padded import reads_padded
 from dapo_fast.models.tensor import check_divided
@@ -139,6 +139,8 @@ def try_first_layers(model: PreTrainedModel, source: Path, dtype: torch.dtype = 
     for name, tensor in model.state_dict().items():
         if name in held:
             tensor.copy_(held[name].rows(slice(None)))
+            if not is_finite(tensor):
+                raise InputError(not_finite(source, stored_tensors(source), held[name].names[0]))
     check_reading(model, str(source), torch.float32, lambda: reading_error(model))
     if dtype != torch.float32:
         for parameter in model.parameters():  # as FSDP2 casts them; buffers stay

@@ -144,10 +144,11 @@ def test_tree_sdpa_against_dense(heads, kv_heads, width, dtype):
         (Variant(window=7), True, 16),
         (Variant(softcap=1.5), False, 16),
         (Variant(window=9), False, 8),
+        (Variant(window=9), True, 24),
     ],
     ids=str,
 )
-def test_windows_softcaps_sinks_and_narrow_values(variant, sinks, value_width, dtype):
+def test_windows_softcaps_sinks_and_other_widths_of_values(variant, sinks, value_width, dtype):
     """TreeSDPA against the definition in fp64, gradients too; FlexAttention forward."""
     pack = pack_of(big_tree(4))
     generator = torch.Generator().manual_seed(1)

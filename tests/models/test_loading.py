@@ -1,10 +1,11 @@
 """Models and critics to and from Hugging Face directories."""
 
 import importlib.util
+import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, LlamaConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, LlamaConfig, OPTConfig, Qwen2Config
 
 from dapo_fast.data.packing import pack_sequences
 from dapo_fast.errors import InputError
@@ -115,6 +116,23 @@ def test_a_critic_is_no_policy_and_a_damaged_file_is_named(actor, tmp_path):
         load_causal_lm(directory)
     with pytest.raises(InputError, match=r"model\.safetensors: not a readable safetensors file"):
         load_value_model(directory, init="causal_lm")
+
+
+def test_no_critic_on_hidden_states_of_another_width():
+    """OPT 350M's last layer is projected: its own head takes what comes of it."""
+    sizes = {"hidden_size": 16, "word_embed_proj_dim": 8, "ffn_dim": 16, "num_hidden_layers": 1}
+    with pytest.raises(InputError, match="OPTForTokenClassification: no critic, its hidden states are 8 wide"):
+        ValueModel.from_config(OPTConfig(vocab_size=19, num_attention_heads=2, **sizes), seed=0)
+
+
+@pytest.mark.parametrize("named", [3, [None], "LlamaForCausalLM"])
+def test_architectures_that_are_no_names(actor, named):
+    _, directory = actor
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"architectures": named}))
+    for load in (load_causal_lm, load_value_model):
+        with pytest.raises(InputError, match=f"^{directory}: .*architectures"):
+            load(directory)
 
 
 def test_without_liger_a_model_for_cuda_stays_as_it_is(actor, monkeypatch, caplog):

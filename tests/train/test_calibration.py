@@ -19,6 +19,4 @@ def test_a_saturated_value_that_errs_costs_a_number():
     values = torch.tensor([1.0, 0.0], dtype=torch.float64)
     columns = [torch.tensor(column).double() for column in ([0.0, 2.0], [2.0, 2.0], [0.0, 2.0])]
     sure = measure(values, *columns)
-        values, torch.tensor([0.0, 2.0]).double(), torch.tensor([2.0, 2.0]).double(), torch.tensor([0.0, 2.0]).double()
-    )
     assert sure["bce"] == pytest.approx(13.8, abs=0.1) and sure["brier"] == 1

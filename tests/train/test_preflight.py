@@ -1,6 +1,9 @@
 """What cannot be trained is refused before anything is sampled, for the very world that is asked for."""
 
+import shutil
+
 import pytest
+import torch
 import train_cases as cases
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config, LlamaConfig
@@ -100,6 +103,15 @@ def test_of_a_model_that_is_tried_a_layer_of_each_kind_is_read(models):
     model = causal_lm_skeleton(models / "windows")
     try_first_layers(model, models / "windows")
     assert len(model.model.layers) == 2
+
+
+def test_of_a_model_that_is_tried_the_weights_are_finite(models, tmp_path):
+    shutil.copytree(models / "windows", tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    weights["model.layers.0.self_attn.q_proj.weight"][0, 0] = torch.nan
+    save_file(weights, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(InputError, match=r"safetensors: model\.layers\.0\.self_attn\.q_proj\.weight holds values that"):
+        check(tmp_path / "model", *HTTP)
 
 
 @pytest.mark.parametrize("stage", ["sft", "critic", "actor"])

@@ -1,12 +1,11 @@
 """Every family: a pack reads and trains as its separate sequences do under transformers' own eager attention."""
 
 import random
-import re
-from pathlib import Path
 
 import pytest
 import recurrent_cases
 import torch
+from families import MORE, ROWS, SERVER, TREES, names, of
 from family_cases import FAMILIES, tokenizer
 from transformers import AutoModelForCausalLM
 from tree_cases import (
@@ -104,10 +103,10 @@ def test_adapters_are_exported_within_the_weights(family, tmp_path):
     assert changed == adapted
 
 
-def test_the_table_of_families_is_what_is_tested():
-    table = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
-    listed = {name for line in table.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line)}
-    assert listed == {*FAMILIES, *recurrent_cases.FAMILIES, "llama", "qwen3"}
+def test_the_families_of_the_page_are_those_that_are_tested():
+    assert names(TREES) == {*FAMILIES, "llama", "qwen3"}
+    assert names(ROWS) == {*recurrent_cases.FAMILIES}
+    assert sum(len(row.families) for row in (*TREES, *ROWS, *MORE)) == len(names(TREES, ROWS, MORE))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -122,7 +121,7 @@ def test_memory_and_work_are_counted(family, tmp_path):
 def test_samples_are_the_models(family):
     """Log-probs of samples, decoded over shared prefixes, against a fresh eager forward."""
     model = model_of(family)
-    if family == "gemma4_text":
+    if of(family).sampled == SERVER:
         with pytest.raises(InputError, match="different sizes in different layers"):
             InProcessEngine(model, tokenizer())
         return

@@ -89,7 +89,7 @@ def separate_logps(model, trees, keys) -> torch.Tensor:
     for tree, state, candidate in keys:
         prefix = trees[tree].prefix_ids(trees[tree].states[state])
         ids = trees[tree].states[state].candidates[candidate].ids
-        logits = model(torch.tensor([prefix + ids])).logits[0, len(prefix) - 1 : -1].double()
+        logits = model(torch.tensor([prefix + ids]), use_cache=False).logits[0, len(prefix) - 1 : -1].double()
         logps.append(logits.log_softmax(-1)[torch.arange(len(ids)), torch.tensor(ids)].sum())
     return torch.stack(logps)
 
@@ -108,7 +108,7 @@ def separate_values(value_model, trees, keys) -> torch.Tensor:
     for tree, state, candidate in keys:
         ids = trees[tree].prefix_ids(trees[tree].states[state])
         ids = ids + (trees[tree].states[state].candidates[candidate].ids if candidate >= 0 else [])
-        hidden = value_model.backbone(torch.tensor([ids])).last_hidden_state[0, -1]
+        hidden = value_model.backbone(torch.tensor([ids]), use_cache=False).last_hidden_state[0, -1]
         logits.append(value_model.value_head(hidden)[0].double())
     return torch.stack(logits)
 
