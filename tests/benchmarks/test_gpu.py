@@ -95,7 +95,7 @@ def test_a_chunk_size_with_another_loss_is_a_failure(monkeypatch, difference):
     from benchmarks.gpu import losses
     from benchmarks.gpu.sections import Setup
 
-    differences = {"dapo-fast": 0.0, "naive": 0.5, "dapo-fast, chunks of 8": difference}
+    differences = {"dapo-fast": 0.0, "naive": 0.5, "dapo-fast, chunks of 8": difference, "dapo-fast, shared rows": 0.0}
     asked = []
 
     def run_shape(*_, peers, **__):
@@ -106,9 +106,26 @@ def test_a_chunk_size_with_another_loss_is_a_failure(monkeypatch, difference):
     rows = losses.rows(Setup(True, time.time() + 1000))
     for name in differences:  # each row before the next is measured
         assert next(rows)["peer"] == name == asked[-1][-1]
-    assert asked == [["dapo-fast"], ["dapo-fast", "naive"], ["dapo-fast", "dapo-fast, chunks of 8"]]
+    assert asked == [["dapo-fast"], *(["dapo-fast", name] for name in list(differences)[1:])]
     with pytest.raises(AssertionError, match=r"^differs from the default: dapo-fast, chunks of 8 at N$"):
         next(rows)
+
+
+def test_a_peer_that_is_not_there_costs_no_time(monkeypatch):
+    from benchmarks.gpu import losses
+    from benchmarks.gpu.sections import Setup
+
+    measured = []
+
+    def run_shape(*_, peers, **__):
+        measured.append(list(peers)[-1])
+        return [{"peer": measured[-1], "case": "N"}]
+
+    monkeypatch.setattr(losses, "run_shape", run_shape)
+    monkeypatch.setattr(losses, "why_not", lambda peer, _: "not installed" if peer.package == "torch" else None)
+    rows = {row["peer"]: row for row in losses.rows(Setup(True, time.time() + 1000))}
+    assert rows["naive"]["unavailable"] == "not installed" and rows["naive"]["case"] == "N=64 H=16 V=53 float32"
+    assert measured == [name for name in rows if name != "naive"] and "dapo-fast, shared rows" in measured
 
 
 def test_both_samplers_are_warm_before_they_are_timed():
