@@ -13,12 +13,14 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from copy import deepcopy
 from pathlib import Path
 
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from dapo_fast.models.loading import resolve_device
 from dapo_fast.rollout.engine import SamplingParams
 from dapo_fast.rollout.in_process import InProcessEngine
 from dapo_fast.tasks import get_task
@@ -30,7 +32,7 @@ SAMPLES = 8
 def run(quick: bool) -> list[dict]:
     """Rows of both suites."""
     cases = QUICK if quick else CASES
-    device = torch.device("cpu")
+    device = resolve_device("auto")
     found = [states(tiny_config(width, layers), step, rounds, device) for width, layers, step, rounds in cases]
     return [*found, *_options(quick)]
 
@@ -63,10 +65,10 @@ def states(config: Qwen2Config, step: int, rounds: int, device: torch.device, co
     """One row: all ``count`` states of a response, ``step`` tokens apart, by the engine and by ``generate``."""
     torch.manual_seed(0)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    reference = AutoModelForCausalLM.from_config(config).to(device, dtype).eval()
-    copy = AutoModelForCausalLM.from_config(config).to(device, dtype).eval()
-    copy.load_state_dict(reference.state_dict())
-    engine = InProcessEngine(copy, get_task("arithmetic").tokenizer(), 512)
+    with device:  # drawing half a billion weights takes a CPU longer than a GPU all the rest
+        reference = AutoModelForCausalLM.from_config(config)
+    reference = reference.to(device, dtype).eval()
+    engine = InProcessEngine(deepcopy(reference), get_task("arithmetic").tokenizer(), 512)
     engine.end_ids = []
     prompt = torch.randint(0, config.vocab_size, (40,)).tolist()
     trunk = torch.randint(0, config.vocab_size, (count * step,)).tolist()
@@ -98,6 +100,7 @@ def states(config: Qwen2Config, step: int, rounds: int, device: torch.device, co
     case = f"{count} states x {SAMPLES} samples, {len(trunk)}-token response, {shape}"
     shared = {
         "suite": "rollout",
+        "device": device.type,
         "case": case,
         "peer": "transformers.generate, once per state",
         "peer_version": transformers.__version__,
@@ -169,6 +172,7 @@ def _options(quick: bool) -> list[dict]:
         rows.append(
             {
                 "suite": "rollout_options",
+                "device": "cpu",
                 "case": name,
                 "peer": "no option",
                 "peer_version": "-",

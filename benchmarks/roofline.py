@@ -52,10 +52,11 @@ def peak_of(device: str) -> Peak | None:
     return next((peak for name, peak in PEAKS.items() if name in words and not words & OTHER_BOARDS), None)
 
 
-def passes(shape: Shape, chunk_rows: int | None = None) -> list[Pass]:
+def passes(shape: Shape, chunk_rows: int | None = None, shared: bool = False) -> list[Pass]:
     """The passes of one forward and backward as the Triton path makes them, with a bf16 hidden and weight.
 
-    Where each hidden row is one entry; a chunk with a row of several reads its logits once more.
+    Where each hidden row is one entry; `shared`: where every chunk has a row of several, and so reads its logits once
+    more (the rows that are spared are not counted).
     """
     entries, width, vocabulary = shape
     chunks = ceil(entries / sizes(chunk_rows, vocabulary, torch.device("cuda")).chunk)
@@ -63,7 +64,7 @@ def passes(shape: Shape, chunk_rows: int | None = None) -> list[Pass]:
     product = 2 * logits * width
     return [
         Pass("logits", product, 4 * logits + 2 * hidden + 2 * weight * chunks),  # fp32, the weight once a chunk
-        Pass("softmax", 0, (4 + 2) * logits),
+        Pass("softmax", 0, (4 * (1 + shared) + 2) * logits),
         Pass("hidden's gradient", product, 2 * logits + 2 * hidden + 2 * weight * chunks),
         # Summed in fp32: the first chunk writes it, every other reads and writes it.
         Pass("weight's gradient", product, 2 * logits + 2 * hidden + 4 * weight * (2 * chunks - 1)),
@@ -84,15 +85,15 @@ def floor_seconds(shape: Shape, peak: Peak) -> float:
     return sum(p.seconds(peak) for p in floor(shape))
 
 
-def expected_ratio(shape: Shape, peak: Peak, chunk_rows: int | None = None) -> float:
+def expected_ratio(shape: Shape, peak: Peak, chunk_rows: int | None = None, shared: bool = False) -> float:
     """All passes over the floor, each at its peak."""
-    return sum(p.seconds(peak) for p in passes(shape, chunk_rows)) / floor_seconds(shape, peak)
+    return sum(p.seconds(peak) for p in passes(shape, chunk_rows, shared)) / floor_seconds(shape, peak)
 
 
 def rows(shapes: list[Shape]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table."""
     header = ["N, H, V", "TFLOP", *(f"{p.name} (GB)" for p in passes(shapes[0]))]
-    header += [f"{name}: {what}" for name in PEAKS for what in ("floor (ms)", "ratio")]
+    header += [f"{name}: {what}" for name in PEAKS for what in ("floor (ms)", "ratio", "ratio, shared rows")]
     cells = []
     for shape in shapes:
         counted = passes(shape)
@@ -100,6 +101,7 @@ def rows(shapes: list[Shape]) -> tuple[list[str], list[list[str]]]:
         line += [f"{p.bytes / 1e9:.1f}" for p in counted]
         for peak in PEAKS.values():
             line += [f"{1e3 * floor_seconds(shape, peak):.1f}", f"{expected_ratio(shape, peak):.2f}"]
+            line.append(f"{expected_ratio(shape, peak, shared=True):.2f}")
         cells.append(line)
     return header, cells
 

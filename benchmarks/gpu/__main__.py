@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from . import figure
+from .processes import end_on_sigterm
 from .runner import Runner
 from .sections import SECTIONS, Setup, child
 
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.out is None and args.dry_run:
         args.out = Path(tempfile.mkdtemp())
     began = time.time()
+    end_on_sigterm()
     runner = Runner(args.section or list(SECTIONS), args.budget, args.out, args.dry_run)
     runner.run()
     drawn = figure.draw(runner.rows, runner.path.with_suffix(".png"))

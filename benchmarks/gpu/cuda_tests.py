@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 
 from . import ROOT
+from .processes import die_with_parent
 from .sections import Setup
 
 TESTS = ["tests/models/test_cuda.py", "tests/kernels", "-k", "cuda"]
@@ -40,7 +41,13 @@ def _output(command: list[str], seconds: float) -> str:
     paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
     done = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | environment
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | environment,
+        preexec_fn=die_with_parent,
     )
     try:
         return done.communicate(timeout=seconds)[0]

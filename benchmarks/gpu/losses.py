@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from fused_loss import PEERS, Peer, Problem, make_problem, ours, run_shape
-from roofline import GPU_SHAPES
+from fused_loss import PEERS, Peer, Problem, described, make_problem, ours, ours_with_shared_rows, run_shape, why_not
+from roofline import GPU_SHAPES, expected_ratio
 
 from .sections import Setup
 
@@ -22,11 +22,18 @@ def rows(setup: Setup) -> Iterator[dict]:
     AssertionError, after the last of them, where our own rows differ by more than ``LIMIT``.
     """
     sizes = (8,) if setup.dry else CHUNK_ROWS
-    chunked = {f"dapo-fast, chunks of {n}": Peer(partial(ours, chunk_rows=n), "dapo-fast") for n in sizes}
+    variants = {
+        f"dapo-fast, chunks of {n}": Peer(
+            partial(ours, chunk_rows=n), "dapo-fast", expected=partial(expected_ratio, chunk_rows=n)
+        )
+        for n in sizes
+    }
+    shared = partial(expected_ratio, shared=True)
+    variants["dapo-fast, shared rows"] = Peer(ours_with_shared_rows, "dapo-fast", "shared rows", expected=shared)
     peers = {name: peer for name, peer in PEERS.items() if "compile" not in name}
     if setup.dry:
         peers = {name: peers[name] for name in ("dapo-fast", "naive")}
-    peers |= chunked
+    peers |= variants
     wrong = []
     for shape in [(64, 16, 53)] if setup.dry else GPU_SHAPES:
         problem = None
@@ -34,6 +41,9 @@ def rows(setup: Setup) -> Iterator[dict]:
             late = list(setup.in_time("fused loss, N={} H={} V={}, {}".format(*shape, name)))
             yield from late
             if late:
+                continue
+            if reason := why_not(peer, setup.device.type):
+                yield described(shape, setup.device.type, name, peer) | {"unavailable": reason}
                 continue
             problem = problem or make_problem(shape, setup.device.type)
             row = _row(shape, name, peer, problem, setup)

@@ -15,6 +15,7 @@ from pathlib import Path
 from recorder import Recorder, commit
 
 from . import ROOT
+from .processes import die_with_parent
 from .sections import MARK, SECTIONS
 
 GRACE = 0.04  # of the budget: what a section may take beyond its deadline to end by itself
@@ -49,7 +50,12 @@ class Runner:
         deadlines = ",".join(str(self._deadlines[name]) for name in pending)
         command = [sys.executable, "-m", "benchmarks.gpu", "--child", ",".join(pending), deadlines]
         process = subprocess.Popen(
-            command + ["--dry-run"] * self._dry, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+            command + ["--dry-run"] * self._dry,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
         )
         events: queue.Queue[dict | None] = queue.Queue()
         threading.Thread(target=_read, args=(process, events), daemon=True).start()

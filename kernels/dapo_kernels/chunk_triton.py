@@ -39,7 +39,7 @@ class TritonLogits:
         self.logits = self.buffer[: x.shape[0], : self.weight.shape[0]]
         project(x, self.weight, self.logits)
         self.targets, self.piece, self.sums = targets.contiguous(), piece, None
-        if keep and self.row_scale and piece.rows is None:  # one entry a row
+        if keep and self.row_scale and piece.order is None:  # one entry a row
             self.values = self._narrowed(self.weight.dtype)
             logps, self.sums, self.lse, self.entropy = exponentials(
                 self.logits,

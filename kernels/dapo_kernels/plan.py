@@ -23,9 +23,9 @@ class Piece(NamedTuple):
     start: int
     stop: int
     rows: Tensor | None  # (U,) int64 the hidden rows they read, each once; None: rows start:stop themselves
-    order: Tensor | None  # (n,) int64 the entries, counted from start, sorted by their row
+    order: Tensor | None  # (n,) int64 the entries, counted from start, sorted by their row; None: entry i reads row i
     row_starts: Tensor | None  # (U+1,) int32: row u's entries are order[row_starts[u]:row_starts[u+1]]
-    row_of: Tensor | None  # (n,) int64: entry i reads row rows[row_of[i]]
+    row_of: Tensor | None  # (n,) int64: entry i reads row rows[row_of[i]]; with order and row_starts, or None as they
 
 
 class Chunk(NamedTuple):
@@ -103,11 +103,14 @@ def _piece(start: int, stop: int, rows: Tensor | None, device: torch.device) -> 
     # Sibling candidates' first tokens are all predicted by one trunk row: its logits are computed once for all.
     in_order, order = torch.sort(rows[start:stop].long(), stable=True)
     unique, inverse, counts = torch.unique_consecutive(in_order, return_inverse=True, return_counts=True)
+    if unique.numel() == stop - start:  # none is shared: read in the entries' order, they need no lists
+        return Piece(start, stop, _to(device, rows[start:stop].long()), None, None, None)
     row_of = torch.empty_like(inverse)
     row_of[order] = inverse
     row_starts = torch.zeros(unique.numel() + 1, dtype=torch.int32)
     torch.cumsum(counts, 0, out=row_starts[1:])
-    tensors = (unique, order, row_starts, row_of)
-    if device.type != "cpu":
-        tensors = tuple(t.pin_memory().to(device, non_blocking=True) for t in tensors)
-    return Piece(start, stop, *tensors)
+    return Piece(start, stop, *(_to(device, t) for t in (unique, order, row_starts, row_of)))
+
+
+def _to(device: torch.device, tensor: Tensor) -> Tensor:
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

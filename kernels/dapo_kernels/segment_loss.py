@@ -63,7 +63,7 @@ def linear_segment_loss(
     differentiable PyTorch function whose value for the whole batch is that sum: no dependence between segments of
     different chunks, except that `segments_per_group` adjacent segments (a preference pair: 2) always come together
     (None: the objective's attribute of that name, or 1). An ignored token (target == ignore_index) has log-probability
-    0 and no gradient.
+    0 and a gradient of 0; its hidden row costs as much as another, and where it is not finite, neither are gradients.
 
     Where a gradient is needed, it is made in this call, chunk by chunk: three GEMMs, or fewer where hidden or weight
     needs none; without gradients one. Logits and their reductions are fp32 (fp64 for fp64 inputs); the weight's

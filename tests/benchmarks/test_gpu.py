@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -95,7 +97,7 @@ def test_a_chunk_size_with_another_loss_is_a_failure(monkeypatch, difference):
     from benchmarks.gpu import losses
     from benchmarks.gpu.sections import Setup
 
-    differences = {"dapo-fast": 0.0, "naive": 0.5, "dapo-fast, chunks of 8": difference}
+    differences = {"dapo-fast": 0.0, "naive": 0.5, "dapo-fast, chunks of 8": difference, "dapo-fast, shared rows": 0.0}
     asked = []
 
     def run_shape(*_, peers, **__):
@@ -106,9 +108,109 @@ def test_a_chunk_size_with_another_loss_is_a_failure(monkeypatch, difference):
     rows = losses.rows(Setup(True, time.time() + 1000))
     for name in differences:  # each row before the next is measured
         assert next(rows)["peer"] == name == asked[-1][-1]
-    assert asked == [["dapo-fast"], ["dapo-fast", "naive"], ["dapo-fast", "dapo-fast, chunks of 8"]]
+    assert asked == [["dapo-fast"], *(["dapo-fast", name] for name in list(differences)[1:])]
     with pytest.raises(AssertionError, match=r"^differs from the default: dapo-fast, chunks of 8 at N$"):
         next(rows)
+
+
+def test_a_peer_that_is_not_there_costs_no_time(monkeypatch):
+    from benchmarks.gpu import losses
+    from benchmarks.gpu.sections import Setup
+
+    measured = []
+
+    def run_shape(*_, peers, **__):
+        measured.append(list(peers)[-1])
+        return [{"peer": measured[-1], "case": "N"}]
+
+    monkeypatch.setattr(losses, "run_shape", run_shape)
+    monkeypatch.setattr(losses, "why_not", lambda peer, _: "not installed" if peer.package == "torch" else None)
+    rows = {row["peer"]: row for row in losses.rows(Setup(True, time.time() + 1000))}
+    assert rows["naive"]["unavailable"] == "not installed" and rows["naive"]["case"] == "N=64 H=16 V=53 float32"
+    assert measured == [name for name in rows if name != "naive"] and "dapo-fast, shared rows" in measured
+
+
+def test_trees_that_disagree_are_timed_all_the_same(monkeypatch):
+    from benchmarks.gpu import attention
+    from benchmarks.gpu.sections import Setup
+
+    answers = iter([{(1,): -2.0}, {(1,): -1.0}, {(1,): -2.0}])  # exact, trees, flat packs
+    monkeypatch.setattr(attention, "_scored", lambda *_: next(answers))
+    loss = types.SimpleNamespace(backward=lambda: None)
+    monkeypatch.setattr(attention, "PolicyReader", lambda _: lambda *_: types.SimpleNamespace(loss=loss))
+    monkeypatch.setattr(attention, "_times", lambda *_: (1.0, 2.0))
+    monkeypatch.setattr(attention, "time_shares", lambda *_: {"loss": 0.5})
+    rows = attention.rows(Setup(True, 0.0))
+    found = [next(rows) for _ in range(6)]
+    assert [row for row in found if "backward_s" in row] and found[-1]["loss"] == 0.5
+    with pytest.raises(AssertionError, match="trees are 1 nats from fp32"):
+        next(rows)
+
+
+def test_peers_with_other_losses_are_kept_and_named(monkeypatch):
+    from benchmarks.gpu import actor
+    from benchmarks.gpu.sections import Setup
+
+    losses = {"flat": 1.0, "tree": 1.001}
+    compared = [{"case": "tiny", "peer": peer, "loss": loss, "threads": 2} for peer, loss in losses.items()]
+    monkeypatch.setattr(actor, "compare", lambda *_, **__: compared)
+    rows = actor.rows(Setup(True, time.time() + 1000))
+    assert [next(rows)["peer"] for _ in losses] == ["flat", "tree"]
+    with pytest.raises(AssertionError, match=r"^tiny: tree computed a loss of 1.001, flat 1.0$"):
+        next(rows)
+    assert not actor.disagreements([row | {"threads": None} for row in compared])  # bf16
+    assert not actor.disagreements([compared[0], compared[1] | {"case": "other"}])
+
+
+def test_every_kernel_of_the_losses_counts_as_loss():
+    from benchmarks.step_tree import kind_of
+
+    sources = (ROOT / "kernels" / "dapo_kernels" / "ops").glob("*.py")
+    names = [name for path in sources for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.MULTILINE)]
+    assert len(names) >= 7 and {kind_of(name) for name in names} == {"loss"}, names
+    assert kind_of("nvjet_tst_128x256") == "gemm" and kind_of("vectorized_elementwise_kernel") == "other"
+
+
+def test_a_profiler_that_sees_nothing_is_no_idle_gpu(monkeypatch):
+    import torch
+
+    from benchmarks.step_tree import time_shares
+
+    monkeypatch.setattr(torch.profiler.profile, "key_averages", lambda *_: [])
+    assert time_shares(lambda: 0.0, torch.device("cpu")).keys() == {"unavailable"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_run_leaves_no_process(number, tmp_path):
+    """Whatever held the GPU would hold it against the next run."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--section", "errors", "--out", str(tmp_path)]
+    run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    child = None
+    while child is None:
+        assert run.poll() is None
+        child = next((pid for pid in children(run.pid) if "--child" in words_of(pid)), None)
+        time.sleep(0.01)
+    run.send_signal(number)
+    assert run.wait() in (143, -signal.SIGKILL)
+    for _ in range(1000):
+        if "--child" not in words_of(child):
+            return
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("the child lives on")
+
+
+def children(pid):
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def words_of(pid):
+    """A process's command line; nothing of one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except OSError:
+        return []
 
 
 def test_both_samplers_are_warm_before_they_are_timed():

@@ -24,6 +24,14 @@ def test_every_further_chunk_moves_the_weights_and_their_sum_again():
     assert four - one == 3 * (2 + 2 + 4 + 4) * 1000 * 10
 
 
+def test_shared_rows_are_eighteen_bytes_a_logit():
+    alone, shared = (sum(p.bytes for p in passes((100, 10, 1000), 25, how)) for how in (False, True))
+    assert shared - alone == 4 * 100 * 1000
+    h200 = PEAKS["H200"]
+    ratios = [expected_ratio(GPU_SHAPES[0], h200, shared=how) for how in (False, True)]
+    assert ratios[0] < ratios[1]
+
+
 def test_a_pass_takes_the_longer_of_its_operations_and_its_bytes():
     h100 = peak_of("NVIDIA H100 80GB HBM3")
     wide, narrow = (100_000, 100_000, 100_000), (100_000, 1, 100_000)

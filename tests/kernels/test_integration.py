@@ -90,13 +90,13 @@ def program(name, *arguments):
     )
 
 
-def test_fsdp2_root_forward(path):
+def test_fsdp2_root_forward():
     """Gradients of two processes' shards equal one model's; a DTensor weight is refused."""
     done = program("fsdp_case.py")
     assert done.returncode == 0 and "FSDP2 agrees" in done.stdout, done.stderr
 
 
-def test_logits_are_never_held(path):
+def test_logits_are_never_held():
     """N = 8192, V = 50,000: everything made, gradients included, is less than a quarter of the fp32 logits."""
     done = program("memory_case.py", 8192, 50_000, 32)
     assert done.returncode == 0, done.stderr

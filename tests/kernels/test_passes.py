@@ -3,7 +3,7 @@
 import dapo_kernels as dk
 import pytest
 import torch
-from kernel_cases import fused, make_case
+from kernel_cases import compare, fused, make_case
 from torch.utils._python_dispatch import TorchDispatchMode
 
 VIEWS = ("view", "reshape", "t", "slice", "detach", "as_strided", "expand", "alias", "transpose", "unsqueeze", "empty")
@@ -98,3 +98,17 @@ def test_a_batch_of_one_chunk_is_not_planned_nor_copied(path):
     if path == ("torch", "cpu"):
         ran = [name for name in passes.seen if name != "_local_scalar_dense"]
         assert len(ran) <= 40 and not {"cat", "copy_", "where", "eq", "clamp", "masked_fill"} & {*ran}, ran
+
+
+def test_rows_that_none_shares_take_one_pass(path, monkeypatch):
+    """As a trainer's flat packs: each entry names its row, and the logits are read once all the same."""
+    case = make_case([3, 2, 4], 50, 20, chunk_rows=4, device=path[1])
+    case.hidden = torch.cat([case.hidden, case.hidden[:2] + 1])
+    case.rows = torch.tensor([10, 3, 8, 0, 1, 7, 5, 2, 4])
+    if path[0] == "triton":
+        monkeypatch.delattr("dapo_kernels.chunk_triton.dlogits")
+    compare(case, path[0])
+    case.rows[1] = 10
+    if path[0] == "triton":
+        with pytest.raises(NameError, match="dlogits"):
+            compare(case, path[0])

@@ -85,6 +85,7 @@ else:
     def test_offsets_beyond_31_bits():
         """Rows 2^30 elements apart: the third starts where 32 bits end. Untouched memory is never made real."""
         from dapo_kernels.ops.dlogits import dlogits
+        from dapo_kernels.ops.exponentials import exponentials
         from dapo_kernels.ops.logprob import logprob
 
         stride, rows, vocabulary = 1 << 30, 3, 50
@@ -102,6 +103,10 @@ else:
         wanted = -exact.exp()
         wanted[range(3), targets] += 1
         torch.testing.assert_close(out.double(), wanted * gradient[:, None], atol=2e-2, rtol=1e-2)
+        logits.copy_(values)
+        logps, sums, _, _ = exponentials(logits, out, None, targets, None, 1.0, -100, False)
+        torch.testing.assert_close(logps.double(), exact[range(3), targets], atol=1e-5, rtol=0)
+        torch.testing.assert_close(out.double() / -sums[:, None], wanted, atol=2e-2, rtol=1e-2)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     @pytest.mark.parametrize("step", [2000, -2000, 25, 35, 0])
