@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
@@ -71,6 +72,14 @@ def passes(shape: Shape, chunk_rows: int | None = None) -> list[Pass]:
     ]
 
 
+def epilogue_passes(shape: Shape, chunk_rows: int | None = None) -> list[Pass]:
+    """The same where the logits' product leaves exponentials in bf16 (DAPO_KERNELS_EPILOGUE=1): no pass over logits."""
+    entries, _, vocabulary = shape
+    logits, _, *others = passes(shape, chunk_rows)
+    blocks = 2 * 4 * entries * ceil(vocabulary / 64)  # the origin of each row's 64 words, written and read
+    return [Pass("exponentials", logits.flops, logits.bytes - 2 * entries * vocabulary + blocks), *others]
+
+
 def floor(shape: Shape) -> list[Pass]:
     """The three matrix products alone."""
     entries, width, vocabulary = shape
@@ -84,22 +93,27 @@ def floor_seconds(shape: Shape, peak: Peak) -> float:
     return sum(p.seconds(peak) for p in floor(shape))
 
 
-def expected_ratio(shape: Shape, peak: Peak, chunk_rows: int | None = None) -> float:
+def expected_ratio(
+    shape: Shape, peak: Peak, chunk_rows: int | None = None, counted: Callable[..., list[Pass]] = passes
+) -> float:
     """All passes over the floor, each at its peak."""
-    return sum(p.seconds(peak) for p in passes(shape, chunk_rows)) / floor_seconds(shape, peak)
+    return sum(p.seconds(peak) for p in counted(shape, chunk_rows)) / floor_seconds(shape, peak)
 
 
 def rows(shapes: list[Shape]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table."""
     header = ["N, H, V", "TFLOP", *(f"{p.name} (GB)" for p in passes(shapes[0]))]
-    header += [f"{name}: {what}" for name in PEAKS for what in ("floor (ms)", "ratio")]
+    header += ["logits and softmax, epilogue (GB)"]
+    header += [f"{name}: {what}" for name in PEAKS for what in ("floor (ms)", "ratio", "ratio, epilogue")]
     cells = []
     for shape in shapes:
         counted = passes(shape)
         line = [", ".join(map(str, shape)), f"{sum(p.flops for p in counted) / 1e12:.1f}"]
         line += [f"{p.bytes / 1e9:.1f}" for p in counted]
+        line.append(f"{epilogue_passes(shape)[0].bytes / 1e9:.1f}")
         for peak in PEAKS.values():
-            line += [f"{1e3 * floor_seconds(shape, peak):.1f}", f"{expected_ratio(shape, peak):.2f}"]
+            ratios = (expected_ratio(shape, peak, counted=counted) for counted in (passes, epilogue_passes))
+            line += [f"{1e3 * floor_seconds(shape, peak):.1f}", *(f"{ratio:.2f}" for ratio in ratios)]
         cells.append(line)
     return header, cells
 
@@ -110,4 +124,4 @@ if __name__ == "__main__":
         sys.exit(2)
     header, cells = rows([tuple(map(int, sys.argv[1:]))])
     for name, cell in zip(header, cells[0]):
-        print(f"{name:24} {cell:>20}")
+        print(f"{name:36} {cell:>20}")

@@ -9,7 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import roofline
-from roofline import GPU_SHAPES, PEAKS, expected_ratio, floor, floor_seconds, passes, peak_of
+from roofline import GPU_SHAPES, PEAKS, epilogue_passes, expected_ratio, floor, floor_seconds, passes, peak_of
 
 
 def test_one_chunk_is_fourteen_bytes_a_logit_and_three_products():
@@ -23,6 +23,13 @@ def test_one_chunk_is_fourteen_bytes_a_logit_and_three_products():
 def test_every_further_chunk_moves_the_weights_and_their_sum_again():
     one, four = (sum(p.bytes for p in passes((100, 10, 1000), rows)) for rows in (100, 25))
     assert four - one == 3 * (2 + 2 + 4 + 4) * 1000 * 10
+
+
+def test_the_epilogue_is_six_bytes_a_logit_and_the_blocks_origins():
+    today, epilogue = (found((100, 10, 1024), chunk_rows=100) for found in (passes, epilogue_passes))
+    saved = sum(p.bytes for p in today) - sum(p.bytes for p in epilogue)
+    assert saved == (14 - 6) * 100 * 1024 - 2 * 4 * 100 * 16
+    assert sum(p.flops for p in today) == sum(p.flops for p in epilogue)
 
 
 def test_a_pass_takes_the_longer_of_its_operations_and_its_bytes():
