@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
@@ -52,11 +53,10 @@ def peak_of(device: str) -> Peak | None:
     return next((peak for name, peak in PEAKS.items() if name in words and not words & OTHER_BOARDS), None)
 
 
-def passes(shape: Shape, chunk_rows: int | None = None, shared: bool = False) -> list[Pass]:
+def passes(shape: Shape, chunk_rows: int | None = None) -> list[Pass]:
     """The passes of one forward and backward as the Triton path makes them, with a bf16 hidden and weight.
 
-    Where each hidden row is one entry; `shared`: where every chunk has a row of several, and so reads its logits once
-    more (the rows that are spared are not counted).
+    Where each hidden row is one entry.
     """
     entries, width, vocabulary = shape
     chunks = ceil(entries / sizes(chunk_rows, vocabulary, torch.device("cuda")).chunk)
@@ -64,12 +64,30 @@ def passes(shape: Shape, chunk_rows: int | None = None, shared: bool = False) ->
     product = 2 * logits * width
     return [
         Pass("logits", product, 4 * logits + 2 * hidden + 2 * weight * chunks),  # fp32, the weight once a chunk
-        Pass("softmax", 0, (4 * (1 + shared) + 2) * logits),
+        Pass("softmax", 0, (4 + 2) * logits),
         Pass("hidden's gradient", product, 2 * logits + 2 * hidden + 2 * weight * chunks),
         # Summed in fp32: the first chunk writes it, every other reads and writes it.
         Pass("weight's gradient", product, 2 * logits + 2 * hidden + 4 * weight * (2 * chunks - 1)),
         Pass("its cast", 0, (4 + 2) * weight),
     ]
+
+
+def shared_passes(shape: Shape, chunk_rows: int | None = None) -> list[Pass]:
+    """The same where every chunk has a row of several entries, and so reads its logits once more.
+
+    The rows that are spared are not counted.
+    """
+    entries, _, vocabulary = shape
+    logits, softmax, *others = passes(shape, chunk_rows)
+    return [logits, Pass("softmax", 0, softmax.bytes + 4 * entries * vocabulary), *others]
+
+
+def epilogue_passes(shape: Shape, chunk_rows: int | None = None) -> list[Pass]:
+    """The same where the logits' product leaves exponentials in bf16 (DAPO_KERNELS_EPILOGUE=1): no pass over logits."""
+    entries, _, vocabulary = shape
+    logits, _, *others = passes(shape, chunk_rows)
+    blocks = 2 * 4 * entries * ceil(vocabulary / 64)  # the origin of each row's 64 words, written and read
+    return [Pass("exponentials", logits.flops, logits.bytes - 2 * entries * vocabulary + blocks), *others]
 
 
 def floor(shape: Shape) -> list[Pass]:
@@ -85,23 +103,28 @@ def floor_seconds(shape: Shape, peak: Peak) -> float:
     return sum(p.seconds(peak) for p in floor(shape))
 
 
-def expected_ratio(shape: Shape, peak: Peak, chunk_rows: int | None = None, shared: bool = False) -> float:
+def expected_ratio(
+    shape: Shape, peak: Peak, chunk_rows: int | None = None, counted: Callable[..., list[Pass]] = passes
+) -> float:
     """All passes over the floor, each at its peak."""
-    return sum(p.seconds(peak) for p in passes(shape, chunk_rows, shared)) / floor_seconds(shape, peak)
+    return sum(p.seconds(peak) for p in counted(shape, chunk_rows)) / floor_seconds(shape, peak)
 
 
 def rows(shapes: list[Shape]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table."""
     header = ["N, H, V", "TFLOP", *(f"{p.name} (GB)" for p in passes(shapes[0]))]
-    header += [f"{name}: {what}" for name in PEAKS for what in ("floor (ms)", "ratio", "ratio, shared rows")]
+    ways = {"ratio": passes, "ratio, shared rows": shared_passes, "ratio, epilogue": epilogue_passes}
+    header += ["logits and softmax, epilogue (GB)"]
+    header += [f"{name}: {what}" for name in PEAKS for what in ("floor (ms)", *ways)]
     cells = []
     for shape in shapes:
         counted = passes(shape)
         line = [", ".join(map(str, shape)), f"{sum(p.flops for p in counted) / 1e12:.1f}"]
         line += [f"{p.bytes / 1e9:.1f}" for p in counted]
+        line.append(f"{epilogue_passes(shape)[0].bytes / 1e9:.1f}")
         for peak in PEAKS.values():
-            line += [f"{1e3 * floor_seconds(shape, peak):.1f}", f"{expected_ratio(shape, peak):.2f}"]
-            line.append(f"{expected_ratio(shape, peak, shared=True):.2f}")
+            ratios = (expected_ratio(shape, peak, counted=counted) for counted in ways.values())
+            line += [f"{1e3 * floor_seconds(shape, peak):.1f}", *(f"{ratio:.2f}" for ratio in ratios)]
         cells.append(line)
     return header, cells
 
@@ -113,7 +136,7 @@ def main() -> int:
         return 2
     header, cells = rows([tuple(map(int, sys.argv[1:]))])
     for name, cell in zip(header, cells[0]):
-        print(f"{name:24} {cell:>20}")
+        print(f"{name:36} {cell:>20}")
     return 0
 
 

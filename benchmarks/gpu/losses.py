@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import partial
 
 from fused_loss import PEERS, Peer, Problem, described, make_problem, ours, ours_with_shared_rows, run_shape, why_not
-from roofline import GPU_SHAPES, expected_ratio
+from roofline import GPU_SHAPES, epilogue_passes, expected_ratio, shared_passes
+from torch import Tensor
 
 from .sections import Setup
 
@@ -28,8 +30,9 @@ def rows(setup: Setup) -> Iterator[dict]:
         )
         for n in sizes
     }
-    shared = partial(expected_ratio, shared=True)
+    shared, epilogue = (partial(expected_ratio, counted=counted) for counted in (shared_passes, epilogue_passes))
     variants["dapo-fast, shared rows"] = Peer(ours_with_shared_rows, "dapo-fast", "shared rows", expected=shared)
+    variants["dapo-fast, epilogue"] = Peer(with_epilogue, "dapo-fast", expected=epilogue)
     peers = {name: peer for name, peer in PEERS.items() if "compile" not in name}
     if setup.dry:
         peers = {name: peers[name] for name in ("dapo-fast", "naive")}
@@ -53,6 +56,15 @@ def rows(setup: Setup) -> Iterator[dict]:
                 wrong.append(f"{name} at {row['case']}")
     if wrong:
         raise AssertionError(f"differs from the default: {'; '.join(wrong)}")
+
+
+def with_epilogue(p: Problem) -> Tensor:
+    """Ours with the logits' product that leaves exponentials: what is to become the default where it is faster."""
+    os.environ["DAPO_KERNELS_EPILOGUE"] = "1"
+    try:
+        return ours(p)
+    finally:
+        del os.environ["DAPO_KERNELS_EPILOGUE"]
 
 
 def _row(shape: tuple[int, int, int], name: str, peer: Peer, problem: Problem, setup: Setup) -> dict:

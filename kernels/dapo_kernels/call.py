@@ -107,9 +107,11 @@ class Call:
         size = max((p.stop - p.start if p.rows is None else p.rows.numel() for p in pieces), default=0)
         kind, ignored = TorchLogits, None if self.all_words else self.ignore_index
         if self.triton:
+            from dapo_kernels.chunk_epilogue import EpilogueLogits, is_possible
             from dapo_kernels.chunk_triton import TritonLogits
 
-            kind = partial(TritonLogits, row_scale)
+            epilogue = is_possible(weight, self.rows, row_scale, self.statistics)
+            kind = EpilogueLogits if epilogue else partial(TritonLogits, row_scale)
             ignored = self.ignore_index
         elif self.shard is not None:
             from dapo_kernels.sharded import ShardedLogits

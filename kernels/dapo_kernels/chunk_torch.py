@@ -7,6 +7,7 @@ Two passes after the product: exponentials, and their sums. The softmax is never
 by the loss's gradient: both are one number a row, which the gradients' products take on their small side (Dlogits).
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,16 @@ class Dlogits(NamedTuple):
 
     values: Tensor  # (U, V)
     scale: Tensor | None  # (U,) in the logits' dtype; None: 1
+    words: int | None = None  # how many have a scale of their own: scale is then (S, U)
+
+    def splits(self) -> Iterator[tuple[slice, "Dlogits"]]:
+        """Words, and the gradient of their logits, with one scale a row."""
+        if self.words is None:
+            yield slice(None), self
+            return
+        for scale, start in zip(self.scale, range(0, self.values.shape[1], self.words)):
+            words = slice(start, start + self.words)
+            yield words, Dlogits(self.values[:, words], scale)
 
 
 def project(x: Tensor, weight: Tensor, out: Tensor) -> None:

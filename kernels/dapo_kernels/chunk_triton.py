@@ -69,7 +69,7 @@ class TritonLogits:
         """As TorchLogits.backward; overwrites the logits."""
         if self.sums is not None:
             gradient = gradient.masked_fill(self.targets == self.ignore_index, 0)
-            return Dlogits(_readable(self.values), gradient / -self.sums)
+            return Dlogits(readable(self.values), gradient / -self.sums)
         gradient, out = gradient.contiguous(), self._narrowed(dtype)
         dlogits(
             self.logits,
@@ -86,7 +86,7 @@ class TritonLogits:
             self.temperature,
             self.ignore_index,
         )
-        return Dlogits(_readable(out), None)
+        return Dlogits(readable(out), None)
 
     def _narrowed(self, dtype: torch.dtype) -> Tensor:
         """(U, V) the logits' memory in `dtype`, which takes the first part of each row."""
@@ -94,6 +94,7 @@ class TritonLogits:
         return self.buffer.view(dtype)[:rows, :vocabulary]
 
 
-def _readable(values: Tensor) -> Tensor:
+def readable(values: Tensor) -> Tensor:
+    """`values`, as a product can read them."""
     # On a CPU (in the interpreter) a bf16 product reads past the end of rows: what was left there may be NaN.
     return values if values.is_cuda else values.contiguous()

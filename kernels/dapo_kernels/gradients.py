@@ -1,5 +1,6 @@
 """The gradients of hidden states, weight and bias: filled chunk by chunk, then cast and scaled in one pass."""
 
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,31 +36,46 @@ class Gradients:
 
     def add(self, dlogits: Dlogits, x: Tensor, weight: Tensor, piece: Piece) -> None:
         """What a piece's dlogits (U, V) make of the rows x (U, H) that it read."""
+        for words, part in dlogits.splits():
+            self._add_to_words(words, part, x)
+        self.fresh = False
+        if self.hidden is not None:
+            self._add_to_rows(dlogits, weight, piece)
+
+    def _add_to_words(self, words: slice, dlogits: Dlogits, x: Tensor) -> None:
         values = dlogits.values
         scale = None if dlogits.scale is None else dlogits.scale[:, None]
         if self.weight is not None:
-            add_outer(self.weight, values, x if scale is None else (x * scale).to(x.dtype), self.fresh)
-            self.fresh = False
-        if self.bias is not None:
-            total = self.bias.dtype
-            if scale is None:
-                self.bias += values.sum(0, dtype=total)
-            elif values.dtype == total:
-                torch.addmv(self.bias, values.t(), scale[:, 0], out=self.bias)
-            else:  # a scale of 16 bits would round all of a row alike: in two parts it does not
-                high = scale.to(values.dtype)
-                parts = torch.cat([high, (scale - high).to(values.dtype)], 1)
-                self.bias += project_back(parts.t(), values, total).sum(0)
-        if self.hidden is None:
+            add_outer(self.weight[words], values, x if scale is None else (x * scale).to(x.dtype), self.fresh)
+        if self.bias is None:
             return
+        bias = self.bias[words]
+        if scale is None:
+            bias += values.sum(0, dtype=bias.dtype)
+        elif values.dtype == bias.dtype:
+            torch.addmv(bias, values.t(), scale[:, 0], out=bias)
+        else:  # a scale of 16 bits would round all of a row alike: in two parts it does not
+            high = scale.to(values.dtype)
+            parts = torch.cat([high, (scale - high).to(values.dtype)], 1)
+            bias += project_back(parts.t(), values, bias.dtype).sum(0)
+
+    def _add_to_rows(self, dlogits: Dlogits, weight: Tensor, piece: Piece) -> None:
+        values = dlogits.values
+        scale = None if dlogits.scale is None else dlogits.scale[..., None]
         if piece.rows is not None:
             # A piece's rows are distinct, so the order of the additions is that of the pieces: deterministic.
-            index = piece.rows.clamp(0, self.hidden.shape[0] - 1) if x.is_cuda else piece.rows
+            index = piece.rows.clamp(0, self.hidden.shape[0] - 1) if values.is_cuda else piece.rows
             product = project_back(values, weight, self.hidden.dtype)
             self.hidden.index_add_(0, index, product if scale is None else product.mul_(scale))
             return
         out = self.hidden[piece.start : piece.stop]
-        if scale is not None:
+        if dlogits.words is not None:
+            products = (
+                project_back(part.values, weight[words], scale.dtype).mul_(part.scale[:, None])
+                for words, part in dlogits.splits()
+            )
+            out.copy_(reduce(Tensor.add_, products))
+        elif scale is not None:
             torch.mul(project_back(values, weight, scale.dtype), scale, out=out)
         elif out.dtype == values.dtype:
             torch.mm(values, weight, out=out)

@@ -5,7 +5,7 @@ Holds the N×V logits. Written for reading, not for speed.
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,6 +74,34 @@ def cross_entropy(
         z, targets.long(), ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum"
     )
     return (smoothed + z_loss * z.logsumexp(-1)[targets != ignore_index].square().sum()) / normalizer
+
+
+class Splits(NamedTuple):
+    """What the product that leaves exponentials finds, with S splits of the words."""
+
+    values: Tensor  # (N, V) exp(logits − their split's origin), times the logits' slope
+    origins: Tensor  # (S, N) the largest logits; the kernel's may be others
+    totals: Tensor  # (S, N) Σ exp(logits − origin)
+    picked: Tensor  # (N,) the targets' logits
+
+
+def split_exponentials(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    words: int,  # of a split
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+) -> Splits:
+    """The epilogue's results, of logits that are held."""
+    z = logits(hidden, weight, bias, None, softcap, temperature)
+    slope = (1 if softcap is None else 1 - (z * temperature / softcap) ** 2) / temperature
+    parts = z.split(words, 1)
+    origins = torch.stack([part.amax(1) for part in parts])
+    exponentials = [(part - origin[:, None]).exp() for part, origin in zip(parts, origins)]
+    totals = torch.stack([e.sum(1) for e in exponentials])
+    return Splits(torch.cat(exponentials, 1) * slope, origins, totals, z.gather(1, targets.long()[:, None])[:, 0])
 
 
 def step_logprobs(token_logps: Tensor, cu_steps: Tensor) -> Tensor:

@@ -8,7 +8,17 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import roofline
-from roofline import GPU_SHAPES, PEAKS, expected_ratio, floor, floor_seconds, passes, peak_of
+from roofline import (
+    GPU_SHAPES,
+    PEAKS,
+    epilogue_passes,
+    expected_ratio,
+    floor,
+    floor_seconds,
+    passes,
+    peak_of,
+    shared_passes,
+)
 
 
 def test_one_chunk_is_fourteen_bytes_a_logit_and_three_products():
@@ -25,11 +35,18 @@ def test_every_further_chunk_moves_the_weights_and_their_sum_again():
 
 
 def test_shared_rows_are_eighteen_bytes_a_logit():
-    alone, shared = (sum(p.bytes for p in passes((100, 10, 1000), 25, how)) for how in (False, True))
+    alone, shared = (sum(p.bytes for p in counted((100, 10, 1000), 25)) for counted in (passes, shared_passes))
     assert shared - alone == 4 * 100 * 1000
     h200 = PEAKS["H200"]
-    ratios = [expected_ratio(GPU_SHAPES[0], h200, shared=how) for how in (False, True)]
+    ratios = [expected_ratio(GPU_SHAPES[0], h200, counted=counted) for counted in (passes, shared_passes)]
     assert ratios[0] < ratios[1]
+
+
+def test_the_epilogue_is_six_bytes_a_logit_and_the_blocks_origins():
+    today, epilogue = (found((100, 10, 1024), chunk_rows=100) for found in (passes, epilogue_passes))
+    saved = sum(p.bytes for p in today) - sum(p.bytes for p in epilogue)
+    assert saved == (14 - 6) * 100 * 1024 - 2 * 4 * 100 * 16
+    assert sum(p.flops for p in today) == sum(p.flops for p in epilogue)
 
 
 def test_a_pass_takes_the_longer_of_its_operations_and_its_bytes():

@@ -14,7 +14,16 @@ from pathlib import Path
 
 import triton
 from dapo_kernels import ops
-from dapo_kernels.ops import direct_advantage, dlogits, exponentials, final_logits, logprob, segment_sum, value
+from dapo_kernels.ops import (
+    direct_advantage,
+    dlogits,
+    exponentials,
+    final_logits,
+    gemm_exponentials,
+    logprob,
+    segment_sum,
+    value,
+)
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
@@ -59,6 +68,25 @@ def exponentials_gate(dtype, flags, entropy):
     return kernel, types, constants, exponentials.WARPS
 
 
+def gemm_exponentials_gate(flags, values):
+    kernel = gemm_exponentials.gemm_exponentials_kernel
+    types = {"x_ptr": "*bf16", "weight_ptr": "*bf16", "bias_ptr": F32, "targets_ptr": I64, "values_ptr": "*bf16"}
+    types |= {
+        "blocks_ptr": F32,
+        "origins_ptr": F32,
+        "totals_ptr": F32,
+        "picked_ptr": F32,
+        "x_stride": "i32",
+        "weight_stride": "i32",
+    }
+    types |= {"out_stride": "i32", "U": "i32", "V": "i32", "H": "i32", "words": "i32"}
+    types |= {"softcap": "fp32", "inverse_temperature": "fp32"}
+    constants = {name: flag for name, flag in flags.items() if name != "HAS_ORDER"}
+    constants |= {"HAS_VALUES": values, "HEADROOM": gemm_exponentials.HEADROOM}
+    constants |= {name: getattr(gemm_exponentials, name) for name in ("BLOCK_ROWS", "BLOCK_WORDS", "BLOCK_WIDTH")}
+    return kernel, types, constants, gemm_exponentials.WARPS
+
+
 def value_gate(dtype, bce, weights):
     kernel = value.value_kernel
     pointers = {"hidden_ptr": f"*{dtype}", "weight_ptr": f"*{dtype}", "bias_ptr": f"*{dtype}", "rows_ptr": I64}
@@ -81,6 +109,16 @@ GATES = {
     "exponentials bf16 plain entropy": exponentials_gate("bf16", PLAIN, True),
     **{f"dlogits {dtype} plain": dlogits_gate(dtype, PLAIN) for dtype in ("bf16", "fp16", "fp32")},
     **{f"dlogits {dtype} bias softcap rows": dlogits_gate(dtype, ALL) for dtype in ("bf16", "fp16", "fp32")},
+    "gemm_exponentials plain": gemm_exponentials_gate(PLAIN, True),
+    "gemm_exponentials plain forward": gemm_exponentials_gate(PLAIN, False),
+    "gemm_exponentials bias softcap": gemm_exponentials_gate(ALL, True),
+    "late_origins": (
+        gemm_exponentials.late_origins_kernel,
+        {"values_ptr": "*bf16", "blocks_ptr": F32, "origins_ptr": F32, "out_stride": "i32", "U": "i32"}
+        | {"blocks_of_split": "i32"},
+        {"BLOCK_ROWS": gemm_exponentials.BLOCK_ROWS, "BLOCK_WORDS": gemm_exponentials.BLOCK_WORDS},
+        gemm_exponentials.WARPS,
+    ),
     "segment_sum": (
         segment_sum.segment_sum_kernel,
         {"tokens_ptr": F32, "offsets_ptr": I32, "sums_ptr": F32, "n": "i32", "k": "i32"},

@@ -13,6 +13,7 @@ import torch
 HERE = Path(__file__).parent
 # The tests that run once more on the Triton kernels.
 THROUGH_TRITON = (
+    "epilogue",
     "segment_loss",
     "objectives",
     "gradients",
