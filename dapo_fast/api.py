@@ -202,7 +202,7 @@ class DAPO:
             return self._do("evaluate", iteration)
         from dapo_fast.rollout.loading import check_critic
 
-        directory = check_critic("critic", critic, self._pipeline.parts.tokenizer())
+        directory = check_critic("critic", critic, self._pipeline.parts.tokenizer(), trained=True)
         config = self.config.at(iteration)
         if not config.evaluate.samples:
             raise InputError("evaluate.samples 0: there are no sampled responses to choose among")

@@ -108,14 +108,20 @@ def token_classifier(config: type[PreTrainedConfig]) -> type[PreTrainedModel]:
     return type(name, (GenericForTokenClassification, family), parts)
 
 
+def check_value_model(directory: str | Path, config: PreTrainedConfig) -> None:
+    """InputError where ``config``, that of ``directory``, is of no value model that was saved."""
+    architecture = (config.architectures or [""])[0]
+    if config.num_labels != 1 or not architecture.endswith("ForTokenClassification"):
+        raise InputError(f"{directory}: not a value model, its config says {architecture or 'no architecture'}")
+
+
 def _token_classifier(
     directory: str | Path, options: dict[str, Any], changes: dict[str, Any], fresh_head: bool
 ) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(directory)
-        architecture = (config.architectures or [""])[0]
-        if not fresh_head and (config.num_labels != 1 or not architecture.endswith("ForTokenClassification")):
-            raise InputError(f"{directory}: not a value model, its config says {architecture or 'no architecture'}")
+        if not fresh_head:
+            check_value_model(directory, config)
         config = type(config).from_dict(config.to_dict() | changes)
         return read_pretrained(token_classifier(type(config)), directory, fresh_head, config=config, **options)
     except InputError:

@@ -24,7 +24,8 @@ def draw(logits: Tensor, uniform: Tensor, params: SamplingParams) -> tuple[Tenso
         Token ids (rows,) int64; and their log-probs (rows,) fp32 under the untempered policy, if asked for.
     """
     if params.temperature == 0:
-        token = logits.argmax(-1)
+        largest, token = logits.max(-1)
+        _check_finite(largest)
     else:
         uniform = uniform.to(logits.device)
         size = max(1, _SAMPLING_ELEMENTS // logits.shape[-1])
@@ -45,9 +46,14 @@ def _invert(logits: Tensor, uniform: Tensor, params: SamplingParams) -> Tensor:
     # In double precision, so that the tail of a large vocabulary is not lost to rounding.
     distribution = probability.cumsum(-1, dtype=torch.float64)
     total = distribution[:, -1:]
-    if not bool(total.isfinite().all()):
-        raise InputError("the model's logits are not finite")
+    _check_finite(total)
     return torch.searchsorted(distribution, uniform[:, None] * total, right=True)[:, 0]
+
+
+def _check_finite(values: Tensor) -> None:
+    """InputError where a NaN among the logits has come through to ``values``."""
+    if not bool(values.isfinite().all()):
+        raise InputError("the model's logits are not finite")
 
 
 def stream_keys(seed: int, prompts: int, n: int) -> np.ndarray:
