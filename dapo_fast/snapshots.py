@@ -51,6 +51,14 @@ def _fetched(setting: str, name: str, weights: bool) -> Path:
         return Path(snapshot_download(repository, revision=revision or None, ignore_patterns=ignored))
 
 
+def origin(directory: Path) -> tuple[str, str | None]:
+    """Name and commit of the model of the hub that a directory of its cache holds; of any other its path, and None."""
+    *_, repository, snapshots, commit = ("", "", *directory.parts)
+    if snapshots != "snapshots" or not repository.startswith("models--"):
+        return str(directory), None
+    return repository.removeprefix("models--").replace("--", "/"), commit
+
+
 def cached(name: str) -> Path:
     """Where ``name`` is, if it is here; nothing is fetched."""
     from huggingface_hub import try_to_load_from_cache

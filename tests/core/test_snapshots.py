@@ -12,7 +12,7 @@ from dapo_fast.cli import main
 from dapo_fast.errors import InputError
 from dapo_fast.provenance import read_provenance
 from dapo_fast.report.read import read_run
-from dapo_fast.snapshots import model_directory, of_the_hub, pinned
+from dapo_fast.snapshots import model_directory, of_the_hub, origin, pinned
 from dapo_fast.step_values import StepValues
 
 FIRST, SECOND = "a" * 40, "b" * 40
@@ -60,6 +60,7 @@ def test_names_and_directories(hub, tmp_path):
     assert model_directory("model.path", "org/small") == hub.directory(FIRST)
     assert model_directory("model.path", f"org/small@{SECOND}") == hub.directory(SECOND)
     assert pinned("model.path", "org/small@v1") == pinned("model.path", "org/small") == f"org/small@{FIRST}"
+    assert origin(hub.directory(FIRST)) == ("org/small", FIRST) and origin(tmp_path / "x") == (f"{tmp_path}/x", None)
     hub.move("main", SECOND)
     assert pinned("model.path", "org/small") == f"org/small@{SECOND}"
     assert pinned("model.path", "org/small", f"org/small@{FIRST}") == f"org/small@{FIRST}"  # as the run began
