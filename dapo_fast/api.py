@@ -16,8 +16,8 @@ from dapo_fast.config import Config, merge, wrong_keys
 from dapo_fast.errors import InputError
 from dapo_fast.events import Callback
 from dapo_fast.given import Given, engine_factory
+from dapo_fast.pins import pin
 from dapo_fast.rundir import RunDirectory
-from dapo_fast.snapshots import pin
 from dapo_fast.train.torchrun import is_first_rank
 
 if TYPE_CHECKING:

@@ -81,7 +81,8 @@ def check_critic(setting: str, name: str | Path, ours: PreTrainedTokenizerBase, 
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer saved in ``directory``; InputError where there is none, or it has no end token."""
+    """The tokenizer of a directory or a model of the hub; InputError where there is none, or it has no end token."""
+    directory = model_directory("model", directory, weights=False)
     check_model(directory, weights=False)
     with blaming(directory, "no readable tokenizer"):
         tokenizer = _tokenizer_class(Path(directory)).from_pretrained(directory)
