@@ -16,8 +16,8 @@ from dapo_fast.config import Config, merge, wrong_keys
 from dapo_fast.errors import InputError
 from dapo_fast.events import Callback
 from dapo_fast.given import Given, engine_factory
+from dapo_fast.pins import pin
 from dapo_fast.rundir import RunDirectory
-from dapo_fast.snapshots import pin
 from dapo_fast.train.torchrun import is_first_rank
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class DAPO:
             return self._do("evaluate", iteration)
         from dapo_fast.rollout.loading import check_critic
 
-        directory = check_critic("critic", critic, self._pipeline.parts.tokenizer())
+        directory = check_critic("critic", critic, self._pipeline.parts.tokenizer(), trained=True)
         config = self.config.at(iteration)
         if not config.evaluate.samples:
             raise InputError("evaluate.samples 0: there are no sampled responses to choose among")

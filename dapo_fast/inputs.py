@@ -59,7 +59,7 @@ def check_inputs(config: Config, parts: Parts, layout: Layout) -> None:
     _check_ranks(configs, parts)
     for its in configs[1:]:
         if its.critic.init not in ("actor", "scratch") and its.advantages.source == "critic":
-            check_critic("critic.init", its.critic.init, tokenizer)
+            check_critic("critic.init", its.critic.init, tokenizer, trained=False)
     _check_training(configs[1:])
     tracker = config.parallel.tracker
     if tracker != "none" and importlib.util.find_spec(tracker) is None:

@@ -61,7 +61,7 @@ def measure_model(what: Measurement, config: Config, out_dir: str | Path) -> dic
     check_prompts(problems, tokenizer, config.data)
     critic = None
     if what.critic is not None:
-        critic = check_critic("--critic", what.critic, tokenizer)
+        critic = check_critic("--critic", what.critic, tokenizer, trained=True)
         if not config.evaluate.samples:
             raise InputError("evaluate.samples 0: with --critic, set how many responses it chooses among")
     directory.lock()

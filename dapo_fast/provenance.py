@@ -11,10 +11,10 @@ from typing import Any
 from dapo_fast.checked import json_line
 from dapo_fast.config import Config
 from dapo_fast.environment import commit, cpu, version_of
+from dapo_fast.pins import models_of
 from dapo_fast.published import published
 from dapo_fast.rewards.cores import usable_cores
 from dapo_fast.rundir import read_lines
-from dapo_fast.snapshots import models_of
 from dapo_fast.state import Provenance
 
 FILE = "provenance.jsonl"

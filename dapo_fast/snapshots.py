@@ -1,19 +1,16 @@
 """Models of the hub: ``org/name`` or ``org/name@revision``, wherever a model's directory is taken.
 
-A directory that is there is meant where there is one. A run goes on from the commit that it began with: its settings
-hold ``org/name@commit``, whatever the name that was given stands for by then. Cache, token and offline mode are those
-of ``huggingface_hub``.
+A directory that is there is meant where there is one. Cache, token and offline mode are those of ``huggingface_hub``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from dapo_fast.config import Config, merge
 from dapo_fast.errors import InputError, reason
 
 _ID = re.compile(r"\w[\w.-]{,95}/\w[\w.-]{,95}(@[\w./-]{1,200})?", re.ASCII)
@@ -51,6 +48,14 @@ def _fetched(setting: str, name: str, weights: bool) -> Path:
         return Path(snapshot_download(repository, revision=revision or None, ignore_patterns=ignored))
 
 
+def origin(directory: Path) -> tuple[str, str | None]:
+    """Name and commit of the model of the hub that a directory of its cache holds; of any other its path, and None."""
+    *_, repository, snapshots, commit = ("", "", *directory.parts)
+    if snapshots != "snapshots" or not repository.startswith("models--"):
+        return str(directory), None
+    return repository.removeprefix("models--").replace("--", "/"), commit
+
+
 def cached(name: str) -> Path:
     """Where ``name`` is, if it is here; nothing is fetched."""
     from huggingface_hub import try_to_load_from_cache
@@ -76,34 +81,6 @@ def pinned(setting: str, name: str, before: str | None = None) -> str:
     with _asking(setting, name):
         file = hf_hub_download(repository, "config.json", revision=revision or None)
     return f"{repository}@{Path(file).parent.name}"
-
-
-def models_of(config: Config) -> dict[str, str]:
-    """Setting → model of the hub, of all that ``config`` names."""
-    named = {"model.path": config.model.path, "critic.init": config.critic.init}
-    for iteration, change in config.by_iteration.items():
-        named[f"by_iteration.{iteration}.critic.init"] = (change.get("critic") or {}).get("init")
-    return {setting: name for setting, name in named.items() if name is not None and of_the_hub(name)}
-
-
-def pin(config: Config, saved: Callable[[], Config | None]) -> Config:
-    """``config`` with the commit of every model of the hub.
-
-    Args:
-        saved: Gives the settings that the run had before, if it had any.
-    """
-    named = models_of(config)
-    if not named:
-        return config
-    before = saved()
-    known = {} if before is None else models_of(before)
-    for setting, name in named.items():
-        *sections, key = setting.split(".")
-        change: dict = {key: pinned(setting, name, known.get(setting))}
-        for section in reversed(sections):
-            change = {int(section) if section.isdecimal() else section: change}
-        config = Config.model_validate(merge(config.model_dump(), change))
-    return config
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import decimal
 import json
+import math
 from typing import Any
 
 from dapo_fast.errors import InputError
@@ -65,8 +66,11 @@ def answer(row: Row, field: str, where: str) -> str:
     value = row[field]
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise InputError(f"{where}: {field!r} must be text or a number, not {kind(value)}")
+    if isinstance(value, float) and math.isinf(value):
+        raise InputError(f"{where}: {field!r} is a number beyond all that are told apart; write it as text")
     # AMC and SVAMP publish whole numbers as 27.0.
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    whole = isinstance(value, float) and value.is_integer()
+    return _written(int(value) if whole else value)
 
 
 def identity(row: Row, field: str, where: str) -> str:
@@ -74,4 +78,9 @@ def identity(row: Row, field: str, where: str) -> str:
     value = row[field]
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise InputError(f"{where}: {field!r} must be text or a whole number, not {kind(value)}")
-    return str(value)
+    return _written(value)
+
+
+def _written(value: str | int | float) -> str:
+    # As in _whole: Python writes no more digits than it reads.
+    return str(decimal.Decimal(value)) if isinstance(value, int) else str(value)

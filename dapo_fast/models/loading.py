@@ -20,6 +20,7 @@ from dapo_fast.models.files import read_pretrained, stored_tensors, untied_in_fi
 from dapo_fast.models.padded import choose_padded, reads_padded
 from dapo_fast.models.value import ValueModel, architecture_of
 from dapo_fast.models.variants import config_of_text
+from dapo_fast.snapshots import model_directory
 from dapo_fast.sums import check_model
 
 log = logging.getLogger("dapo_fast.models")
@@ -52,6 +53,7 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
 
 def load_config_of(directory: str | Path) -> PreTrainedConfig:
     """The config of a model directory or hub id, checked for attention that trees can honour."""
+    directory = model_directory("model", directory, weights=False)
     check_model(directory, weights=False)
     with blaming(directory, "not a readable model directory"):
         config = AutoConfig.from_pretrained(directory)
@@ -80,6 +82,7 @@ def load_causal_lm(
         InputError: no model there, files that are not the whole of it (``models.files``), or one whose attention a
             tree cannot honour.
     """
+    directory = model_directory("model", directory)
     device, dtype, name = _resolved(device, dtype, attention, _config_of_policy(directory))
     model = read_pretrained(AutoModelForCausalLM, directory, dtype=dtype, attn_implementation=name)
     head = model.get_output_embeddings()
@@ -193,6 +196,7 @@ def load_value_model(
     Raises:
         InputError: as ``load_causal_lm``; or ``directory`` is not of the kind that ``init`` says.
     """
+    directory = model_directory("model", directory, weights=init != "scratch")
     config = load_config_of(directory)
     device, dtype, name = _resolved(device, dtype, attention, config)
     options = {"dtype": dtype, "attn_implementation": name}

@@ -130,14 +130,20 @@ def architecture_of(config: PreTrainedConfig, source: str | Path) -> str:
     return named[0]
 
 
+def check_value_model(directory: str | Path, config: PreTrainedConfig) -> None:
+    """InputError where ``config``, that of ``directory``, is of no value model that was saved."""
+    architecture = architecture_of(config, directory)
+    if config.num_labels != 1 or not architecture.endswith("ForTokenClassification"):
+        raise InputError(f"{directory}: not a value model, its config says {architecture or 'no architecture'}")
+
+
 def _token_classifier(
     directory: str | Path, options: dict[str, Any], changes: dict[str, Any], fresh_head: bool
 ) -> PreTrainedModel:
     try:
         config = config_of_text(AutoConfig.from_pretrained(directory))
-        architecture = architecture_of(config, directory)
-        if not fresh_head and (config.num_labels != 1 or not architecture.endswith("ForTokenClassification")):
-            raise InputError(f"{directory}: not a value model, its config says {architecture or 'no architecture'}")
+        if not fresh_head:
+            check_value_model(directory, config)
         config = type(config).from_dict(config.to_dict() | changes)
         return read_pretrained(token_classifier(type(config)), directory, fresh_head, config=config, **options)
     except InputError:

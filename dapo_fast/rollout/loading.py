@@ -21,6 +21,7 @@ from dapo_fast.data.problems import Problem
 from dapo_fast.data.prompts import prompt_encoder
 from dapo_fast.errors import InputError, blaming, refuse_pipe
 from dapo_fast.models.files import stored_tensors
+from dapo_fast.models.value import check_value_model
 from dapo_fast.snapshots import model_directory
 from dapo_fast.sums import check_model
 
@@ -66,19 +67,26 @@ def check_model_directory(setting: str, name: str | Path, weights: bool = True) 
     return path
 
 
-def check_critic(setting: str, name: str | Path, ours: PreTrainedTokenizerBase) -> Path:
-    """As ``check_model_directory``; InputError too where its vocabulary is another one than ``ours``."""
+def check_critic(setting: str, name: str | Path, ours: PreTrainedTokenizerBase, trained: bool) -> Path:
+    """As ``check_model_directory``; InputError too where its vocabulary is another one than ``ours``.
+
+    ``trained``: where it is to be a value model already, and no start of one.
+    """
     path = check_model_directory(setting, name)
+    if trained:
+        check_value_model(path, AutoConfig.from_pretrained(path))
     if load_tokenizer(path)(PROBE)["input_ids"] != ours(PROBE)["input_ids"]:
         raise InputError(f"{setting} {path}: its tokenizer is not the policy's, whose tokens it would have to read")
     return path
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer saved in ``directory``; InputError where there is none, or it has no end token."""
+    """The tokenizer of a directory or a model of the hub; InputError where there is none, or it has no end token."""
+    directory = model_directory("model", directory, weights=False)
     check_model(directory, weights=False)
     with blaming(directory, "no readable tokenizer"):
         tokenizer = _tokenizer_class(Path(directory)).from_pretrained(directory)
+        tokenizer(PROBE)  # some of its settings are not looked at before
     if tokenizer.eos_token_id is None:
         raise InputError(f"{directory}: the tokenizer has no end token, so no response could ever finish")
     return tokenizer

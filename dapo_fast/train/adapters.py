@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from dapo_fast.snapshots import origin
 from dapo_fast.train.parallel import World
 from dapo_fast.train.weights import ADAPTER
 
@@ -24,7 +25,7 @@ def export_adapters(model: nn.Module, directory: Path, base: Path, world: World)
     """Write what ``weights.add_lora`` put beside the layers of ``model``, for ``PeftModel.from_pretrained``.
 
     Args:
-        base: The model that they adapt, by which its own directory is found.
+        base: The model that they adapt, by whose directory, or name on the hub, PEFT finds it.
     """
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
@@ -36,12 +37,14 @@ def export_adapters(model: nn.Module, directory: Path, base: Path, world: World)
 
     layers = {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
     one = next(iter(layers.values()))
+    name, revision = origin(base)
     config = LoraConfig(
         r=one.r[ADAPTER],
         lora_alpha=one.lora_alpha[ADAPTER],
         target_modules=list(layers),
         task_type="CAUSAL_LM",
-        base_model_name_or_path=str(base),
+        base_model_name_or_path=name,
+        revision=revision,
         inference_mode=True,
     )
     config.save_pretrained(str(directory))

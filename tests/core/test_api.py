@@ -256,7 +256,7 @@ def test_a_critic_that_is_not_there_is_said_before_anything_is_measured(tmp_path
 
 
 def test_with_a_critic_results_are_read_once(calls, tmp_path, monkeypatch):
-    monkeypatch.setattr("dapo_fast.rollout.loading.check_critic", lambda *arguments: None)
+    monkeypatch.setattr("dapo_fast.rollout.loading.check_critic", lambda *arguments, **options: None)
     monkeypatch.setattr("dapo_fast.pipeline.Pipeline.choose", lambda *arguments: {"samples": 4})
     run = DAPO(settings(evaluate={"samples": 4}), tmp_path / "run", **given(heldout=ROWS[:3]))
     assert run.evaluate(0, "critic")["chosen"] == run.best_of("critic", 0) == {"samples": 4}

@@ -9,10 +9,13 @@ from train_cases import write_model
 
 from dapo_fast import DAPO, Config, snapshots
 from dapo_fast.cli import main
+from dapo_fast.config import ModelSettings
 from dapo_fast.errors import InputError
+from dapo_fast.models.loading import load_config_of, load_value_model
 from dapo_fast.provenance import read_provenance
 from dapo_fast.report.read import read_run
-from dapo_fast.snapshots import model_directory, of_the_hub, pinned
+from dapo_fast.rollout.in_process import InProcessEngine
+from dapo_fast.snapshots import model_directory, of_the_hub, origin, pinned
 from dapo_fast.step_values import StepValues
 
 FIRST, SECOND = "a" * 40, "b" * 40
@@ -60,6 +63,7 @@ def test_names_and_directories(hub, tmp_path):
     assert model_directory("model.path", "org/small") == hub.directory(FIRST)
     assert model_directory("model.path", f"org/small@{SECOND}") == hub.directory(SECOND)
     assert pinned("model.path", "org/small@v1") == pinned("model.path", "org/small") == f"org/small@{FIRST}"
+    assert origin(hub.directory(FIRST)) == ("org/small", FIRST) and origin(tmp_path / "x") == (f"{tmp_path}/x", None)
     hub.move("main", SECOND)
     assert pinned("model.path", "org/small") == f"org/small@{SECOND}"
     assert pinned("model.path", "org/small", f"org/small@{FIRST}") == f"org/small@{FIRST}"  # as the run began
@@ -128,11 +132,15 @@ def test_commands_take_them(hub, tmp_path, capsys):
     assert "model org/smaller: no such directory" in capsys.readouterr().err
 
 
+def test_what_loads_models_takes_them(hub):
+    engine = InProcessEngine.load("org/small", ModelSettings())
+    assert engine.tokenizer.eos_token_id in engine.end_ids and engine.model.num_parameters() > 0
+    assert load_config_of(f"org/small@{SECOND}").vocab_size == engine.model.config.vocab_size
+
+
 def test_a_critic_may_be_one(hub):
     with pytest.raises(InputError, match=f"{FIRST}: .*"):
         StepValues("org/small", template="none")  # a causal LM: it was looked at
-    from dapo_fast.models.loading import load_value_model
-
     load_value_model(hub.directory(FIRST), init="causal_lm").save_pretrained(hub.directory(SECOND))
     values = StepValues(f"org/small@{SECOND}", template="none")
     assert [step.before for step in values("=1+1", "1+1=2")] == [0.5]

@@ -421,6 +421,13 @@ def test_broken_containers(tmp_path):
             load_problems(str(tmp_path / name))
 
 
+def test_numbers_of_more_digits_than_python_writes(tmp_path):
+    digits = "9" * 5000
+    (tmp_path / "p.jsonl").write_text(f'{{"id": {digits}, "prompt": "Q", "answer": -{digits}}}\n')
+    (problem,) = load_problems(tmp_path / "p.jsonl")
+    assert (problem.id, problem.answer) == (digits, f"-{digits}")
+
+
 def test_unknown_source():
     for source in ("no/such/file.jsonl", "./nothing", "nosuchbenchmark", "a/b.jsonl"):
         with pytest.raises(InputError, match="no such file, and not a benchmark name"):

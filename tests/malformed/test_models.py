@@ -59,6 +59,7 @@ BUILT = [  # what no model can be built of, with or without weights
 OTHERS = [  # which the weights are not of
     {"num_key_value_heads": 3},
     {"num_hidden_layers": 0},
+    {"num_hidden_layers": 10**6},
     {"num_hidden_layers": 2},
     {"hidden_size": 32},
     {"vocab_size": 99},
@@ -92,6 +93,17 @@ def test_files_of_a_model_that_are_junk(file, command, model, inputs, capsys):
     junk, name = file
     replace(model / name, junk)
     refused(capsys, command("model", inputs), "model", keeps=[model])
+
+
+@pytest.mark.parametrize("command", LOADING)
+def test_settings_of_a_tokenizer_that_are_wrong_where_they_are_used(command, model, inputs, capsys):
+    edited(model / "tokenizer_config.json", model_max_length="long")
+    refused(capsys, command("model", inputs), "model: no readable tokenizer", keeps=[model])
+
+
+def test_logits_that_are_no_numbers_though_weights_are(model, inputs, capsys):
+    edited(model / "config.json", rms_norm_eps=float("nan"))
+    refused(capsys, evaluation("model", inputs), "logits are not finite", keeps=[model])
 
 
 @pytest.mark.parametrize(
@@ -248,3 +260,9 @@ def test_after_a_first_failure_other_settings_are_free(here, inputs, capsys):
     refused(capsys, changed, "seed (3, now 4)", keeps=[here / "out"])
     shutil.rmtree(here / "out")
     assert main([str(word) for word in changed]) == 0
+
+
+def test_a_policy_where_a_critic_belongs(run, capsys):
+    shutil.rmtree(run / "iter1" / "evaluate")  # which is not measured first
+    critic = ["--critic", run / "iter1" / "actor" / "model"]
+    refused(capsys, ["evaluate", run, "--iteration", "1", *critic], "model: not a value model", keeps=[run])

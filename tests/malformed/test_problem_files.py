@@ -30,6 +30,7 @@ LINES = {  # of which the second is wrong
     "single quotes": GOOD + GOOD.replace('"', "'"),
     "NaN": second(answer=float("nan")),
     "infinity": second(answer=float("-inf")),
+    "beyond floats": GOOD + '{"id": "b", "prompt": "=1+2", "answer": 1e999}\n',
     "latin": GOOD.encode() + '{"id": "b", "prompt": "é", "answer": "3"}\n'.encode("latin-1"),
     "NUL": GOOD + "\0\n",
     "no prompt": second(prompt=...),

@@ -139,7 +139,7 @@ SMALL = {
     "data": {"task": "arithmetic", "template": "none", "limit": 12, "heldout_limit": 10, "validation_limit": 6},
     "collect": {"samples": 4, "kept": 2, "completions": 2, "max_tokens": 40},
     "critic": {"steps": 2, "batch_states": 64},
-    "advantages": {"gap": 0},
+    "advantages": {"gap": 0, "keep_all_wrong": True},
     "actor": {"steps": 6, "eval_every": 2, "lr": 1e-4},
     "evaluate": {"max_tokens": 40, "samples": 2},
 }
@@ -157,7 +157,7 @@ def test_a_run_measures_by_its_sampler_and_reward_and_exports_the_peak(tmp_path)
     run.collect(), run.critic(), run.advantages()
     assert run.actor()["best"]["step"] == 4
     told = {e.step: e.values["validation_accuracy"] for e in heard if "validation_accuracy" in e.values}
-    assert told[2] < 1 == told[4] and told[6] == 0
+    assert told[4] > told[2] == told[6] == 0  # what did not finish is wrong, unseen
     # An iteration's own problems, those that are reported and those that are chosen by are three sets.
     parts = run._pipeline.parts
     sets = [{p.prompt for p in problems} for problems in (parts.problems(1), parts.heldout(), parts.validation())]

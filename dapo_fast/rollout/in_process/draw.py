@@ -24,8 +24,8 @@ def draw(logits: Tensor, uniform: Tensor, params: SamplingParams) -> tuple[Tenso
         Token ids (rows,) int64; and their log-probs (rows,) fp32 under the untempered policy, if asked for.
     """
     if params.temperature == 0:
-        most, token = logits.max(-1)  # a NaN is larger than all numbers
-        _check_finite(most)
+        largest, token = logits.max(-1)
+        _check_finite(largest)
     else:
         uniform = uniform.to(logits.device)
         size = max(1, _SAMPLING_ELEMENTS // logits.shape[-1])
@@ -50,8 +50,9 @@ def _invert(logits: Tensor, uniform: Tensor, params: SamplingParams) -> Tensor:
     return torch.searchsorted(distribution, uniform[:, None] * total, right=True)[:, 0]
 
 
-def _check_finite(found: Tensor) -> None:
-    if not bool(found.isfinite().all()):
+def _check_finite(values: Tensor) -> None:
+    """InputError where a NaN among the logits has come through to ``values``."""
+    if not bool(values.isfinite().all()):
         raise InputError("the model's logits are not finite")
 
 
