@@ -13,15 +13,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # a name that is no file's is not to be look
 
 # Files that take longest, the longest first: of two processes, none is left with one of them when the other is done.
 LONGEST = (
-    "test_two_processes.py",
     "test_end_to_end.py",
-    "test_study.py",
-    "test_vllm_script.py",
-    "test_distributed.py",
+    "test_two_processes.py",
     "test_triton.py",
+    "test_distributed.py",
+    "test_study.py",
     "test_torchrun.py",
     "test_tensor.py",
     "test_attacks.py",
+    "test_vllm_script.py",
 )
 
 
@@ -35,6 +35,12 @@ def imports_are_no_garbage():
     """Runs collect garbage after every stage: half a second each, spent on what imports left for good."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Reports without PNGs, which take most of their time."""
+    monkeypatch.setattr("dapo_fast.report.figures.write_figures", lambda run, trees: [])
 
 
 @pytest.fixture(scope="session")

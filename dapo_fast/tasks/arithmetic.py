@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import random
 import re
-
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from typing import TYPE_CHECKING
 
 from dapo_fast.data.problems import Problem
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 MODULUS = 7
 OPERATORS = 5
@@ -39,6 +40,10 @@ class Arithmetic:
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """One token for each digit, each operator with its digit, ``=``, line break, and four specials."""
+        # Late, here and below: a config that names a task is read and refused without loading Transformers and torch.
+        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
         digits = [str(d) for d in range(MODULUS)]
         tokens = ["<pad>", "<bos>", "<eos>", "<unk>", *self.marks, "\n", *digits]
         tokens += [operator + digit for operator in _APPLY for digit in digits]
@@ -57,6 +62,8 @@ class Arithmetic:
 
     def model_config(self) -> LlamaConfig:
         """A Llama of 2 layers and width 96, to be trained from scratch."""
+        from transformers import LlamaConfig
+
         tokenizer = self.tokenizer()
         # Not a Qwen2: transformers 5 gives every model of that type Qwen2's own tokenizer, whatever was saved.
         return LlamaConfig(

@@ -55,7 +55,7 @@ def test_it_learns(finished):
     assert (finished / "report.html").stat().st_size > 1000
 
 
-def test_a_finished_run_returns_at_once_and_keeps_its_table(finished):
+def test_a_finished_run_returns_at_once_and_keeps_its_table(finished, no_pictures):
     before = content(finished)
     assert run(finished) == 0
     assert content(finished) == before
@@ -76,7 +76,7 @@ BRIEF = [
 MOMENTS = ("sft/checkpoints/step-*[0-9]", "iter1/collect/shard-00001.parquet", "iter1/actor/metrics.jsonl")
 
 
-def test_killed_in_three_stages_it_ends_with_the_same_bits(tmp_path):
+def test_killed_in_three_stages_it_ends_with_the_same_bits(tmp_path, no_pictures):
     directory = tmp_path / "killed"
     assert run(tmp_path / "whole", *BRIEF) == 0
     fork = multiprocessing.get_context("fork")  # which spares the imports
@@ -92,7 +92,7 @@ def test_killed_in_three_stages_it_ends_with_the_same_bits(tmp_path):
     assert content(directory) == content(tmp_path / "whole")
 
 
-def test_all_wrong_is_a_clear_message_and_not_a_trained_model(tmp_path, capsys):
+def test_all_wrong_is_a_clear_message_and_not_a_trained_model(tmp_path, no_pictures, capsys):
     untrained = [
         "sft.steps=1",
         "data.limit=4",

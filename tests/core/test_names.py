@@ -155,7 +155,7 @@ def test_names_are_the_same_in_every_process():
     code += "{'a', 'b', 'c', 'd'}, re.compile('x'), Slots('aa', 'aa'), pathlib.Path('/a/b'), np.ones(2), torch.ones(2),"
     code += "local_class(1)()])), name_of(lambda p, r: r in {'a', 'b', 'c', 'd'}))"
     found = set()
-    for seed in "123":
+    for seed in "12":  # which put sets of these in other orders
         environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join([*sys.path, f"{HERE}"])}
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
         found.add(done.stdout)

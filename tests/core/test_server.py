@@ -99,7 +99,7 @@ def alive(pid):
 
 def ends(pid):
     # A process that was sent SIGKILL is gone once the kernel gets to it.
-    return any(not alive(pid) or time.sleep(0.05) for _ in range(400))
+    return any(not alive(pid) or time.sleep(0.05) for _ in range(12000))
 
 
 def test_serves_the_policy_and_ends_with_its_children(tmp_path):

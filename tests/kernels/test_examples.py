@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -32,10 +33,26 @@ def test_trl_trainer():
     assert after < before
 
 
+# As torchrun starts a program, but for one set of imports: PROGRAM PORT.
+ON_TWO_PROCESSES = """
+import os, runpy, sys
+import torch.multiprocessing
+
+def rank(number):
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2", "MASTER_PORT": sys.argv[2]}
+    runpy.run_path(sys.argv[1], run_name="__main__")
+
+runpy.run_path(sys.argv[1])  # its imports
+torch.multiprocessing.start_processes(rank, nprocs=2, start_method="fork")
+"""
+
+
 def test_fsdp2_loop_on_two_processes():
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [sys.executable, *launcher, str(EXAMPLES / "fsdp2_loop.py")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", ON_TWO_PROCESSES, str(EXAMPLES / "fsdp2_loop.py"), str(port)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     # Seen once: gloo's threads abort the interpreter's exit, after the work is done and the losses are printed.
     assert done.returncode == 0 or "terminate called without an active exception" in done.stderr, done.stderr[-3000:]
     first, last = (float(n) for n in re.findall(r"update ([\d.]+), of the last ([\d.]+)", done.stdout)[0])

@@ -86,7 +86,7 @@ def test_compiled_surroundings(compiler, path):
 
 def program(name, *arguments):
     return subprocess.run(
-        [sys.executable, str(HERE / name), *map(str, arguments)], capture_output=True, text=True, timeout=300
+        [sys.executable, str(HERE / name), *map(str, arguments)], capture_output=True, text=True, timeout=600
     )
 
 

@@ -24,10 +24,10 @@ from dapo_fast.rundir import RunDirectory, write_json
 
 
 @pytest.fixture(autouse=True)
-def few_pictures(request, monkeypatch):
-    """PNGs take most of the time of a report: only the tests marked for it draw them."""
+def few_pictures(request):
+    """Only the tests marked for it draw PNGs."""
     if "pictures" not in request.fixturenames:
-        monkeypatch.setattr("dapo_fast.report.figures.write_figures", lambda run, trees: [])
+        request.getfixturevalue("no_pictures")
 
 
 @pytest.fixture

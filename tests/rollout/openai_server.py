@@ -1,8 +1,7 @@
 """An OpenAI-compatible server over a tiny model, with faults on demand: what the HTTP engine is tested against.
 
-The process reads settings of a server (arguments of ``Server``) from each line of its input, forks that server and
-prints its process id and port; with arguments, ``openai_server.py MODEL PORT [SETTINGS]``, it is one server, as
-``engine.command`` starts it. POST /faults takes a list of faults, one for each of the completions that follow, from
+``openai_server.py MODEL PORT [SETTINGS]`` is one server, as ``engine.command`` starts it; ``fork_servers`` has one for
+every line of settings. POST /faults takes a list of faults, one for each of the completions that follow, from
 ``FAULTS``; null is none. GET /log says what it was asked.
 
 As vLLM does, it says its context (max_model_len) and refuses what does not fit in it, takes several prompts at once and
@@ -190,20 +189,18 @@ class Handler(BaseHTTPRequestHandler):
         return found
 
 
-def main():
-    """Fork a server for every line of settings on the standard input: importing everything takes longer than a test."""
-    torch.set_num_threads(1)
-    if len(sys.argv) > 1:
-        more = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
-        return Server(sys.argv[1], int(sys.argv[2]), **more).serve_forever()
+def fork_servers(lines, answers):
+    """For every line of settings (arguments of ``Server``) fork that server, and answer its process id and port."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children that are killed leave nothing behind
-    for line in sys.stdin:
+    for line in lines:
         settings = json.loads(line)
         if os.fork() == 0:
             server = Server(**settings)
-            print(json.dumps({"pid": os.getpid(), "port": server.server_address[1]}), flush=True)
+            print(json.dumps({"pid": os.getpid(), "port": server.server_address[1]}), file=answers, flush=True)
             server.serve_forever()
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    more = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
+    Server(sys.argv[1], int(sys.argv[2]), **more).serve_forever()

@@ -1,22 +1,14 @@
-"""Collection: what a tree holds, what the options do, and that a killed one ends with the same store."""
+"""Collection: what a tree holds, and what the options do."""
 
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
-from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from collect_process import SETTINGS, run
 from transformers import AutoModelForCausalLM
 
 from dapo_fast.config import CollectSettings
-from dapo_fast.data.store import read_shard, read_trees
+from dapo_fast.data.store import read_trees
 from dapo_fast.data.tree import Trunk
 from dapo_fast.errors import InputError
 from dapo_fast.rollout.collect import collect
@@ -30,7 +22,6 @@ from dapo_fast.tasks import get_task
 TASK = get_task("arithmetic")
 TOKENIZER = TASK.tokenizer()
 EOS = TOKENIZER.eos_token_id
-KILLS = int(os.environ.get("DAPO_FAST_TEST_KILLS", "3"))
 
 
 def ids(text, end=False):
@@ -190,10 +181,10 @@ def test_bad_input_is_refused_before_anything_is_sampled(tmp_path):
     with pytest.raises(ValueError, match="splitter 'words': unknown"):
         gather(Silent(), tmp_path, splitter="words")
     with pytest.raises(InputError, match="no problems"):
-        collect([], Silent(), SETTINGS, tmp_path, encode=encode, verify=lenient, seed=0, digest="")
+        collect([], Silent(), CollectSettings(), tmp_path, encode=encode, verify=lenient, seed=0, digest="")
     with pytest.raises(InputError, match="more than once"):
         problems = TASK.problems(1, seed=0) * 2
-        collect(problems, Silent(), SETTINGS, tmp_path, encode=encode, verify=lenient, seed=0, digest="")
+        collect(problems, Silent(), CollectSettings(), tmp_path, encode=encode, verify=lenient, seed=0, digest="")
 
 
 # ------------------------------------------------------------------------------------------------ the rules
@@ -432,40 +423,3 @@ def test_completions_start_within_a_gold_solution_where_nothing_was_right(tmp_pa
     ):
         tree = start_within(replace(problem, extra=extra), tmp_path / name, **settings)
         assert [t.reward for t in tree.trunks] == [0.0], name
-
-
-# ------------------------------------------------------------------------------------------------ kills
-
-
-def test_killed_again_and_again_it_ends_with_the_same_store(policy, tmp_path):
-    run(policy, tmp_path / "whole")
-    command = [sys.executable, str(Path(__file__).with_name("collect_process.py")), str(policy), str(tmp_path / "cut")]
-    rng = random.Random(0)
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as launcher:
-
-        def collect_in_a_child():
-            launcher.stdin.write("\n")
-            launcher.stdin.flush()
-            return int(launcher.stdout.readline())
-
-        killed = 0
-        for _ in range(KILLS):
-            child = collect_in_a_child()
-            time.sleep(rng.uniform(0.0, 1.0))
-            with suppress(ProcessLookupError):  # it was faster
-                os.kill(child, signal.SIGKILL)
-            killed += int(launcher.stdout.readline()) == signal.SIGKILL
-        assert killed > 0
-        collect_in_a_child()
-        assert launcher.stdout.readline().strip() == "0"
-        launcher.kill()
-    names = sorted(p.name for p in (tmp_path / "whole").iterdir())
-    assert sorted(p.name for p in (tmp_path / "cut").iterdir()) == names
-    for name in names:
-        if name.endswith(".parquet"):
-            assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-            assert read_shard(tmp_path / "cut" / name)
-    counts = [read_state(tmp_path / d / "done.json") for d in ("whole", "cut")]
-    assert {k: v for k, v in counts[0].items() if k != "seconds"} == {
-        k: v for k, v in counts[1].items() if k != "seconds"
-    }

@@ -168,7 +168,7 @@ def test_a_restart_in_the_middle(directory, serve):
         thread.start()
         time.sleep(0.3)
         with serve(port=int(port)):
-            thread.join(60)
+            thread.join(600)
             assert found == expected
 
 
