@@ -80,7 +80,7 @@ def direct_advantage(
         normalizer = torch.full((), normalizer, dtype=torch.float32, device=tokens.device)
     direct_advantage_kernel[(1,)](
         tokens,
-        offsets,
+        offsets.contiguous(),
         advantages.contiguous(),
         ref_logps.contiguous(),
         normalizer.to(tokens.device),
