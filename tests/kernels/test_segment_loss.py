@@ -101,6 +101,13 @@ def test_strided_offsets(path):
         torch.testing.assert_close(function(strided.cu), function(case.cu))
 
 
+def test_advantages_of_16_bits(path):
+    """They are widened before they are divided by beta, as the kernel does it."""
+    case = make_case([4, 6, 2], device=path[1])
+    narrow = dataclasses.replace(case, advantages=case.advantages.bfloat16(), ref_logps=case.ref_logps.bfloat16())
+    compare(narrow, path[0])
+
+
 def test_normalizer_and_beta(path):
     case = make_case([4, 6, 2], device=path[1])
     arguments = (case.hidden, case.weight, case.targets, case.cu, case.advantages, case.ref_logps)
