@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dapo_kernels import checks
 from dapo_kernels.chunk_torch import TorchLogits, segment_sums
-from dapo_kernels.plan import Chunk, Piece, make_chunks, sizes
+from dapo_kernels.plan import Chunk, Piece, make_chunks, row_index, sizes
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -153,7 +153,5 @@ def gather_rows(hidden: Tensor, piece: Piece, dtype: torch.dtype) -> Tensor:
     if piece.rows is None:
         rows = hidden[piece.start : piece.stop]
     else:
-        # On a GPU a wrong row is found only when debugging; clamped, it still never reads out of bounds.
-        index = piece.rows.clamp(0, hidden.shape[0] - 1) if hidden.is_cuda else piece.rows
-        rows = hidden.index_select(0, index)
+        rows = hidden.index_select(0, row_index(hidden, piece))
     return rows.to(dtype)

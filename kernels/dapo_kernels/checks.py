@@ -129,9 +129,23 @@ def offsets(name: str, value: Tensor, entries: int) -> None:
         raise ValueError(f"{name}: falls from {values[at]} to {values[at + 1]} at segment {at}")
 
 
+def constant(name: str, value: object) -> None:
+    """A number, or a tensor that the loss does not differentiate: asking for its gradient is an error, not nought."""
+    if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{name}: requires a gradient, but is a constant of the loss; pass it detached")
+
+
+def normalizer(value: object) -> None:
+    """A number, or a 0-d tensor on any device."""
+    if isinstance(value, Tensor) and value.dim():
+        raise ValueError(f"normalizer: expected a number or a 0-d tensor, got shape {tuple(value.shape)}")
+    constant("normalizer", value)
+
+
 def per_segment(name: str, value: Tensor, segments: int, hidden: Tensor) -> None:
     tensor(name, value, (segments,), FLOATS)
     same_device(name, value, hidden)
+    constant(name, value)
     # As a list, like offsets; a sum is finite only if all are.
     if reads_values(value) and not math.isfinite(sum(value.tolist())) and not bool(torch.isfinite(value).all()):
         at = int((~torch.isfinite(value)).nonzero()[0])

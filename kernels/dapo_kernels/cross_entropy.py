@@ -66,6 +66,7 @@ def linear_cross_entropy(
         normalizer = 1.0
     elif normalizer is None:
         normalizer = (targets != ignore_index).sum().clamp(min=1)
+    checks.normalizer(normalizer)
     return segment_loss(call, None, CrossEntropy(normalizer, label_smoothing, z_loss), 1).loss
 
 

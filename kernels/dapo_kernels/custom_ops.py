@@ -53,10 +53,10 @@ def objective_loss(
     )  # fmt: skip
     if cu_segments is not None:
         checks.cu_segments(cu_name, cu_segments, targets.numel(), hidden)
+    function = objective_of(FIXED, objective, (first, second, third), numbers)
+    function.check(hidden, targets.numel() if cu_segments is None else cu_segments.numel() - 1, cu_segments)
     with kernel_context(hidden):
-        loss, segments, tokens, gradients = compute(
-            call, cu_segments, objective_of(FIXED, objective, (first, second, third), numbers), per_group, tuple(needs)
-        )
+        loss, segments, tokens, gradients = compute(call, cu_segments, function, per_group, tuple(needs))
     return loss, segments, *tokens.results(), *_or_empty(gradients, hidden)
 
 

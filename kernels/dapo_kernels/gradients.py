@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dapo_kernels.chunk_torch import Dlogits, add_outer, project_back
-from dapo_kernels.plan import Piece
+from dapo_kernels.plan import Piece, row_index
 
 if TYPE_CHECKING:
     from dapo_kernels.call import Call
@@ -64,9 +64,8 @@ class Gradients:
         scale = None if dlogits.scale is None else dlogits.scale[..., None]
         if piece.rows is not None:
             # A piece's rows are distinct, so the order of the additions is that of the pieces: deterministic.
-            index = piece.rows.clamp(0, self.hidden.shape[0] - 1) if values.is_cuda else piece.rows
             product = project_back(values, weight, self.hidden.dtype)
-            self.hidden.index_add_(0, index, product if scale is None else product.mul_(scale))
+            self.hidden.index_add_(0, row_index(self.hidden, piece), product if scale is None else product.mul_(scale))
             return
         out = self.hidden[piece.start : piece.stop]
         if dlogits.words is not None:

@@ -29,6 +29,10 @@ class _Operator:
         """The fields, in order."""
         raise NotImplementedError
 
+    def check(self, hidden: Tensor, segments: int, cu_segments: Tensor | None) -> None:
+        """ValueError naming the field that does not fit a call with so many segments."""
+        checks.normalizer(self.normalizer)
+
     def with_gradient(
         self, segment_logps: Tensor, token_logps: Tensor, start: int, stop: int
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -54,11 +58,19 @@ class DirectAdvantage(_Operator):
     def values(self) -> tuple:
         return self.advantages, self.ref_logps, self.beta, self.normalizer
 
+    def check(self, hidden: Tensor, segments: int, cu_segments: Tensor | None) -> None:
+        checks.per_segment("advantages", self.advantages, segments, hidden)
+        checks.per_segment("ref_logps", self.ref_logps, segments, hidden)
+        if not (isinstance(self.beta, int | float) and 0 < self.beta < float("inf")):
+            raise ValueError(f"beta: must be a positive number, got {self.beta!r}")
+        checks.normalizer(self.normalizer)
+
     def with_gradient(
         self, segment_logps: Tensor, token_logps: Tensor, start: int, stop: int
     ) -> tuple[Tensor, Tensor, None]:
         # Â/β − u in few operations: a small batch is as fast as they are.
-        gap = (self.ref_logps[start:stop] - segment_logps).add_(self.advantages[start:stop], alpha=1 / self.beta)
+        advantages = self.advantages[start:stop].to(segment_logps.dtype)  # 16 bits would round Â/β
+        gap = (self.ref_logps[start:stop] - segment_logps).add_(advantages, alpha=1 / self.beta)
         slope = gap / -self.normalizer
         return -0.5 * gap.dot(slope), slope, None
 
@@ -129,6 +141,13 @@ class ClippedPolicyGradient(_Operator):
     def values(self) -> tuple:
         return self.advantages, self.old_logps, self.low, self.high, self.normalizer
 
+    def check(self, hidden: Tensor, segments: int, cu_segments: Tensor | None) -> None:
+        if cu_segments is not None:
+            raise ValueError("cu_segments: must be None, ClippedPolicyGradient is a loss of tokens")
+        checks.per_segment("advantages", self.advantages, segments, hidden)
+        checks.per_segment("old_logps", self.old_logps, segments, hidden)
+        checks.normalizer(self.normalizer)
+
     def with_gradient(
         self, segment_logps: Tensor, token_logps: Tensor, start: int, stop: int
     ) -> tuple[Tensor, None, Tensor]:
@@ -154,6 +173,12 @@ class DPO(_Operator):
 
     def values(self) -> tuple:
         return self.ref_logps, self.beta, self.normalizer
+
+    def check(self, hidden: Tensor, segments: int, cu_segments: Tensor | None) -> None:
+        if segments % 2:
+            raise ValueError(f"cu_segments: has {segments} segments, which are not pairs of chosen and rejected")
+        checks.per_segment("ref_logps", self.ref_logps, segments, hidden)
+        checks.normalizer(self.normalizer)
 
     def with_gradient(
         self, segment_logps: Tensor, token_logps: Tensor, start: int, stop: int
@@ -210,11 +235,7 @@ def linear_direct_advantage_loss(
     )  # fmt: skip
     checks.cu_segments("cu_steps", cu_steps, targets.numel(), hidden)
     steps = cu_steps.numel() - 1
-    checks.per_segment("advantages", advantages, steps, hidden)
-    checks.per_segment("ref_logps", ref_logps, steps, hidden)
-    if not (isinstance(beta, int | float) and 0 < beta < float("inf")):
-        raise ValueError(f"beta: must be a positive number, got {beta!r}")
-    if normalizer is None:
-        normalizer = max(steps, 1)
-    out = segment_loss(call, cu_steps, DirectAdvantage(advantages, ref_logps, beta, normalizer), 1)
+    objective = DirectAdvantage(advantages, ref_logps, beta, max(steps, 1) if normalizer is None else normalizer)
+    objective.check(hidden, steps, cu_steps)
+    out = segment_loss(call, cu_steps, objective, 1)
     return DirectAdvantageLoss(out.loss, out.segment_logps, out.entropies, out.lses)

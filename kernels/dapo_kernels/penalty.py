@@ -11,7 +11,7 @@ from torch import Tensor
 from dapo_kernels.call import Call
 from dapo_kernels.chunk_torch import TorchLogits, segment_sums
 from dapo_kernels.gradients import Gradients
-from dapo_kernels.plan import Piece
+from dapo_kernels.plan import Piece, row_index
 
 
 class Penalty:
@@ -60,7 +60,7 @@ class Penalty:
             if piece.rows is None:
                 gradients.hidden[piece.start : piece.stop] += part
             else:
-                gradients.hidden.index_add_(0, piece.rows, part)
+                gradients.hidden.index_add_(0, row_index(gradients.hidden, piece), part)
 
     def finish(self, gradients: Gradients) -> None:
         """Add what the mean logits of all rows make of the weight and the bias."""

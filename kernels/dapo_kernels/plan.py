@@ -28,6 +28,12 @@ class Piece(NamedTuple):
     row_of: Tensor | None  # (n,) int64: entry i reads row rows[row_of[i]]; with order and row_starts, or None as they
 
 
+def row_index(hidden: Tensor, piece: Piece) -> Tensor:
+    """(U,) the rows of hidden (T, H) that a piece with `rows` reads, and whose gradients it adds to."""
+    # On a GPU a wrong row is found only when debugging; clamped, it still is never out of bounds.
+    return piece.rows.clamp(0, hidden.shape[0] - 1) if hidden.is_cuda else piece.rows
+
+
 class Chunk(NamedTuple):
     """Whole segments start:stop, in one piece; in more than one only where a group is longer than a chunk may be."""
 

@@ -101,6 +101,10 @@ def linear_segment_loss(
         checks.cu_segments("cu_segments", cu_segments, targets.numel(), hidden)
     if segments_per_group is None:
         segments_per_group = getattr(objective, "segments_per_group", 1)
+    if segments_per_group < 1:
+        raise ValueError(f"segments_per_group: must be at least 1, got {segments_per_group}")
+    if hasattr(objective, "check"):
+        objective.check(hidden, targets.numel() if cu_segments is None else cu_segments.numel() - 1, cu_segments)
     return segment_loss(call, cu_segments, objective, segments_per_group)
 
 

@@ -55,6 +55,7 @@ def linear_value_loss(
     checks.same_device("rows", rows, hidden)
     checks.tensor("targets", targets, (rows.numel(),), checks.FLOATS)
     checks.same_device("targets", targets, hidden)
+    checks.constant("targets", targets)
     if weights is not None:
         checks.tensor("weights", weights, (rows.numel(),), checks.FLOATS)
         checks.same_device("weights", weights, hidden)
@@ -62,7 +63,9 @@ def linear_value_loss(
     if kind not in ("bce", "mse"):
         raise ValueError(f"kind: expected bce or mse, got {kind!r}")
     check_values(hidden, rows, targets, weights)
-    if normalizer is None:
+    if normalizer is not None:
+        checks.normalizer(normalizer)
+    else:
         normalizer = max(rows.numel(), 1) if weights is None else _sum_or_one(weights)
     needs = tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in (hidden, weight, bias))
     if torch.compiler.is_compiling():

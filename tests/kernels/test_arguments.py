@@ -68,6 +68,72 @@ def test_good_arguments_pass():
     assert torch.isfinite(dk.linear_direct_advantage_loss(**good()).loss)
 
 
+def of_direct(**changes):
+    return dk.DirectAdvantage(**{"advantages": torch.randn(2), "ref_logps": torch.randn(2), **changes})
+
+
+def of_tokens(**changes):
+    return dk.ClippedPolicyGradient(**{"advantages": torch.randn(N), "old_logps": torch.randn(N), **changes})
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize(
+    "name,objective,cu",
+    [
+        ("advantages", of_direct(advantages=torch.randn(1), beta=0.1, normalizer=2), [0, 2, 6]),
+        ("advantages", of_direct(advantages=torch.randn(3), beta=0.1, normalizer=2), [0, 2, 6]),
+        ("ref_logps", of_direct(ref_logps=torch.randn(1), beta=0.1, normalizer=2), [0, 2, 6]),
+        ("beta", of_direct(beta=0, normalizer=2), [0, 2, 6]),
+        ("normalizer", of_direct(beta=0.1, normalizer=torch.ones(1)), [0, 2, 6]),
+        ("normalizer", dk.CrossEntropy(torch.ones(2)), None),
+        ("advantages", of_tokens(advantages=torch.randn(1)), None),
+        ("old_logps", of_tokens(old_logps=torch.randn(N, 1)), None),
+        ("cu_segments", of_tokens(), [0, N]),
+        ("cu_segments", dk.DPO(torch.randn(3), 0.1), [0, 1, 2, 6]),
+        ("ref_logps", dk.DPO(torch.randn(1), 0.1), [0, 2, 6]),
+    ],
+)
+def test_objectives_check_their_fields(name, objective, cu, backend, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    given = {k: v for k, v in good().items() if k in ("hidden", "weight", "targets")}
+    cu = None if cu is None else torch.tensor(cu)
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        dk.linear_segment_loss(**given, cu_segments=cu, objective=objective, backend=backend)
+
+
+def test_groups_have_segments():
+    given = {k: v for k, v in good().items() if k in ("hidden", "weight", "targets")}
+    with pytest.raises(ValueError, match=r"^segments_per_group: must be at least 1, got 0"):
+        dk.linear_segment_loss(**given, cu_segments=None, objective=dk.CrossEntropy(1), segments_per_group=0)
+
+
+@pytest.mark.parametrize("name", ["advantages", "ref_logps", "normalizer"])
+def test_constants_that_want_a_gradient(name):
+    """None would come back for them: an error says so, except where nothing asks for gradients."""
+    wanting = {**good(), name: torch.tensor(2.0) if name == "normalizer" else torch.randn(2)}
+    wanting[name].requires_grad_()
+    with pytest.raises(ValueError, match=f"^{name}: requires a gradient"):
+        dk.linear_direct_advantage_loss(**wanting)
+    with torch.no_grad():
+        assert torch.isfinite(dk.linear_direct_advantage_loss(**wanting).loss)
+
+
+@pytest.mark.parametrize("name", ["targets", "normalizer"])
+def test_constants_of_the_value_loss(name):
+    given = {"hidden": torch.randn(N, H), "weight": torch.randn(H), "bias": None, "rows": torch.tensor([0, 1])}
+    given |= {"targets": torch.tensor([0.0, 1.0]), "normalizer": torch.tensor(2.0)}
+    given[name].requires_grad_()
+    with pytest.raises(ValueError, match=f"^{name}: requires a gradient"):
+        dk.linear_value_loss(**given)
+
+
+def test_normalizer_of_cross_entropy():
+    given = {k: v for k, v in good().items() if k in ("hidden", "weight", "targets")}
+    for wrong in (torch.ones(1), torch.ones((), requires_grad=True)):
+        with pytest.raises(ValueError, match=r"^normalizer: "):
+            dk.linear_cross_entropy(**given, normalizer=wrong)
+
+
 @pytest.mark.parametrize("name", ["hidden", "weight", "targets", "bias", "rows", "temperature"])
 def test_every_function_checks(name):
     given = {k: v for k, v in good().items() if k in ("hidden", "weight", "targets")}

@@ -84,6 +84,30 @@ def test_strided_inputs(path):
     assert error(out.loss, loss) < 1e-4
 
 
+def test_strided_offsets(path):
+    """cu_steps, advantages and the like may be columns of a table."""
+    case = make_case([4, 6, 2], device=path[1], bias=True)
+    columns = {"cu": case.cu, "advantages": case.advantages, "ref_logps": case.ref_logps, "bias": case.bias}
+    strided = dataclasses.replace(case, **{name: torch.stack([t, t + 1], 1)[:, 0] for name, t in columns.items()})
+    assert not any(getattr(strided, name).is_contiguous() for name in columns)
+    compare(strided, path[0])
+    arguments = (strided.hidden, strided.weight, strided.targets)
+    objective = dk.DPO(strided.ref_logps[:2], 0.3)
+    for function in (
+        lambda cu: dk.linear_step_logprobs(*arguments, cu, backend=path[0]),
+        lambda cu: dk.linear_segment_loss(*arguments, cu[[0, 1, 3]], objective, backend=path[0]).loss,
+        lambda cu: dk.linear_segment_loss(*arguments, cu, lambda s, t, a, b: s.square().sum(), backend=path[0]).loss,
+    ):
+        torch.testing.assert_close(function(strided.cu), function(case.cu))
+
+
+def test_advantages_of_16_bits(path):
+    """They are widened before they are divided by beta, as the kernel does it."""
+    case = make_case([4, 6, 2], device=path[1])
+    narrow = dataclasses.replace(case, advantages=case.advantages.bfloat16(), ref_logps=case.ref_logps.bfloat16())
+    compare(narrow, path[0])
+
+
 def test_normalizer_and_beta(path):
     case = make_case([4, 6, 2], device=path[1])
     arguments = (case.hidden, case.weight, case.targets, case.cu, case.advantages, case.ref_logps)

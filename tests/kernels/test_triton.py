@@ -132,6 +132,17 @@ else:
         tolerance = 1e-5 if dtype == torch.float32 else 8e-3
         assert ((out.double() / sums[:, None] - wanted).abs() <= tolerance * wanted.abs() + 1e-9).all()
 
+    def test_tokens_outside_all_steps_have_no_gradient(monkeypatch):
+        """On a GPU offsets need not be looked at: where they leave tokens out, no memory shows through."""
+        from dapo_kernels.ops import direct_advantage as of_steps
+
+        empty_like = torch.empty_like
+        monkeypatch.setattr(torch, "empty_like", lambda t: empty_like(t).fill_(float("nan")))
+        offsets, data = torch.tensor([1, 3, 4]), torch.ones(2)
+        loss = torch.zeros(())
+        _, gradient = of_steps.direct_advantage(-torch.rand(6), offsets, data, data, 0.5, 2.0, loss, True)
+        assert gradient[[0, 4, 5]].tolist() == [0, 0, 0] and gradient[1:4].all()
+
     @pytest.mark.parametrize("wrong", [-1, -(10**12), 50, 10**12])
     def test_wrong_targets_stay_in_bounds(wrong):
         """On a GPU targets are not looked at: a wrong one gives a wrong number, not a wrong address."""

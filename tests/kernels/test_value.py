@@ -58,6 +58,21 @@ def test_wide_and_low_precision(path):
         assert a.dtype == torch.bfloat16 and error(a, b) < 5e-3
 
 
+def test_strided_inputs(path):
+    """Every argument may be a column of a table."""
+    case = [torch.linspace(-1, 1, 8, device=path[1]), torch.tensor([2, 0, 2], device=path[1])]
+    case += [torch.tensor([0.0, 1.0, 0.5], device=path[1]), torch.tensor([1.0, 2.0, 3.0], device=path[1])]
+    hidden = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)).to(path[1]).t()
+    found = []
+    for head, rows, targets, weights in (case, [torch.stack([t, 1 - t], 1)[:, 0] for t in case]):
+        leaves = hidden.detach().requires_grad_(), head.detach().requires_grad_()
+        out = dk.linear_value_loss(leaves[0], leaves[1], None, rows, targets, weights=weights, backend=path[0])
+        found.append([out.logits, *torch.autograd.grad(out.loss, leaves)])
+    assert not head.is_contiguous() and not rows.is_contiguous()
+    for got, wanted in zip(*found):
+        torch.testing.assert_close(got, wanted)
+
+
 def test_certain_and_wrong_stays_finite(path):
     hidden = torch.tensor([[1e4], [-1e4]], device=path[1], requires_grad=True)
     weight = torch.ones(1, device=path[1])

@@ -75,12 +75,13 @@ def direct_advantage(
 ) -> tuple[Tensor, Tensor | None]:
     """The steps' log-probabilities (k,) and, in training, the gradient (n,) of each token's."""
     steps = torch.empty(offsets.numel() - 1, dtype=torch.float32, device=tokens.device)
-    gradient = torch.empty_like(tokens) if training else None
+    # Zeros: on a GPU offsets need not have been looked at, and tokens outside all steps are not written.
+    gradient = torch.zeros_like(tokens) if training else None
     if not isinstance(normalizer, Tensor):
         normalizer = torch.full((), normalizer, dtype=torch.float32, device=tokens.device)
     direct_advantage_kernel[(1,)](
         tokens,
-        offsets,
+        offsets.contiguous(),
         advantages.contiguous(),
         ref_logps.contiguous(),
         normalizer.to(tokens.device),

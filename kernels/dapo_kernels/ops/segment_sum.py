@@ -37,7 +37,7 @@ def segment_sum(tokens: Tensor, offsets: Tensor) -> Tensor:
     if k:
         segment_sum_kernel[(triton.cdiv(k, BLOCK_SEGMENTS),)](
             tokens,
-            offsets,
+            offsets.contiguous(),
             sums,
             tokens.numel(),
             k,

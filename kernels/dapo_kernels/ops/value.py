@@ -140,7 +140,7 @@ def value(
         value_kernel[(entries,)](
             hidden,
             hidden.stride(0),
-            weight.reshape(-1),
+            weight.reshape(-1).contiguous(),
             None if bias is None else bias.reshape(1),
             in_order,
             order,
