@@ -151,7 +151,7 @@ class HttpEngine:
             open_rows = []
             for (i, j), ids, tokens in zip(rows, new, left, strict=True):
                 samples[i][j] += ids
-                first = self._first_step(samples[i][j], splitter, over=ids[-1] in self.end_ids or len(ids) >= tokens)
+                first = splitter.whole_first(samples[i][j], over=ids[-1] in self.end_ids or len(ids) >= tokens)
                 if first is None:
                     open_rows.append((i, j))
                 else:
@@ -160,11 +160,6 @@ class HttpEngine:
                 progress(len(rows) - len(open_rows))
             rows, call = open_rows, call + 1
         return samples
-
-    def _first_step(self, ids: list[int], splitter: Splitter, over: bool) -> int | None:
-        """Length of the first step; None where it may go on: nothing but blanks has come after it."""
-        first = splitter.first(ids)
-        return first if over or (first < len(ids) and self._text(ids[first:]).strip()) else None
 
     def _body(self, prompt: list[int], params: SamplingParams, budget: int, name: str, n: int) -> dict[str, Any]:
         seed = int.from_bytes(hashlib.sha256(f"{params.seed}/{name}".encode()).digest()[:4], "big") >> 1
