@@ -22,6 +22,7 @@ from dapo_fast.rollout.grow import (
     states_of,
 )
 from dapo_fast.rollout.steps import Splitter
+from dapo_fast.rollout.text import text_of
 
 _RESPONSES_SHARE = 0.2  # of a shard's work, for the progress bar only
 
@@ -250,8 +251,7 @@ class Shard:
     def _text(self, ids: list[int]) -> str:
         key = tuple(ids)
         if key not in self._texts:
-            decode = self.engine.tokenizer.decode
-            self._texts[key] = decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            self._texts[key] = text_of(self.engine.tokenizer, ids)
         return self._texts[key]
 
     def _count(self, trees: list[Tree]) -> None:

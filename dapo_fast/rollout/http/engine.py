@@ -18,7 +18,7 @@ from transformers import AutoConfig, GenerationConfig
 from dapo_fast.config import EngineSettings
 from dapo_fast.errors import InputError
 from dapo_fast.models.variants import context_length
-from dapo_fast.rollout.engine import Progress, Sample, SamplingParams
+from dapo_fast.rollout.engine import Progress, Sample, SamplingParams, Undecoded
 from dapo_fast.rollout.http.answers import Asked, end_of, read_choices
 from dapo_fast.rollout.http.client import Client, ServerError
 from dapo_fast.rollout.http.dialect import Probe, common
@@ -193,10 +193,7 @@ class HttpEngine:
         return ids
 
     def _sample(self, ids: list[int]) -> Sample:
-        return Sample(ids, self._text(ids), ids[-1] in self.end_ids)
-
-    def _text(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Undecoded(ids, ids[-1] in self.end_ids, self.tokenizer)
 
 
 def _text_config(model_dir: str | Path) -> Any:

@@ -10,7 +10,7 @@ import torch
 
 from dapo_fast.errors import InputError
 from dapo_fast.models.loading import device_bytes
-from dapo_fast.rollout.engine import Progress, Sample, SamplingParams
+from dapo_fast.rollout.engine import Progress, Sample, SamplingParams, Undecoded
 from dapo_fast.rollout.in_process.draw import stream_keys
 from dapo_fast.rollout.in_process.lockstep import Lockstep, Sequences, batches
 from dapo_fast.rollout.in_process.prefixes import Job, Queue
@@ -42,7 +42,6 @@ class Generation:
         self.budgets = self._check(params.budgets(len(prompts)))
         self.stopping = Stopping(Splitter(engine.tokenizer, params.stop)) if params.stop is not None else None
         self.results: list[list[Sample | None]] = [[None] * params.n for _ in prompts]
-        self.texts: dict[tuple[int, ...], str] = {}
 
     def _check(self, budgets: list[int]) -> list[int]:
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
@@ -125,17 +124,8 @@ class Generation:
         job = rows.jobs[slot]
         ids = rows.sampled(slot)
         logprobs = rows.logprobs[slot, : len(ids)].tolist() if rows.logprobs is not None else None
-        sample = Sample(ids, self._text(ids), ids[-1] in self.engine.end_ids, logprobs)
+        sample = Undecoded(ids, ids[-1] in self.engine.end_ids, self.engine.tokenizer, logprobs)
         self.results[job.prompt][job.sample] = sample
-
-    def _text(self, ids: list[int]) -> str:
-        key = tuple(ids)
-        text = self.texts.get(key)
-        if text is None:
-            decode = self.engine.tokenizer.decode
-            text = decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            self.texts[key] = text
-        return text
 
 
 def _memory(device: torch.device) -> float:
