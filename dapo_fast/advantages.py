@@ -105,14 +105,11 @@ def trunk_advantages(tree: Tree, source: str) -> None:
     steps (offline GRPO's signal). States are kept where an advantage is not zero; there is no gap to filter by.
     """
     by_prefix = {tuple(tree.response_prefix(state)): state for state in tree.states}
+    ends = {tuple(trunk.ids[: trunk.step_ends[-1]]) for trunk in tree.trunks}
     for state in tree.states:
         prefix = tuple(tree.response_prefix(state))
         outcomes: dict[tuple[int, ...], list[float]] = {}
-        for trunk in tree.trunks:
-            starts = (0, *trunk.step_ends[:-1])
-            if len(prefix) not in starts or tuple(trunk.ids[: len(prefix)]) != prefix:
-                continue
-            end = trunk.step_ends[starts.index(len(prefix))]
+        for trunk, end in tree.steps_from(state):
             after = by_prefix.get(tuple(trunk.ids[:end]))
             from_states = source == "mc" and end < len(trunk.ids)
             if from_states and (after is None or not after.rewards):
@@ -120,7 +117,6 @@ def trunk_advantages(tree: Tree, source: str) -> None:
             outcome = after.mc if from_states and after is not None else trunk.reward
             outcomes.setdefault(tuple(trunk.ids[len(prefix) : end]), []).append(outcome)
         baseline = state.mc if source == "mc" else tree.correct / tree.sampled
-        ends = {tuple(trunk.ids[: trunk.step_ends[-1]]) for trunk in tree.trunks}
         state.candidates = []
         for ids, seen in outcomes.items():
             q = sum(seen) / len(seen)
