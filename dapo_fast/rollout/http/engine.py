@@ -22,7 +22,7 @@ from dapo_fast.rollout.engine import Progress, Sample, SamplingParams, Undecoded
 from dapo_fast.rollout.http.answers import Asked, end_of, read_choices
 from dapo_fast.rollout.http.client import Client, ServerError
 from dapo_fast.rollout.http.dialect import Probe, common
-from dapo_fast.rollout.loading import load_tokenizer, within_context
+from dapo_fast.rollout.loading import end_tokens, load_tokenizer, within_context
 from dapo_fast.rollout.server import Server
 from dapo_fast.rollout.steps import Splitter
 
@@ -47,7 +47,7 @@ class HttpEngine:
     def __init__(self, settings: EngineSettings, model_dir: str | Path, server: Server | None = None) -> None:
         self.settings = settings
         self.tokenizer = load_tokenizer(model_dir)
-        self.end_ids = _end_ids(model_dir, self.tokenizer.eos_token_id)
+        self.end_ids = end_tokens(_configured_end(model_dir), self.tokenizer, model_dir)
         self._client = Client(settings, server)
         self.model_name = settings.model_name
         dialects, lengths = [], []
@@ -203,12 +203,9 @@ def _text_config(model_dir: str | Path) -> Any:
         raise InputError(f"{model_dir}: not a readable model directory ({error})") from error
 
 
-def _end_ids(model_dir: str | Path, own: int) -> set[int]:
-    """End tokens of the policy: the generation config's, if there is one, and the tokenizer's."""
+def _configured_end(model_dir: str | Path) -> Any:
+    """``eos_token_id`` of the policy's generation config, whatever it is; None where there is no such file."""
     try:
-        configured = GenerationConfig.from_pretrained(model_dir).eos_token_id
+        return GenerationConfig.from_pretrained(model_dir).eos_token_id
     except (OSError, ValueError):
-        configured = None
-    return {own, *(configured if isinstance(configured, (list, tuple)) else [])} | (
-        {configured} if isinstance(configured, int) else set()
-    )
+        return None

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
-from dapo_fast.models.attention import without_plan
+from dapo_fast.models.attention import already_4d, without_plan
 from dapo_fast.models.dense import attend
 from dapo_fast.models.variants import PLAIN, Variant, variant_of
 
@@ -191,8 +191,7 @@ def forward(model: PreTrainedModel, ids: Tensor, positions: Tensor | None, atten
     return model(
         input_ids=ids,
         position_ids=positions,
-        # A mask that is 4-D already: transformers passes it on and makes none of its own.
-        attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool, device=ids.device),
+        attention_mask=already_4d(ids.device),
         use_cache=False,
         logits_to_keep=1,
         dapo_rollout=attention,
