@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dapo_fast.config import AdvantageSettings
-from dapo_fast.data.store import read_shard, scan_trees, seal, sealed_summary, shard_meta, shard_paths, write_shard
+from dapo_fast.data.store import (
+    checked_shards,
+    read_shard,
+    scan_trees,
+    seal,
+    sealed_summary,
+    shard_meta,
+    write_shard,
+)
 from dapo_fast.data.tree import Candidate, State, Tree
 from dapo_fast.errors import InputError
 from dapo_fast.evidence import ASSUMED, shrunk
@@ -20,6 +30,7 @@ from dapo_fast.train.parallel import ALONE, World
 
 log = logging.getLogger("dapo_fast.advantages")
 
+_DIGEST, _COUNTS = "digest", "counts"  # of a shard's metadata
 _ROUNDING = 1e-6  # stores hold fp32 rewards and sums of them: equal fractions differ from their mean by less
 
 
@@ -94,14 +105,11 @@ def trunk_advantages(tree: Tree, source: str) -> None:
     steps (offline GRPO's signal). States are kept where an advantage is not zero; there is no gap to filter by.
     """
     by_prefix = {tuple(tree.response_prefix(state)): state for state in tree.states}
+    ends = {tuple(trunk.ids[: trunk.step_ends[-1]]) for trunk in tree.trunks}
     for state in tree.states:
         prefix = tuple(tree.response_prefix(state))
         outcomes: dict[tuple[int, ...], list[float]] = {}
-        for trunk in tree.trunks:
-            starts = (0, *trunk.step_ends[:-1])
-            if len(prefix) not in starts or tuple(trunk.ids[: len(prefix)]) != prefix:
-                continue
-            end = trunk.step_ends[starts.index(len(prefix))]
+        for trunk, end in tree.steps_from(state):
             after = by_prefix.get(tuple(trunk.ids[:end]))
             from_states = source == "mc" and end < len(trunk.ids)
             if from_states and (after is None or not after.rewards):
@@ -109,7 +117,6 @@ def trunk_advantages(tree: Tree, source: str) -> None:
             outcome = after.mc if from_states and after is not None else trunk.reward
             outcomes.setdefault(tuple(trunk.ids[len(prefix) : end]), []).append(outcome)
         baseline = state.mc if source == "mc" else tree.correct / tree.sampled
-        ends = {tuple(trunk.ids[: trunk.step_ends[-1]]) for trunk in tree.trunks}
         state.candidates = []
         for ids, seen in outcomes.items():
             q = sum(seen) / len(seen)
@@ -131,7 +138,7 @@ def compute_advantages(
 ) -> dict:
     """Read the collected store, fill Q, advantages and ``kept``, write the same shards to ``out_directory``.
 
-    Every rank of ``world`` calls it, and reads values with the others; rank 0 does the rest.
+    Every rank of ``world`` calls it, reads values with the others and computes what follows from them; rank 0 writes.
 
     Args:
         fill_values: Sets ``value`` of every state and candidate of a shard's trees; needed for
@@ -149,14 +156,14 @@ def compute_advantages(
             raise InputError(f"{out / 'done.json'}: made with other settings; use a new run directory")
         return done
     k = fitted_k if settings.shrink == "auto" else settings.shrink
-    shards = shard_paths(trees_directory)
-    any_right = any(any(state.rewards) for tree in scan_trees(trees_directory) for state in tree.states)
+    shards = checked_shards(trees_directory)  # all of them before the first is read by a critic
+    any_right = _any_right(Path(trees_directory))
+    totals: Counter[str] = Counter()
     for path in shards:
         target = out / path.name
         # Rank 0 decides for all: a file seen by some ranks only would leave the others alone in a collective.
         if world.broadcast(target.exists()):
-            if shard_meta(target).get("digest") != digest:
-                raise InputError(f"{target}: made with other settings; use a new run directory")
+            totals.update(_finished(target, digest))
             continue
         began = time.monotonic()
         trees = read_shard(path)
@@ -171,11 +178,13 @@ def compute_advantages(
             else:
                 trunk_advantages(tree, settings.source)
         if world.rank == 0:
-            write_shard(target, trees, {"digest": digest})
+            counts = count_states(trees)
+            write_shard(target, trees, {_DIGEST: digest, _COUNTS: json.dumps(counts)})
+            totals.update(counts)
             add_seconds(out, time.monotonic() - began)
     summary: dict[str, Any] = {"digest": digest, "k": k if settings.source == "critic" else None}
     if world.rank == 0:
-        summary |= count_states(scan_trees(out))
+        summary |= totals
         seal(out, summary)
         log.info(
             "advantages: %(kept)d of %(states)d states kept, %(pairs)d pairs (states with only wrong completions: "
@@ -185,7 +194,23 @@ def compute_advantages(
     return world.broadcast(summary)
 
 
-def count_states(trees: Iterable[Tree]) -> dict:
+def _any_right(collected: Path) -> bool:
+    """Whether any outcome of a state was right: what the collection says where it has counted, as a whole one has."""
+    done = sealed_summary(collected)
+    if done is not None and {"states", "all_wrong"} <= done.keys():
+        return done["all_wrong"] < done["states"]
+    return any(any(state.rewards) for tree in scan_trees(collected) for state in tree.states)
+
+
+def _finished(path: Path, digest: str) -> dict[str, int]:
+    """Counts of a shard that is there already; InputError where it is of another digest."""
+    meta = shard_meta(path)
+    if meta.get(_DIGEST) != digest:
+        raise InputError(f"{path}: made with other settings; use a new run directory")
+    return json.loads(meta[_COUNTS]) if _COUNTS in meta else count_states(read_shard(path))  # not counted: of old
+
+
+def count_states(trees: Iterable[Tree]) -> dict[str, int]:
     """How many states there are, how many are kept, and what the others look like."""
     counts = {"states": 0, "kept": 0, "pairs": 0, "all_wrong": 0, "all_right": 0, "single": 0}
     for tree in trees:

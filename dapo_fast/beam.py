@@ -26,6 +26,7 @@ class _Search:
 
     problem: Problem
     prompt: list[int]
+    read: list[int]  # the prompt as the critic reads it
     beams: list[Trunk] = field(default_factory=lambda: [Trunk([], [], 0.0, False)])
     ended: list[tuple[float, Trunk]] = field(default_factory=list)  # with their values
 
@@ -72,10 +73,13 @@ class BeamSearch:
 
     def responses(self, problems: Sequence[Problem], prompts: Sequence[Sequence[int]]) -> list[str | None]:
         """The response to each problem that the critic values most of those that ended; None where none did."""
-        searches = [_Search(problem, list(prompt)) for problem, prompt in zip(problems, prompts, strict=True)]
+        searches = [
+            _Search(problem, list(prompt), self._critic.prompt(problem))
+            for problem, prompt in zip(problems, prompts, strict=True)
+        ]
         depth = 0
         while any(search.beams for search in searches):
-            self._extend(searches, depth)
+            self._extend([search for search in searches if search.beams], depth)
             depth += 1
         best = [max(search.ended, key=lambda one: one[0])[1] if search.ended else None for search in searches]
         return [None if trunk is None else text_of(self._engine.tokenizer, trunk.ids) for trunk in best]
@@ -100,7 +104,8 @@ class BeamSearch:
             found = [self._extended(beam, sample) for sample in samples if sample.ids]
             proposals[search.problem.id].update((tuple(trunk.ids), trunk) for trunk in found)
         trunks = [list(proposals[search.problem.id].values()) for search in searches]
-        values = self._critic.last([(search.problem, found) for search, found in zip(searches, trunks, strict=True)])
+        asked = [(search.problem, found) for search, found in zip(searches, trunks, strict=True)]
+        values = self._critic.last(asked, [search.read for search in searches])
         for search, found, worth in zip(searches, trunks, values, strict=True):
             search.keep(list(zip(worth, found, strict=True)), self.width)
 

@@ -17,7 +17,8 @@ from dapo_fast.api import DAPO
 from dapo_fast.arguments import parse
 from dapo_fast.config import Config, load_config
 from dapo_fast.errors import InputError, NonFiniteError, from_outside, one_line
-from dapo_fast.rundir import check_run_path, log_to, saved_config
+from dapo_fast.logs import log_to
+from dapo_fast.rundir import check_run_path, saved_config
 from dapo_fast.signals import handled
 from dapo_fast.summaries import results_table, summary
 from dapo_fast.train.torchrun import is_first_rank, tell_exit_code

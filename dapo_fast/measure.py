@@ -13,10 +13,11 @@ from dapo_fast.data.problems import load_problems
 from dapo_fast.data.prompts import prompt_encoder
 from dapo_fast.errors import InputError
 from dapo_fast.evaluate import evaluate
+from dapo_fast.logs import log_to
 from dapo_fast.parts import HELDOUT, Parts
 from dapo_fast.rollout.loading import check_critic, check_model_directory, check_prompts, load_tokenizer
 from dapo_fast.rollout.server import serving
-from dapo_fast.rundir import RunDirectory, log_to, read_state
+from dapo_fast.rundir import RunDirectory, read_state
 from dapo_fast.snapshots import pinned
 from dapo_fast.state import Claim
 

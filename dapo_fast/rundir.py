@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-import logging
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +12,6 @@ from typing import IO, Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from tqdm import tqdm
 
 from dapo_fast import state
 from dapo_fast.checked import check_last_line, with_last_line, with_sum, without_sum
@@ -252,34 +249,3 @@ def _differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, A
         keys = sorted(before.keys() | now.keys())
         return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{key}.{k}".lstrip("."))]
     return [] if before == now else [(key, before, now)]
-
-
-class _TqdmHandler(logging.StreamHandler):
-    """Log lines above the progress bar instead of through it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
-
-
-class _FileHandler(logging.FileHandler):
-    """The file is the screen's copy: a full disk must not put a traceback of logging's own beside every line."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Nothing: the line is on the screen."""
-
-
-def log_to(directory: Path | None, quiet: bool = False) -> None:
-    """Send the project's log to stderr and to ``directory/run.log``."""
-    logger = logging.getLogger("dapo_fast")
-    logger.setLevel(logging.INFO)
-    logger.handlers.clear()
-    logger.propagate = False
-    screen = _TqdmHandler()
-    screen.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    screen.setLevel(logging.WARNING if quiet else logging.INFO)
-    logger.addHandler(screen)
-    if directory is not None:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = _FileHandler(directory / "run.log")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        logger.addHandler(file)

@@ -110,13 +110,21 @@ class StepValues:
             found += self.last([(problem, [self._trunk(text, True) for text in given]) for problem, given in part])
         return found
 
-    def last(self, trunks: Sequence[tuple[Problem, Sequence[Trunk]]]) -> list[list[float]]:
+    def prompt(self, problem: Problem) -> list[int]:
+        """Token ids of ``problem`` as the critic reads it; errors as in ``format_prompt``."""
+        return format_prompt(problem, self._tokenizer, self._template, self._system)
+
+    def last(
+        self, trunks: Sequence[tuple[Problem, Sequence[Trunk]]], prompts: Sequence[Sequence[int]] | None = None
+    ) -> list[list[float]]:
         """V of the last state of each trunk: where it goes on, or in which the step was taken that ended it.
 
         Args:
             trunks: Problems, each with any number of responses, whole or not, in this critic's tokens.
+            prompts: What ``prompt`` gave for each, where it was asked already.
         """
-        trees = [self._tree(problem, given, last=True) for problem, given in trunks]
+        known = [None] * len(trunks) if prompts is None else prompts
+        trees = [self._tree(*asked, prompt, last=True) for asked, prompt in zip(trunks, known, strict=True)]
         return [[values[-1] for values in of_tree] for of_tree in self.of_trees(trees)]
 
     def of_trees(self, trees: Sequence[Tree]) -> list[list[list[float]]]:
@@ -134,7 +142,13 @@ class StepValues:
             found[tree][trees[tree].states[state].trunk].append(read[tree, state])
         return found
 
-    def _tree(self, problem: Problem | str, trunks: Sequence[Trunk], last: bool = False) -> Tree:
+    def _tree(
+        self,
+        problem: Problem | str,
+        trunks: Sequence[Trunk],
+        prompt: Sequence[int] | None = None,
+        last: bool = False,
+    ) -> Tree:
         """``trunks`` with their states, or with the ``last`` of each alone."""
         if isinstance(problem, str):
             problem = Problem("", problem)
@@ -145,8 +159,8 @@ class StepValues:
             for index, count in enumerate(counts)
             for step in range(count - 1 if last else 0, count)
         ]
-        prompt = format_prompt(problem, self._tokenizer, self._template, self._system)
-        return Tree(problem.id, problem.prompt, problem.answer or "", prompt, list(trunks), states, len(trunks), 0)
+        ids = self.prompt(problem) if prompt is None else list(prompt)
+        return Tree(problem.id, problem.prompt, problem.answer or "", ids, list(trunks), states, len(trunks), 0)
 
     def _trunk(self, response: str, finished: bool) -> Trunk:
         text = response.encode("utf-8", "replace").decode()  # no tokenizer takes a lone surrogate

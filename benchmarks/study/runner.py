@@ -17,7 +17,8 @@ from benchmarks.recorder import commit
 from dapo_fast.cli import quiet_libraries
 from dapo_fast.errors import InputError
 from dapo_fast.inputs import check_inputs
-from dapo_fast.rundir import RunDirectory, log_to
+from dapo_fast.logs import log_to
+from dapo_fast.rundir import RunDirectory
 
 from .config import Cell, Study, changed_cells, config_of, method_cells, tuning_cells
 from .results import check_results, tuned_settings

@@ -66,7 +66,7 @@ def input_output(row: Row, where: str) -> Converted | None:
     tests, inside = row["input_output"], f"{where}: input_output"
     if isinstance(tests, str):
         tests = read_json(tests.encode("utf-8", "surrogatepass"), inside) if tests.strip() else {}
-    tests = as_object(tests, inside)
+    tests = as_object(tests, inside, "the field")
     if not tests.get("inputs") and not tests.get("outputs"):
         return None
     tests = _check_io(tests, inside)
@@ -84,10 +84,9 @@ def livecodebench(row: Row, where: str) -> Converted:
     if len(kinds) > 1:
         raise InputError(f"{where}: test cases of several types, {', '.join(sorted(map(str, kinds)))}")
     if kinds == {"functional"}:
-        metadata = as_object(
-            read_json(text(row, "metadata", where).encode(), f"{where}: metadata"), f"{where}: metadata"
-        )
-        tests["fn_name"] = text(metadata, "func_name", f"{where}: metadata")
+        inside = f"{where}: metadata"
+        metadata = as_object(read_json(text(row, "metadata", where).encode(), inside), inside, "the field")
+        tests["fn_name"] = text(metadata, "func_name", inside)
         # Of newlines alone: splitlines would cut at a dozen characters that JSON's strings may hold.
         lines = [[line for line in str(given).split("\n") if line.strip()] for given in tests["inputs"]]
         tests["inputs"] = [[read_json(line.encode(), f"{where}: input") for line in case] for case in lines]

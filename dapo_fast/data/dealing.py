@@ -45,7 +45,7 @@ class Ranks:
     longest: int = 0
 
     def work(self, depth: np.ndarray) -> np.ndarray:
-        """``pack_cost`` of paths of ``depth`` tokens."""
+        """What paths of ``depth`` tokens cost, each as ``pack_cost`` counts it."""
         return depth + depth * (depth + 1) / (12 * self.hidden_size)
 
 

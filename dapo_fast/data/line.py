@@ -113,7 +113,7 @@ class Evening:
         return float(self._work.max())
 
     def run(self) -> None:
-        """Until nothing that is tried helps, or the parts are alike."""
+        """Move work between the parts until nothing that is tried helps, or they are alike."""
         for _ in range(MOVES):
             fullest = int(self._work.argmax())
             if self._work[fullest] <= CLOSE * self._work.mean():

@@ -33,10 +33,10 @@ def _whole(digits: str) -> int:
     return int(digits) if len(digits) < 4000 else int(decimal.Decimal(digits))
 
 
-def as_object(value: Any, where: str) -> Row:
-    """``value``, if it is a JSON object."""
+def as_object(value: Any, where: str, what: str = "a problem") -> Row:
+    """``value``, if it is a JSON object; InputError says that ``what`` is one."""
     if not isinstance(value, dict):
-        raise InputError(f"{where}: a problem is a JSON object, this is {kind(value)}")
+        raise InputError(f"{where}: {what} is a JSON object, this is {kind(value)}")
     return value
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def _sum_of(metadata: Mapping[str, str]) -> str:
 
 def seal(directory: Path, summary: Mapping[str, Any]) -> None:
     """Write ``done.json``: ``summary``, and what every shard of ``directory`` is from now on."""
-    shards = {path.name: {"trees": _open(path).num_rows, "sha256": _digest(path)} for path in _shards(directory)}
+    shards = {path.name: {"trees": _footer(path)[1], "sha256": _digest(path)} for path in _shards(directory)}
     write_json(directory / _DONE, dict(summary) | {_SHARDS: shards})
 
 
@@ -154,6 +155,14 @@ def shard_paths(directory: str | Path) -> list[Path]:
     return paths
 
 
+def checked_shards(directory: str | Path) -> list[Path]:
+    """As ``shard_paths``; InputError also where one is not what the store was finished with. No tree is read."""
+    paths = shard_paths(directory)
+    for path in paths:
+        _footer(path)
+    return paths
+
+
 def _check_sealed(path: Path) -> None:
     """InputError if ``path`` is not the shard that its store was finished with."""
     known = _done(path.parent).get(_SHARDS, {}).get(path.name)
@@ -163,15 +172,35 @@ def _check_sealed(path: Path) -> None:
 
 def _open(path: str | Path) -> pa.Table:
     path = Path(path)
+    with _known_shard(path):
+        table = pq.read_table(path, page_checksum_verification=True)
+        _check_schema(path, table.schema)
+    return table.cast(SCHEMA.with_metadata(table.schema.metadata))
+
+
+def _footer(path: str | Path) -> tuple[pa.Schema, int]:
+    """A shard's schema and the number of its trees, of which none is read."""
+    path = Path(path)
+    with _known_shard(path), pq.ParquetFile(path) as file:
+        _check_schema(path, file.schema_arrow)
+        return file.schema_arrow, file.metadata.num_rows
+
+
+@contextmanager
+def _known_shard(path: Path) -> Iterator[None]:
+    """InputError names ``path`` where it is not its store's, or cannot be read."""
     refuse_pipe(path)
     try:
         _check_sealed(path)
-        table = pq.read_table(path, page_checksum_verification=True)
-        metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+        yield
     except InputError:
         raise
     except (OSError, pa.ArrowException, ValueError) as error:
         raise InputError(f"{path}: not a readable tree shard ({first_line(error)})") from error
+
+
+def _check_schema(path: Path, schema: pa.Schema) -> None:
+    metadata = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
     version = metadata.get(_VERSION_KEY, "none")
     if version not in _SCHEMAS:
         raise InputError(
@@ -179,14 +208,13 @@ def _open(path: str | Path) -> pa.Table:
             "with the release that wrote it"
         )
     total = metadata.pop(_META_SUM, None)
-    if not table.schema.equals(_SCHEMAS[version]) or (total is not None and total != _sum_of(metadata)):
+    if not schema.equals(_SCHEMAS[version]) or (total is not None and total != _sum_of(metadata)):
         raise InputError(f"{path}: damaged (its metadata is not what was written)")
-    return table.cast(SCHEMA.with_metadata(table.schema.metadata))
 
 
 def shard_meta(path: str | Path) -> dict[str, str]:
     """The metadata that was given to ``write_shard``."""
-    raw = _open(path).schema.metadata or {}
+    raw = _footer(path)[0].metadata or {}
     prefix = _META_PREFIX.encode()
     return {k[len(prefix) :].decode(): v.decode() for k, v in raw.items() if k.startswith(prefix)}
 

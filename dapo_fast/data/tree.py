@@ -7,6 +7,7 @@ state hang its unique candidate steps. A state is a token prefix: trunks that sh
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -126,6 +127,14 @@ class Tree:
         """Token ids of the response up to ``state``, without the prompt."""
         length = self.response_length(state)  # 0 for the prompt, a state even where no response was kept
         return self.trunks[state.trunk].ids[:length] if length else []
+
+    def steps_from(self, state: State) -> Iterator[tuple[Trunk, int]]:
+        """The trunks that pass through ``state``, each with the number of its tokens after the step that it takes."""
+        prefix = self.response_prefix(state)
+        for trunk in self.trunks:
+            starts = [0, *trunk.step_ends[:-1]]
+            if len(prefix) in starts and trunk.ids[: len(prefix)] == prefix:
+                yield trunk, trunk.step_ends[starts.index(len(prefix))]
 
     def prefix_ids(self, state: State) -> list[int]:
         """Token ids of ``state``: the prompt and the response up to it."""

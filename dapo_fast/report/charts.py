@@ -139,9 +139,9 @@ class Chart:
         place = f'cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="{radius:.1f}"'
         self._parts.append(f'<circle class="dot {kind}" {place}><title>{escape(tip)}</title></circle>')
 
-    def interval(self, x: float, low: float, high: float, kind: str, shift: float = 0.0) -> None:
+    def interval(self, x: float, low: float, high: float, kind: str) -> None:
         """A vertical bar from ``low`` to ``high``."""
-        place = f'x1="{self.x(x) + shift:.1f}" x2="{self.x(x) + shift:.1f}"'
+        place = f'x1="{self.x(x):.1f}" x2="{self.x(x):.1f}"'
         self._parts.append(f'<line class="interval {kind}" {place} y1="{self.y(low):.1f}" y2="{self.y(high):.1f}"/>')
 
     def bar(self, x0: float, x1: float, y0: float, y1: float, kind: str, tip: str) -> None:

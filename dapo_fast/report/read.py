@@ -82,7 +82,7 @@ class Run:
     @property
     def has_sft(self) -> bool:
         """Whether the settings ask for a supervised start."""
-        return bool(self.config.sft.steps) or self.config.sft.data is not None
+        return self.config.sft.is_asked_for
 
     @property
     def rounds(self) -> list[Iteration]:

@@ -47,10 +47,7 @@ class TreeSummary:
     source: str
     finished: bool
     problems: int = 0
-    responses: int = 0
-    correct_responses: float = 0
     states: int = 0
-    completions: int = 0
     pairs: int = 0
     fates: dict[str, int] = field(default_factory=dict)
     advantages: np.ndarray = field(default_factory=lambda: np.zeros(BINS, dtype=np.int64))
@@ -105,11 +102,8 @@ def interest(tree: Tree) -> float:
 
 def _count(summary: TreeSummary, tree: Tree, moves: list[tuple[float, float, float]]) -> None:
     summary.problems += 1
-    summary.responses += tree.sampled
-    summary.correct_responses += tree.correct
     for state in tree.states:
         summary.states += 1
-        summary.completions += len(state.rewards)
         if state.kept is None:
             continue
         fate = _fate(state)

@@ -58,6 +58,8 @@ def collect(
 ) -> dict:
     """Write ``out_dir/shard-NNNNN.parquet`` and, when all are there, ``out_dir/done.json``.
 
+    A problem whose prompt fills the engine's context is left out, named in a warning and counted (``too_long``).
+
     Args:
         problems: With distinct ids; shard i holds problems ``i * shard_problems`` and following.
         engine: Samples from the policy, which is generator and completer alike.
@@ -69,8 +71,6 @@ def collect(
 
     Returns:
         What ``done.json`` holds beside its shards: counts over the whole store, and the seconds that they took.
-
-    A problem whose prompt fills the engine's context is left out, named in a warning and counted (``too_long``).
 
     Raises:
         InputError: no problems, or none that fits; duplicate ids, an unknown splitter, or a shard there that other

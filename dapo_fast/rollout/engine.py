@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dapo_fast.errors import InputError
 from dapo_fast.names import resolve
+from dapo_fast.rollout.text import text_of
 
 if TYPE_CHECKING:
     from dapo_fast.config import EngineSettings, ModelSettings
@@ -79,6 +81,20 @@ class Sample:
     text: str
     finished: bool
     logprobs: list[float] | None = None
+
+
+class Undecoded(Sample):
+    """A sample whose ``text`` is made when it is first asked for: a collection never asks."""
+
+    def __init__(
+        self, ids: list[int], finished: bool, tokenizer: PreTrainedTokenizerBase, logprobs: list[float] | None = None
+    ) -> None:
+        self.__dict__.update(ids=ids, finished=finished, logprobs=logprobs, _tokenizer=tokenizer)  # it is frozen
+
+    @cached_property
+    def text(self) -> str:
+        """``ids`` decoded without special tokens."""
+        return text_of(self._tokenizer, self.ids)
 
 
 class Engine(Protocol):

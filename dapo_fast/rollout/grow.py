@@ -101,14 +101,10 @@ def add_trunk_steps(tree: Tree) -> None:
     count in the state's mean, since trunks are chosen by their outcome.
     """
     for state in tree.states:
-        prefix = tree.response_prefix(state)
+        begins = tree.response_length(state)
         there = {tuple(candidate.ids) for candidate in state.candidates}
-        for trunk in tree.trunks:
-            starts = [0, *trunk.step_ends[:-1]]
-            if len(prefix) not in starts or trunk.ids[: len(prefix)] != prefix:
-                continue
-            end = trunk.step_ends[starts.index(len(prefix))]
-            step = trunk.ids[len(prefix) : end]
+        for trunk, end in tree.steps_from(state):
+            step = trunk.ids[begins:end]
             if tuple(step) not in there:
                 there.add(tuple(step))
                 terminal = end == len(trunk.ids)

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
@@ -90,6 +90,19 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
         raise InputError(f"{directory}: the tokenizer has no end token, so no response could ever finish")
     return tokenizer
+
+
+def end_tokens(configured: Any, tokenizer: PreTrainedTokenizerBase, model: str | Path) -> set[int]:
+    """The tokens that end a response of ``model``: the tokenizer's, and ``configured`` in its generation config.
+
+    Raises:
+        InputError: ``configured`` is neither None, a token id nor some of them.
+    """
+    given = configured if isinstance(configured, (list, tuple)) else [configured]
+    found = [token for token in (*given, tokenizer.eos_token_id) if token is not None]
+    if any(type(token) is not int or token < 0 for token in found):
+        raise InputError(f"{model}: generation_config.json: eos_token_id is {configured!r}, which is no token id")
+    return set(found)
 
 
 def check_prompts(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, data: DataSettings) -> None:

@@ -22,6 +22,7 @@ from dapo_fast.rollout.grow import (
     states_of,
 )
 from dapo_fast.rollout.steps import Splitter
+from dapo_fast.rollout.text import text_of
 
 _RESPONSES_SHARE = 0.2  # of a shard's work, for the progress bar only
 
@@ -71,7 +72,7 @@ class Shard:
             for state, found in zip(tree.states, of_states, strict=True):
                 state.rewards = found.rewards
                 state.candidates = candidates_of(found, self.splitter)
-                if self._completed(tree, state):
+                if self._gets_completions(tree, state):
                     prefix = tree.response_prefix(state)
                     known += [
                         Continuation((*prefix, *ids), len(prefix), reward)
@@ -82,7 +83,7 @@ class Shard:
         self._count(trees)
         return trees
 
-    def _completed(self, tree: Tree, state: State) -> bool:
+    def _gets_completions(self, tree: Tree, state: State) -> bool:
         """Whether completions are sampled from ``state``; else it has those responses that pass through it."""
         settings = self.settings
         reused = settings.reuse_samples and state.step == 0
@@ -142,7 +143,7 @@ class Shard:
         wanted = []
         for index, tree in enumerate(trees):
             for number, state in enumerate(tree.states):
-                if self._completed(tree, state):
+                if self._gets_completions(tree, state):
                     wanted.append((index, number))
                     continue
                 prefix = tree.response_prefix(state)
@@ -250,8 +251,7 @@ class Shard:
     def _text(self, ids: list[int]) -> str:
         key = tuple(ids)
         if key not in self._texts:
-            decode = self.engine.tokenizer.decode
-            self._texts[key] = decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            self._texts[key] = text_of(self.engine.tokenizer, ids)
         return self._texts[key]
 
     def _count(self, trees: list[Tree]) -> None:
@@ -267,7 +267,9 @@ class Shard:
             "states": len(states),
             "all_wrong": sum(state.mc == 0 for state in states),
             "all_right": sum(state.mc == 1 for state in states),
-            "completions": sum(len(s.rewards) for tree in trees for s in tree.states if self._completed(tree, s)),
+            "completions": sum(
+                len(s.rewards) for tree in trees for s in tree.states if self._gets_completions(tree, s)
+            ),
             "solved": sum(map(_solved, trees)),
             "pairs": sum(len(state.candidates) for state in states),
             "response_tokens": self._tokens["response_tokens"],

@@ -36,6 +36,8 @@ PATTERNS = {
     "sentence": rf"[.!?…]+[\"'”’)\]]*\s+|[。！？]+[”’」』）]*\s*|{_LINE}",
 }
 _UNDECODABLE = "\ufffd"
+# Every match has one of these after the leading blanks of its step; part-characters may be the bytes of one.
+_MARKS = {"line": "\n", "blank_line": "\n", "sentence": f".!?…。！？\n{_UNDECODABLE}"}
 
 
 def compile_splitter(splitter: str) -> re.Pattern[str]:
@@ -63,6 +65,7 @@ class Splitter:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, splitter: str = "line") -> None:
         self._pattern = compile_splitter(splitter)
+        self._marks = frozenset(_MARKS[splitter]) if splitter in _MARKS else None
         self._tokenizer = tokenizer
         self._special = set(tokenizer.all_special_ids)
         self._pieces: dict[int, str] = {}
@@ -96,6 +99,23 @@ class Splitter:
     def first(self, ids: Sequence[int]) -> int:
         """Number of tokens of the first step of ``ids``."""
         return self.split(ids)[0]
+
+    def whole_first(self, ids: Sequence[int], over: bool) -> int | None:
+        """As ``first``; None where the step may go on: nothing but blanks has come after it, and ``ids`` goes on."""
+        first = self.first(ids)
+        return first if over or (first < len(ids) and self._decode(ids[first:]).strip()) else None
+
+    def may_end(self, token: int, leading: bool) -> bool | None:
+        """Whether the first step may end in the text of ``token``; None where that has no text.
+
+        Args:
+            leading: Nothing but blanks has come before.
+        """
+        piece = self._piece(token)
+        said = piece.lstrip() if leading else piece
+        if not said:
+            return None
+        return self._marks is None or not self._marks.isdisjoint(said)
 
     def token_ends(self, ids: Sequence[int]) -> tuple[str, list[int]]:
         """The text of ``ids`` and, for each token, the number of characters that are whole after it.

@@ -21,7 +21,6 @@ MODULUS = 7
 OPERATORS = 5
 STEP_SIZES = (1, 2, 3)
 STEP_SIZE_WEIGHTS = (0.4, 0.4, 0.2)
-MAX_RESPONSE_TOKENS = 48
 _APPLY = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
 
 

@@ -15,7 +15,7 @@ from dapo_fast.tasks.arithmetic import MODULUS, Arithmetic, reduce_left_to_right
 
 RELIABLE = 0.97
 UNRELIABLE = 0.4  # and then it reads one too many, so that its likeliest reading is wrong
-_SUITED = {"+": "=", "-": ":", "*": ":"}
+SUITED = {"+": "=", "-": ":", "*": ":"}
 
 
 class Instruments(Arithmetic):
@@ -30,15 +30,10 @@ class Instruments(Arithmetic):
         for position, operation in enumerate(operations):
             mark = rng.choice(self.marks)
             right = reduce_left_to_right(value, [operation])
-            reliability = RELIABLE if mark == _SUITED[operation[0]] else UNRELIABLE
+            reliability = RELIABLE if mark == SUITED[operation[0]] else UNRELIABLE
             result = right
             if rng.random() >= reliability:
                 result = (right + 1) % MODULUS
             lines.append(f"{value}{operation}{mark}{result}{''.join(operations[position + 1 :])}")
             value = result
         return "\n".join(lines)
-
-    @staticmethod
-    def suited(operation: str) -> str:
-        """The reliable instrument for ``operation`` ("+3")."""
-        return _SUITED[operation[0]]

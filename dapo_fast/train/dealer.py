@@ -41,12 +41,12 @@ class Dealer:
     def __init__(
         self, world: World, model: PreTrainedModel, pack_tokens: int, longest: int = 0, source: object = "trees"
     ) -> None:
-        """Of a pack, or where ranks share packs of each one's share, tokens at most.
+        """Deal to the ranks of ``world`` what ``model`` is trained on.
 
         Args:
-            pack_tokens: Of any.
-            longest: Of a tree with long trunks, where that is more.
-            source: What errors call where all this is from.
+            pack_tokens: Most tokens of a pack; where ranks share packs, of each one's share of it.
+            longest: Most tokens of the pack of a tree with long trunks, where that is more.
+            source: What errors call the place that all this is from.
         """
         self._source = source
         sharing = self._sharing = world.sharing

@@ -211,7 +211,7 @@ class _Report:
 
 
 def _reduce(loss: Tensor, values: Tensor, signal_number: int, world: World) -> _Report:
-    """One sum over the ranks for all that is reported, and the one wait for the device in a step."""
+    """One sum over the ranks for all that is reported; its copy to the CPU waits for the device."""
     memory = torch.zeros(world.size, dtype=torch.float64)
     memory[world.rank] = memory_gib(world.device)
     signals = torch.zeros(world.size, dtype=torch.float64)

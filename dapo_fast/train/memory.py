@@ -15,11 +15,11 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from dapo_fast.config import AdvantageSettings, Config, OptimSettings
-from dapo_fast.models.loading import device_bytes, load_config_of, new_causal_lm
+from dapo_fast.models.loading import device_bytes, load_config_of, new_causal_lm, resolve_dtype
 from dapo_fast.models.value import ValueModel
 from dapo_fast.models.variants import head_size, largest
 from dapo_fast.train.blocks import blocks
-from dapo_fast.train.optim import INT8_BLOCK
+from dapo_fast.train.optim import INT8_BLOCK, takes_int8
 from dapo_fast.train.parallel import check_divides
 from dapo_fast.train.place import GIB, Place
 from dapo_fast.train.weights import add_lora
@@ -125,8 +125,7 @@ def estimate(
     if device_gib is None and torch.cuda.is_available():
         device_gib = device_bytes(torch.device("cuda", 0)) / GIB
     hf_config = load_config_of(model)
-    dtype = config.model.dtype
-    half = dtype == "bfloat16" or (dtype == "auto" and device == "cuda")
+    half = resolve_dtype(config.model.dtype, torch.device(device)) == torch.bfloat16
     place = Place(config.parallel, processes, half, device, None if device_gib is None else device_gib * GIB)
     return Report(
         (
@@ -236,7 +235,7 @@ def _states(trained: list[nn.Parameter], settings: OptimSettings) -> float:
         return 8 * count
     if settings.optimizer_state == "bfloat16":
         return 4 * count
-    small = sum(p.numel() for p in trained if p.ndim > 1 and p.shape[-1] % INT8_BLOCK == 0)
+    small = sum(p.numel() for p in trained if takes_int8(p))
     return 8 * (count - small) + 2 * small * (1 + 4 / INT8_BLOCK)
 
 

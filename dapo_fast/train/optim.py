@@ -75,14 +75,15 @@ def _low_bit(kind: str) -> Callable[..., torch.optim.Optimizer]:
             if kind == "bfloat16":
                 return torch.zeros_like(p, dtype=torch.bfloat16)
             local = p.to_local() if isinstance(p, DTensor) else p
-            if not _takes_int8(p) or not local.numel():  # torchao has no int8 state of no values
+            if not takes_int8(p) or not local.numel():  # torchao has no int8 state of no values
                 return torch.zeros_like(p)
             return _like(p, self._subclass_zeros(local, signed, INT8_BLOCK)).to(p.device)
 
     return functools.partial(LowBitAdamW, block_size=INT8_BLOCK)
 
 
-def _takes_int8(parameter: Tensor) -> bool:
+def takes_int8(parameter: Tensor) -> bool:
+    """Whether the moments of ``parameter`` (a shard of it, or the whole) can be kept in blocks of codes and scales."""
     return parameter.ndim > 1 and parameter.shape[-1] % INT8_BLOCK == 0
 
 
@@ -100,7 +101,7 @@ def plain_states(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, kind
     """The optimizer's states of ``parameter`` as ordinary tensors that share their memory: int8 as codes and scales."""
     result: dict[str, Tensor] = {}
     for name, state in optimizer.state[parameter].items():
-        if kind != "int8" or name == "step" or not _takes_int8(parameter):
+        if kind != "int8" or name == "step" or not takes_int8(parameter):
             result[name] = state
             continue
         local = state.to_local() if isinstance(state, DTensor) else state

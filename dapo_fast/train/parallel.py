@@ -26,6 +26,7 @@ from dapo_fast.config import ModelSettings, ParallelSettings
 from dapo_fast.errors import InputError, first_line
 from dapo_fast.models.attention import choose_backend
 from dapo_fast.models.context import Context
+from dapo_fast.models.loading import resolve_device, resolve_dtype
 from dapo_fast.train.blocks import blocks
 from dapo_fast.train.heartbeat import Heart, is_lost_peer
 
@@ -154,13 +155,11 @@ def check_world(size: int, model: ModelSettings, parallel: ParallelSettings) -> 
         InputError: this machine or this number of processes cannot meet them.
     """
     check_divides(size, parallel)
-    if model.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("model.device cuda: torch sees no CUDA device here")
-    kind = "cuda" if model.device != "cpu" and torch.cuda.is_available() else "cpu"
+    device = resolve_device(model.device)
     if parallel.context_parallel_degree > 1:
         if parallel.compile:
             raise InputError("parallel.context_parallel_degree: not with parallel.compile")
-        choose_backend(model.attention, torch.device(kind), flat=False, shared=True)
+        choose_backend(model.attention, device, flat=False, shared=True)
     if parallel.tensor_parallel_degree > 1:
         untried = {
             "context_parallel_degree": parallel.context_parallel_degree > 1,
@@ -169,8 +168,7 @@ def check_world(size: int, model: ModelSettings, parallel: ParallelSettings) -> 
         }
         for other in (name for name, used in untried.items() if used):
             raise InputError(f"parallel.tensor_parallel_degree: not with parallel.{other}")
-    name = ("bfloat16" if kind == "cuda" else "float32") if model.dtype == "auto" else model.dtype
-    return kind, getattr(torch, name)
+    return device.type, resolve_dtype(model.dtype, device)
 
 
 def is_sharded(size: int, dtype: torch.dtype, parallel: ParallelSettings) -> bool:

@@ -40,9 +40,9 @@ def policy_reader(
     directory = trained_from(directory, world, adapting=settings.lora_rank > 0)
     if world.mesh is None:
         policy = load_causal_lm(directory, world.device, torch.float32, model.attention)
-        return _dress(PolicyReader(policy), settings, parallel, world, None)
+        return _prepare_reader(PolicyReader(policy), settings, parallel, world, None)
     skeleton = causal_lm_skeleton(directory, model.attention)
-    return _dress(PolicyReader(skeleton), settings, parallel, world, directory)
+    return _prepare_reader(PolicyReader(skeleton), settings, parallel, world, directory)
 
 
 def value_reader(
@@ -59,9 +59,9 @@ def value_reader(
         # Random weights are made whole on every rank and sharded afterwards: nobody trains a large model from them.
         where = world.device if world.mesh is None else torch.device("cpu")
         value_model = load_value_model(directory, where, torch.float32, model.attention, init, seed)
-        return _dress(ValueReader(value_model), settings, parallel, world, None)
+        return _prepare_reader(ValueReader(value_model), settings, parallel, world, None)
     skeleton = value_model_skeleton(directory, model.attention)
-    return _dress(ValueReader(skeleton), settings, parallel, world, directory, fresh_head=init == "causal_lm")
+    return _prepare_reader(ValueReader(skeleton), settings, parallel, world, directory, fresh_head=init == "causal_lm")
 
 
 def saved_value_reader(directory: Path, model: ModelSettings, parallel: ParallelSettings, world: World) -> ValueReader:
@@ -70,10 +70,10 @@ def saved_value_reader(directory: Path, model: ModelSettings, parallel: Parallel
         return ValueReader(load_value_model(directory, world.device, world.dtype, model.attention))
     reader = ValueReader(value_model_skeleton(directory, model.attention))
     reader.requires_grad_(False)
-    return _dress(reader, OptimSettings(), parallel, world, directory)
+    return _prepare_reader(reader, OptimSettings(), parallel, world, directory)
 
 
-def _dress(
+def _prepare_reader(
     reader: Reader,
     settings: OptimSettings,
     parallel: ParallelSettings,

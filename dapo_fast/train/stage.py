@@ -54,7 +54,7 @@ def finish(
         weights that ``changed``.
     """
     policy = isinstance(model, GenerationMixin)
-    # Behind adapters weights are held in what is computed in (``_dress``): there is nothing more precise to keep.
+    # Behind adapters weights are held in what is computed in (``readers``): there is nothing more precise to keep.
     master = policy and not has_adapters(model)
     changed = export(model, directory / "model", source, world.dtype, world, master)
     if policy:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from dapo_fast import advantages
 from dapo_fast.advantages import (
     compute_advantages,
     count_states,
@@ -13,7 +14,7 @@ from dapo_fast.advantages import (
     trunk_advantages,
 )
 from dapo_fast.config import AdvantageSettings
-from dapo_fast.data.store import read_shard, read_trees, shard_meta, write_shard
+from dapo_fast.data.store import read_shard, read_trees, seal, shard_meta, write_shard
 from dapo_fast.data.tree import Candidate, State, Tree, Trunk
 from dapo_fast.errors import InputError
 
@@ -175,3 +176,53 @@ def test_store_is_filled_once_and_bound_to_its_settings(tmp_path):
     with pytest.raises(InputError, match="other settings"):
         compute("b")
     assert count_states(read_trees(tmp_path / "out"))["pairs"] == 2
+
+
+def sealed_store(path, shards=2):
+    """A finished store, in the second shard of which there is a right outcome."""
+    for index in range(shards):
+        states = [State(0, 0, [float(index)], [candidate(5, 1, 0.1), candidate(6, 1, 0.9)])]
+        write_shard(path / f"shard-{index:05d}.parquet", [tree(states)])
+    seal(path, {"states": shards, "all_wrong": 1})
+    return path
+
+
+def filled(trees):
+    for one in trees:
+        for state in one.states:
+            for action in state.candidates:
+                action.value = action.q
+
+
+def test_a_finished_shard_is_read_once_and_counted_as_it_was_written(tmp_path, monkeypatch):
+    collected = sealed_store(tmp_path / "in")
+    settings = AdvantageSettings(keep_all_wrong=True)
+    read, write, kept = advantages.read_shard, advantages.write_shard, []
+    monkeypatch.setattr(advantages, "read_shard", lambda path: kept.append(path.name) or read(path))
+    monkeypatch.setattr(advantages, "scan_trees", lambda path: pytest.fail("the store is read once more"))
+
+    def killed(path, *rest):
+        if path.name == "shard-00001.parquet":
+            raise KeyboardInterrupt
+        write(path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(advantages, "write_shard", killed)
+        with pytest.raises(KeyboardInterrupt):
+            compute_advantages(collected, tmp_path / "out", settings, filled, "a")
+    summary = compute_advantages(collected, tmp_path / "out", settings, filled, "a")
+    assert kept == ["shard-00000.parquet", "shard-00001.parquet", "shard-00001.parquet"]
+    assert summary == {"digest": "a", "k": 2.0} | count_states(read_trees(tmp_path / "out"))
+    assert summary["kept"] == 2  # also of the first shard, which has nothing right: the store has
+
+    first = tmp_path / "out" / "shard-00000.parquet"
+    write(first, read(first), {"digest": "a"})  # as releases wrote it that did not count
+    (tmp_path / "out" / "done.json").unlink()
+    assert compute_advantages(collected, tmp_path / "out", settings, filled, "a") == summary
+
+
+def test_a_shard_that_was_replaced_is_named_before_a_critic_reads_another(tmp_path):
+    collected = sealed_store(tmp_path / "in")
+    write_shard(collected / "shard-00001.parquet", read_shard(collected / "shard-00000.parquet"))
+    with pytest.raises(InputError, match=r"shard-00001\.parquet: damaged or replaced"):
+        compute_advantages(collected, tmp_path / "out", AdvantageSettings(), lambda trees: pytest.fail("read"), "a")

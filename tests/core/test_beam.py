@@ -39,9 +39,15 @@ class Values:
     """A critic that values what has been said as a table says."""
 
     def __init__(self, table):
-        self.table = table
+        self.table, self.encoded, self.valued = table, [], []
 
-    def last(self, trunks):
+    def prompt(self, problem):
+        self.encoded.append(problem.id)
+        return tokens(problem.prompt)
+
+    def last(self, trunks, prompts):
+        assert [tokens(problem.prompt) for problem, _ in trunks] == prompts
+        self.valued.append([problem.id for problem, _ in trunks])
         said = [[TOKENIZER.decode(trunk.ids, skip_special_tokens=True) for trunk in given] for _, given in trunks]
         return [[self.table.get(text, 0.5) for text in texts] for texts in said]
 
@@ -62,6 +68,15 @@ def test_the_steps_that_lead_to_the_best_states_are_gone_on_from():
     assert {n for _, n, _ in engine.asked} == {2} and found.width == 2
     values["5\n2\n6"] = 0.85
     assert search(steps, values)[0].responses([Problem("0", "=", "4")], [tokens("=")]) == ["5\n2\n6"]
+
+
+def test_a_prompt_is_encoded_once_and_a_search_that_is_over_is_not_valued_again():
+    critic = Values({})
+    config = Config(data={"template": "none"}, evaluate={"samples": 1, "max_tokens": 12})
+    beams = BeamSearch(Proposes({"=": ["4."], "1+1=": ["2\n"], "1+1=2\n": ["3."]}), critic, config)
+    problems = [Problem("0", "=", "4"), Problem("1", "1+1=", "2")]
+    assert beams.responses(problems, [tokens(problem.prompt) for problem in problems]) == ["4", "2\n3"]
+    assert critic.encoded == ["0", "1"] and critic.valued == [["0", "1"], ["1"]]
 
 
 def test_a_response_that_never_ends_is_none_and_wrong():

@@ -9,7 +9,7 @@ from dapo_fast.data.problems import gold_solution
 from dapo_fast.errors import InputError
 from dapo_fast.parts import Parts
 from dapo_fast.tasks import TASKS, get_task
-from dapo_fast.tasks.instruments import RELIABLE, UNRELIABLE, Instruments
+from dapo_fast.tasks.instruments import RELIABLE, SUITED, UNRELIABLE, Instruments
 
 LEFT_TO_RIGHT = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
 
@@ -57,7 +57,7 @@ def test_instruments_err_at_their_rate():
     for _, response in task.gold(600, seed=0, step=0):
         for line in response.split("\n"):
             consumed, mark, result = re.match(r"([0-6][+*-][0-6])([=:])([0-6])", line).groups()
-            right[mark == task.suited(consumed[1:])].append(int(result) == value_of(consumed))
+            right[mark == SUITED[consumed[1]]].append(int(result) == value_of(consumed))
     assert sum(right[True]) / len(right[True]) == pytest.approx(RELIABLE, abs=0.02)
     assert sum(right[False]) / len(right[False]) == pytest.approx(UNRELIABLE, abs=0.05)
 

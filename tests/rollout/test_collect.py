@@ -12,7 +12,7 @@ from dapo_fast.data.store import read_trees
 from dapo_fast.data.tree import Trunk
 from dapo_fast.errors import InputError
 from dapo_fast.rollout.collect import collect
-from dapo_fast.rollout.engine import Sample
+from dapo_fast.rollout.engine import Sample, Undecoded
 from dapo_fast.rollout.grow import Sampled, candidates_of, choose_trunks, decision_point, states_of
 from dapo_fast.rollout.in_process import InProcessEngine
 from dapo_fast.rollout.steps import Splitter, split_steps
@@ -349,6 +349,15 @@ def test_states_of_solved_problems_are_not_completed(engine, tmp_path):
                 assert set(state.rewards) == {1.0} and passing <= len(state.rewards) <= tree.sampled
             else:
                 assert len(state.rewards) == 4
+
+
+def test_the_text_of_a_sample_is_not_made_for_a_collection(engine, tmp_path, monkeypatch):
+    def text(sample):
+        raise AssertionError("a sample was decoded, whose whole response is judged")
+
+    monkeypatch.setattr(Undecoded, "text", property(text))
+    _, trees = gather(engine, tmp_path, problems=2, first_steps=2)
+    assert any(trunk.reward for tree in trees for trunk in tree.trunks)
 
 
 class Scripted:

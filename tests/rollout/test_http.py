@@ -1,6 +1,7 @@
 """The HTTP engine against a real server process on loopback, in good days and bad."""
 
 import logging
+import shutil
 import threading
 import time
 
@@ -53,6 +54,13 @@ def check(groups, n, budget=12):
             assert 1 <= len(s.ids) <= budget
             assert s.finished == (s.ids[-1] == TOKENIZER.eos_token_id)
             assert s.text == TOKENIZER.decode(s.ids, skip_special_tokens=True)
+
+
+def test_an_end_token_that_is_none_is_refused_before_a_server_is_asked(directory, tmp_path):
+    policy = shutil.copytree(directory, tmp_path / "policy")
+    (policy / "generation_config.json").write_text('{"eos_token_id": [1, -7]}')
+    with pytest.raises(InputError, match=r"policy: generation_config\.json: eos_token_id is \[1, -7\]"):
+        engine(policy, "http://127.0.0.1:9")
 
 
 def test_token_ids_in_and_out(directory, vllm):

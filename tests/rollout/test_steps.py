@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +11,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from dapo_fast.errors import InputError
+from dapo_fast.rollout.in_process.prefixes import Job
+from dapo_fast.rollout.in_process.slots import Slots
+from dapo_fast.rollout.in_process.stopping import Stopping
 from dapo_fast.rollout.steps import Splitter, split_steps
 from dapo_fast.tasks import get_task
 
@@ -73,6 +77,43 @@ def test_steps_add_up(pieces, splitter, end, bytewise):
 def test_any_tokens_are_cut_into_whole_tokens(ids, splitter):
     ends = split_steps(ids, TOKENIZER, splitter)
     assert ends == sorted(set(ends)) and (ends[-1] if ends else 0) == len(ids)
+
+
+def cut_at(stopping, ids):
+    """After how many tokens a sample that draws ``ids`` is cut, and to what length; None: never."""
+    rows = Slots(1, len(ids), logprobs=False)
+    rows.take(Job(0, 0, 0), [0], len(ids))
+    for count, token in enumerate(ids, 1):
+        rows.last[0] = rows.tokens[0, count - 1] = token
+        rows.drawn[0] = count
+        if stopping.cut(rows, np.array([count == len(ids)]))[0]:
+            return count, int(rows.drawn[0])
+    return None
+
+
+@settings(max_examples=150, deadline=None)
+@given(text, st.sampled_from(SPLITTERS), st.booleans())
+def test_a_growing_sample_is_cut_at_the_token_after_its_first_step(pieces, splitter, bytewise):
+    value = "".join(pieces)
+    ids = by_byte(value) if bytewise else encode(value)
+    cutter = Splitter(TOKENIZER, splitter)
+    wanted = None
+    for count in range(1, len(ids) + 1):
+        first = cutter.split(ids[:count])[0]
+        if first < count and (count == len(ids) or decode(ids[first:count]).strip()):
+            wanted = count, first
+            break
+    found = cut_at(Stopping(Splitter(TOKENIZER, splitter)), ids)
+    assert found == wanted or (wanted is None and found == (len(ids), len(ids)))  # which drops nothing
+
+
+def test_a_growing_sample_is_not_cut_into_steps_at_every_token(monkeypatch):
+    splits = []
+    split = Splitter.split
+    monkeypatch.setattr(Splitter, "split", lambda self, ids: splits.append(len(ids)) or split(self, ids))
+    ids = encode("\n\n" + "x + 3 is so " * 20 + "\n\nThen")
+    _, first = cut_at(Stopping(Splitter(TOKENIZER)), ids)
+    assert decode(ids[:first]).endswith("so \n\n") and len(splits) <= 4 < first
 
 
 @settings(max_examples=100, deadline=None)

@@ -18,11 +18,11 @@ from transformers import AutoConfig, GenerationConfig
 from dapo_fast.config import EngineSettings
 from dapo_fast.errors import InputError
 from dapo_fast.models.variants import context_length
-from dapo_fast.rollout.engine import Progress, Sample, SamplingParams
+from dapo_fast.rollout.engine import Progress, Sample, SamplingParams, Undecoded
 from dapo_fast.rollout.http.answers import Asked, end_of, read_choices
 from dapo_fast.rollout.http.client import Client, ServerError
 from dapo_fast.rollout.http.dialect import Probe, common
-from dapo_fast.rollout.loading import load_tokenizer, within_context
+from dapo_fast.rollout.loading import end_tokens, load_tokenizer, within_context
 from dapo_fast.rollout.server import Server
 from dapo_fast.rollout.steps import Splitter
 
@@ -47,7 +47,7 @@ class HttpEngine:
     def __init__(self, settings: EngineSettings, model_dir: str | Path, server: Server | None = None) -> None:
         self.settings = settings
         self.tokenizer = load_tokenizer(model_dir)
-        self.end_ids = _end_ids(model_dir, self.tokenizer.eos_token_id)
+        self.end_ids = end_tokens(_configured_end(model_dir), self.tokenizer, model_dir)
         self._client = Client(settings, server)
         self.model_name = settings.model_name
         dialects, lengths = [], []
@@ -151,7 +151,7 @@ class HttpEngine:
             open_rows = []
             for (i, j), ids, tokens in zip(rows, new, left, strict=True):
                 samples[i][j] += ids
-                first = self._first_step(samples[i][j], splitter, over=ids[-1] in self.end_ids or len(ids) >= tokens)
+                first = splitter.whole_first(samples[i][j], over=ids[-1] in self.end_ids or len(ids) >= tokens)
                 if first is None:
                     open_rows.append((i, j))
                 else:
@@ -160,11 +160,6 @@ class HttpEngine:
                 progress(len(rows) - len(open_rows))
             rows, call = open_rows, call + 1
         return samples
-
-    def _first_step(self, ids: list[int], splitter: Splitter, over: bool) -> int | None:
-        """Length of the first step; None where it may go on: nothing but blanks has come after it."""
-        first = splitter.first(ids)
-        return first if over or (first < len(ids) and self._text(ids[first:]).strip()) else None
 
     def _body(self, prompt: list[int], params: SamplingParams, budget: int, name: str, n: int) -> dict[str, Any]:
         seed = int.from_bytes(hashlib.sha256(f"{params.seed}/{name}".encode()).digest()[:4], "big") >> 1
@@ -198,10 +193,7 @@ class HttpEngine:
         return ids
 
     def _sample(self, ids: list[int]) -> Sample:
-        return Sample(ids, self._text(ids), ids[-1] in self.end_ids)
-
-    def _text(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Undecoded(ids, ids[-1] in self.end_ids, self.tokenizer)
 
 
 def _text_config(model_dir: str | Path) -> Any:
@@ -211,12 +203,9 @@ def _text_config(model_dir: str | Path) -> Any:
         raise InputError(f"{model_dir}: not a readable model directory ({error})") from error
 
 
-def _end_ids(model_dir: str | Path, own: int) -> set[int]:
-    """End tokens of the policy: the generation config's, if there is one, and the tokenizer's."""
+def _configured_end(model_dir: str | Path) -> Any:
+    """``eos_token_id`` of the policy's generation config, whatever it is; None where there is no such file."""
     try:
-        configured = GenerationConfig.from_pretrained(model_dir).eos_token_id
+        return GenerationConfig.from_pretrained(model_dir).eos_token_id
     except (OSError, ValueError):
-        configured = None
-    return {own, *(configured if isinstance(configured, (list, tuple)) else [])} | (
-        {configured} if isinstance(configured, int) else set()
-    )
+        return None

@@ -19,7 +19,7 @@ from dapo_fast.rollout.engine import Progress, Sample, SamplingParams
 from dapo_fast.rollout.in_process.forward import ATTENTION, Prefill, forward
 from dapo_fast.rollout.in_process.generation import Generation
 from dapo_fast.rollout.in_process.lockstep import decodes_right
-from dapo_fast.rollout.loading import load_tokenizer
+from dapo_fast.rollout.loading import end_tokens, load_tokenizer
 
 if TYPE_CHECKING:
     from dapo_fast.config import ModelSettings
@@ -54,7 +54,8 @@ class InProcessEngine:
             self._check_cache()
         self.tokenizer = tokenizer
         self.max_rows = max_rows
-        self.end_ids = end_ids(model, tokenizer)
+        configured = getattr(model.generation_config, "eos_token_id", None)
+        self.end_ids = sorted(end_tokens(configured, tokenizer, model.config.name_or_path or "model"))
         self.context = context_length(model.config.get_text_config())
         self.generated_tokens = 0
         self.prefilled_tokens = 0
@@ -109,14 +110,3 @@ def sampling_dtype(directory: str | Path, settings: ModelSettings) -> str:
     with torch.device("meta"):
         parameters = AutoModelForCausalLM.from_config(config).num_parameters()
     return "bfloat16" if parameters >= BF16_PARAMETERS else settings.dtype
-
-
-def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that end a response: the generation config's and the tokenizer's; InputError where these are none."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    given = configured if isinstance(configured, (list, tuple)) else [configured]
-    found = [token for token in (*given, tokenizer.eos_token_id) if token is not None]
-    if any(type(token) is not int or token < 0 for token in found):
-        name = model.config.name_or_path or "model"
-        raise InputError(f"{name}: generation_config.json: eos_token_id is {configured!r}, which is no token id")
-    return sorted(set(found))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
-from dapo_fast.models.attention import without_plan
+from dapo_fast.models.attention import already_4d, without_plan
 from dapo_fast.models.dense import attend
 from dapo_fast.models.variants import PLAIN, Variant, variant_of
 
@@ -81,28 +81,36 @@ class Decode:
         seat[order] = np.arange(count) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         place = np.zeros((rows.trunks.count, sizes.max()), dtype=np.int64)
         place[trunk, seat] = np.arange(count)
-        self.trunk, self.seat, self.place = (torch.from_numpy(x).to(device) for x in (trunk, seat, place))
-        self.prefix_width, self.own_width = int(cached.max()), int(drawn.max()) + 1
+        # One copy of a few numbers a row; what is of rows and keys is made on the device.
+        per_row = torch.from_numpy(np.stack([trunk, seat, cached, drawn])).to(device)
+        self.trunk, self.seat, self.cached, self.drawn = per_row.unbind()
+        self.place = torch.from_numpy(place).to(device)
         heads = rows.kv[0].shape[2]
-        first = (np.arange(count)[:, None] * heads + np.arange(heads)) * rows.length
-        self.write = torch.from_numpy((first + drawn[:, None]).ravel()).to(device)
-        unseen = np.concatenate(
-            [np.arange(self.prefix_width) >= cached[:, None], np.arange(self.own_width) > drawn[:, None]], 1
-        )
-        self.unseen = {PLAIN: torch.from_numpy(unseen).to(device)[:, None, None]}
-        depths = np.broadcast_to(np.arange(self.prefix_width), (count, self.prefix_width))
-        self.depths = np.concatenate([depths, cached[:, None] + np.arange(self.own_width)], 1)  # of keys
-        self.position = cached + drawn  # of queries
+        first = torch.arange(count * heads, device=device).view(count, heads) * rows.length
+        self.write = (first + self.drawn[:, None]).flatten()
+        self.prefix_depths = torch.arange(int(cached.max()), device=device)
+        self.own_depths = torch.arange(int(drawn.max()) + 1, device=device)  # from the end of the row's prompt
+        self.prefix_width, self.own_width = self.prefix_depths.numel(), self.own_depths.numel()
+        self.unseen = {
+            PLAIN: self._hidden(self.prefix_depths >= self.cached[:, None], self.own_depths > self.drawn[:, None])
+        }
+        self.position = torch.from_numpy(cached + drawn)  # of queries; stays here, since ``oldest`` looks at the values
+
+    @staticmethod
+    def _hidden(of_prefix: Tensor, own: Tensor) -> Tensor:
+        """(rows, 1, 1, keys) from (rows, prefix width) and (rows, own width)."""
+        return torch.cat([of_prefix, own], 1)[:, None, None]
 
     def _unseen(self, variant: Variant) -> Tensor:
         """(rows, 1, 1, keys): what the query of a row does not see in layers of a kind."""
         variant = Variant(variant.window, variant.chunk)
         if variant not in self.unseen:
-            oldest = variant.oldest(torch.from_numpy(self.position))
+            oldest = variant.oldest(self.position)
             unseen = self.unseen[PLAIN]
             if oldest is not None:
-                above = torch.from_numpy(self.depths) < oldest[:, None]
-                unseen = unseen | above.to(unseen.device)[:, None, None]
+                oldest = oldest.to(unseen.device)[:, None]
+                own = self.own_depths < oldest - self.cached[:, None]
+                unseen = unseen | self._hidden(self.prefix_depths < oldest, own)
             self.unseen[variant] = unseen
         return self.unseen[variant]
 
@@ -183,8 +191,7 @@ def forward(model: PreTrainedModel, ids: Tensor, positions: Tensor | None, atten
     return model(
         input_ids=ids,
         position_ids=positions,
-        # A mask that is 4-D already: transformers passes it on and makes none of its own.
-        attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool, device=ids.device),
+        attention_mask=already_4d(ids.device),
         use_cache=False,
         logits_to_keep=1,
         dapo_rollout=attention,

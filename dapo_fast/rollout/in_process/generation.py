@@ -10,11 +10,12 @@ import torch
 
 from dapo_fast.errors import InputError
 from dapo_fast.models.loading import device_bytes
-from dapo_fast.rollout.engine import Progress, Sample, SamplingParams
+from dapo_fast.rollout.engine import Progress, Sample, SamplingParams, Undecoded
 from dapo_fast.rollout.in_process.draw import stream_keys
 from dapo_fast.rollout.in_process.lockstep import Lockstep, Sequences, batches
 from dapo_fast.rollout.in_process.prefixes import Job, Queue
 from dapo_fast.rollout.in_process.rows import Rows, Trunks
+from dapo_fast.rollout.in_process.stopping import Stopping
 from dapo_fast.rollout.loading import within_context
 from dapo_fast.rollout.steps import Splitter
 
@@ -39,9 +40,8 @@ class Generation:
         self.progress = progress
         self.device = engine.model.device
         self.budgets = self._check(params.budgets(len(prompts)))
-        self.splitter = Splitter(engine.tokenizer, params.stop) if params.stop is not None else None
+        self.stopping = Stopping(Splitter(engine.tokenizer, params.stop)) if params.stop is not None else None
         self.results: list[list[Sample | None]] = [[None] * params.n for _ in prompts]
-        self.texts: dict[tuple[int, ...], str] = {}
 
     def _check(self, budgets: list[int]) -> list[int]:
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
@@ -109,8 +109,8 @@ class Generation:
     def _advance(self, rows: Rows | Lockstep) -> None:
         """One token for every row; rows that end leave."""
         ended = rows.step(self.model, self.params, self.engine.end_ids)
-        if self.splitter is not None:
-            ended |= self._cut_at_step(rows, ended)
+        if self.stopping is not None:
+            ended |= self.stopping.cut(rows, ended)
         self.engine.generated_tokens += rows.count
         slots = np.flatnonzero(ended)
         for slot in slots:
@@ -120,32 +120,12 @@ class Generation:
         if self.progress is not None and len(slots):
             self.progress(len(slots))
 
-    def _cut_at_step(self, rows: Rows | Lockstep, ended: np.ndarray) -> np.ndarray:
-        """Rows in which text has begun after the first step: the step is whole, the rest of it is dropped."""
-        cut = np.zeros(rows.count, dtype=bool)
-        for slot in range(rows.count):
-            ids = rows.sampled(slot)
-            first = self.splitter.split(ids)[0]
-            if first < len(ids) and (ended[slot] or self._text(ids[first:]).strip()):
-                rows.drawn[slot] = first
-                cut[slot] = True
-        return cut
-
     def _finish(self, rows: Rows | Lockstep, slot: int) -> None:
         job = rows.jobs[slot]
         ids = rows.sampled(slot)
         logprobs = rows.logprobs[slot, : len(ids)].tolist() if rows.logprobs is not None else None
-        sample = Sample(ids, self._text(ids), ids[-1] in self.engine.end_ids, logprobs)
+        sample = Undecoded(ids, ids[-1] in self.engine.end_ids, self.engine.tokenizer, logprobs)
         self.results[job.prompt][job.sample] = sample
-
-    def _text(self, ids: list[int]) -> str:
-        key = tuple(ids)
-        text = self.texts.get(key)
-        if text is None:
-            decode = self.engine.tokenizer.decode
-            text = decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            self.texts[key] = text
-        return text
 
 
 def _memory(device: torch.device) -> float:
