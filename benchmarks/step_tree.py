@@ -370,7 +370,7 @@ def packs_flops(config: Qwen2Config, packs: list[Pack]) -> float:
 
 KINDS = {  # the first pattern that an operation's or kernel's name matches
     "attention": r"flash|flex|fmha|attention|_BlockAttention",
-    "loss": r"softmax|logp|logits|exponentials|direct_advantage|segment|cross_entropy|value_(kernel|d_weight)",
+    "loss": r"softmax|logp|logits|exponentials|origins|direct_advantage|segment|cross_entropy|value_(kernel|d_weight)",
     "gemm": r"gemm|nvjet|cutlass|cublas|aten::(mm|addmm|bmm|linear)",
 }
 

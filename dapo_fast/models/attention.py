@@ -160,7 +160,8 @@ def _attention(
     if torch.is_autocast_enabled(kind):  # autocast does not know these kernels, and RoPE leaves it with mixed dtypes
         query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
     out = dapo_attention(query, key, value, scale, variant_of(module, kwargs), kwargs.get("s_aux"))
-    return out.contiguous(), None  # as transformers' own: some families view it in another shape
+    # As transformers' own: some families view it in another shape.
+    return out if out.is_contiguous() else out.contiguous(), None
 
 
 def without_plan(

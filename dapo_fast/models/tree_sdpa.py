@@ -155,13 +155,13 @@ class TreeSDPA:
     ) -> Tensor:
         """``query`` (1, Hq, T, D), ``key`` (1, Hkv, T, D) and ``value`` (1, Hkv, T, Dv) → (1, T, Hq, Dv)."""
         if variant.softcap is not None:  # PyTorch's kernel has none
-            return self.dense(query, key, value, scale, variant, sinks)
+            return self.dense(query, key, value, scale, variant, sinks).contiguous()
         blocks = self.blocks_for(query.dtype, variant)
         width = value.shape[-1]
         size = max(width, query.shape[-1])  # the kernel knows one; they differ in multi-head latent attention
         query, key, value = (x if x.shape[-1] == size else pad(x, (0, size - x.shape[-1])) for x in (query, key, value))
         out = _BlockAttention.apply(query, key, value, sinks, blocks, scale)
-        return out[..., :width]
+        return out[..., :width].contiguous()
 
     @functools.cached_property
     def dense(self) -> Dense:

@@ -31,7 +31,7 @@ def test_tables_are_those_of_the_results_files_and_a_changed_number_is_noticed(t
     readme.write_text(text.replace("<!-- generated:study -->\n", "<!-- generated:study -->\n99.9% "))
     command = [sys.executable, "-c", CHECK_AND_WRITE]
     done = subprocess.run(command, cwd=tmp_path / "benchmarks", capture_output=True, text=True, check=False)
-    stale = [line.split()[0] for line in done.stderr.splitlines() if " differs from " in line]
+    stale = [line.split()[0] for line in done.stderr.splitlines() if " is not what it is made of" in line]
     assert done.returncode == 1 and stale == ["README.md"], done.stderr  # and so every other page is as it should be
     assert readme.read_text() == text
 

@@ -290,6 +290,15 @@ def test_a_kl_budget_ends_training_and_a_rerun_stays_there(base, tmp_path):
     assert len(curve(tmp_path / "a")) == len(kl)
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT is heard, which a job in the background ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("when", ["clip_gradients", "learning_rate"])
 def test_a_signal_in_the_last_step_is_heard(base, tmp_path, monkeypatch, when):
     """Before the ranks are asked for signals, and after: nothing is exported, and the same command goes on."""
