@@ -25,6 +25,7 @@ from dapo_fast.rollout.http.dialect import Probe, common
 from dapo_fast.rollout.loading import end_tokens, load_tokenizer, within_context
 from dapo_fast.rollout.server import Server
 from dapo_fast.rollout.steps import Splitter
+from dapo_fast.rollout.text import text_of
 
 log = logging.getLogger("dapo_fast.rollout.http")
 
@@ -168,7 +169,7 @@ class HttpEngine:
 
     def _as_text(self, prompt: list[int]) -> str:
         """The text that a server turns into ``prompt``; a prompt that has none is an error."""
-        text = self.tokenizer.decode(prompt, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = text_of(self.tokenizer, prompt, special=True)
         bos = self.tokenizer.bos_token
         for candidate in (text, text.removeprefix(bos) if bos else text):
             if self.tokenizer(candidate)["input_ids"] == prompt:
